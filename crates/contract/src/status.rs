@@ -1,0 +1,178 @@
+//! What is going on, for people, machines and the console alike.
+
+use millrace_base::{Lsn, Micros};
+use serde::{Deserialize, Serialize};
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Worth knowing; no one needs to act.
+    Notice,
+    /// Someone should act today.
+    Warning,
+    /// Someone must act now: a promise is broken or about to be.
+    Critical,
+}
+
+/// Something that is wrong: what, where, since when, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    pub severity: Severity,
+    /// `node b`, `capture`, `table operational.loans`, `disk`, …
+    pub subject: String,
+    /// One sentence, lowercase, no full stop.
+    pub what: String,
+    pub since: Option<Micros>,
+    /// A command to type or a thing to change.
+    pub what_to_do: String,
+}
+
+/// What a node is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// No server process runs.
+    Stopped,
+    /// The server starts, recovers or is being made from a base backup.
+    Starting,
+    Running,
+    /// The process is there but does not answer in time.
+    Unresponsive,
+}
+
+/// What a node is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeRole {
+    Primary,
+    Replica,
+}
+
+/// One PostgreSQL server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    pub name: String,
+    pub port: u16,
+    pub role: NodeRole,
+    pub state: NodeState,
+    pub pid: Option<u32>,
+    pub since: Option<Micros>,
+    pub timeline: Option<u32>,
+    /// Written (primary) or replayed (replica) up to here.
+    pub lsn: Option<Lsn>,
+    /// Replica: bytes behind the primary; `None` if unknown.
+    pub lag_bytes: Option<u64>,
+    /// Replica: whether it streams from the primary now.
+    pub streaming: Option<bool>,
+    /// What the supervisor does about it, as a sentence.
+    pub doing: String,
+}
+
+/// A replication slot on the primary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotStatus {
+    pub name: String,
+    /// `physical` or `logical`.
+    pub slot_type: String,
+    pub active: bool,
+    /// Log kept because of it.
+    pub retained_bytes: Option<u64>,
+    /// Log it may still cause to be kept before the server gives it up; `None` without a limit.
+    pub safe_wal_bytes: Option<i64>,
+    /// `reserved`, `extended`, `unreserved`, `lost` (PostgreSQL manual, pg_replication_slots).
+    pub wal_status: Option<String>,
+}
+
+/// What capture is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum CaptureState {
+    /// Set by the supervisor before the primary is ready. Not persisted.
+    Waiting { reason: String },
+    /// Set during the initial copy.
+    Copying { tables_done: usize, tables: usize, rows: u64 },
+    Streaming,
+    /// Waits to try again after an error.
+    Retrying { error: String, since: Micros },
+    /// A person must act.
+    Stopped { error: String, hint: String, since: Micros },
+}
+
+/// Capture and warehouse together: how far the data is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureStatus {
+    #[serde(flatten)]
+    pub state: CaptureState,
+    /// Applied up to here.
+    pub watermark: Lsn,
+    /// The primary's log position when last heard.
+    pub source_lsn: Lsn,
+    pub lag_bytes: u64,
+    /// Age of the oldest change not yet applied; 0 when everything is applied.
+    pub lag_ms: u64,
+    /// Changes applied since the platform started.
+    pub changes_applied: u64,
+    pub quarantined: Vec<(String, String)>,
+}
+
+/// A finished or failed load (`audit.etl_runs`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunStatus {
+    pub run_id: i64,
+    pub kind: String,
+    pub status: String,
+    pub started_at: Micros,
+    pub duration_ms: Option<u64>,
+    pub rows_inserted: u64,
+    pub rows_updated: u64,
+    pub rows_deleted: u64,
+    pub watermark: Lsn,
+    pub error: Option<String>,
+}
+
+/// A file system that the platform writes to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    pub path: String,
+    pub free_bytes: u64,
+    pub total_bytes: u64,
+    /// Used by the platform's own files there.
+    pub used_bytes: u64,
+}
+
+/// A listener of the platform.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// `console`, `warehouse`, …
+    pub name: String,
+    pub address: String,
+}
+
+/// The whole platform on one screen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlatformStatus {
+    pub name: String,
+    pub version: String,
+    pub pid: u32,
+    pub started_at: Micros,
+    pub now: Micros,
+    pub nodes: Vec<NodeStatus>,
+    pub slots: Vec<SlotStatus>,
+    pub capture: CaptureStatus,
+    pub last_run: Option<RunStatus>,
+    pub disks: Vec<DiskStatus>,
+    pub listeners: Vec<ListenerStatus>,
+    /// Resident memory of the platform process.
+    pub memory_bytes: u64,
+    /// Worst first.
+    pub findings: Vec<Finding>,
+}
+
+impl PlatformStatus {
+    /// No finding is a warning or worse.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.findings.iter().all(|f| f.severity < Severity::Warning)
+    }
+}
