@@ -11,6 +11,7 @@ pub mod report;
 pub mod schema;
 pub mod sink;
 pub mod status;
+mod text;
 
 pub use batch::{Cell, Op, RowHead, Rows, Step};
 pub use query::{Query, QueryError, Reader, RowStream, Value};

@@ -1,0 +1,247 @@
+//! The operator's words: one definition gives the parser, the help and the errors.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Runs a company's data platform on PostgreSQL: from the committed row to the chart.
+#[derive(Debug, Parser)]
+#[command(name = "millrace", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The platform's folder: the one with millrace.toml [default: this folder, else ./platform]
+    #[arg(long, short = 'C', global = true, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Print JSON for machines
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Dies or fails at a named place; for tests of crash safety
+    #[cfg(debug_assertions)]
+    #[arg(long, global = true, hide = true, value_name = "NAME[=HITS]:abort|error")]
+    pub failpoint: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a platform folder from a pack
+    Init(Init),
+    /// Check configuration, secrets and pack without starting anything
+    Check,
+    /// Start everything, or adopt what still runs
+    Up(Up),
+    /// Stop everything cleanly
+    Down,
+    /// One screen: nodes, lag, slots, watermark, last run, disk, what is wrong and what to do
+    Status(Status),
+    /// Show the newest log lines
+    Logs(Logs),
+    /// The platform's processes
+    Ps,
+    /// Exit 0 when nothing is wrong, 1 otherwise
+    Health,
+    /// Open psql on a node or on the warehouse
+    Psql(Psql),
+    /// Check every promise on the running platform, a line each
+    Verify,
+    /// Compare source and warehouse, table by table, exactly, under live load
+    Prove,
+    /// Copy one table anew and end its quarantine
+    Resync {
+        /// schema.table
+        table: String,
+    },
+    /// Delete the platform's data, after asking
+    Nuke {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Fill the database with data
+    #[command(subcommand)]
+    Load(Load),
+    /// Act as live customers until stopped
+    Simulate(Simulate),
+    /// Database migrations
+    #[command(subcommand)]
+    Migrate(MigrateCommand),
+    /// The warehouse's declarations
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// The pack's reports
+    #[command(subcommand)]
+    Report(ReportCommand),
+    /// People who may use the console
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Measure against the tools that this replaces, side by side
+    Bench(Bench),
+}
+
+#[derive(Debug, Args)]
+pub struct Init {
+    /// A pack that comes with millrace, or a folder with one
+    #[arg(long)]
+    pub pack: String,
+    /// The folder to make
+    pub target: PathBuf,
+    /// First of the ports to use instead of the usual ones (nodes, warehouse, console in a row)
+    #[arg(long, value_name = "PORT")]
+    pub base_port: Option<u16>,
+    /// Where data goes [default: DIR/data, or /var/lib/millrace/… where DIR is closed to the servers' user]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Stay in the background
+    #[arg(short = 'd', long)]
+    pub detach: bool,
+    /// Load sample data at scale 1 first if the database is empty
+    #[arg(long)]
+    pub sample: bool,
+    /// With live customers at this rate of transactions a second
+    #[arg(long, value_name = "RATE")]
+    pub simulate: Option<f64>,
+}
+
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Show again every two seconds
+    #[arg(long, short)]
+    pub watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// millrace, or a node's name [default: all]
+    pub component: Option<String>,
+    /// Newest lines of each
+    #[arg(short = 'n', long, default_value_t = 30)]
+    pub lines: usize,
+    /// Go on showing new lines
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Psql {
+    /// primary, replica1, replica2, …, a node's name, or warehouse
+    #[arg(default_value = "primary")]
+    pub target: String,
+    /// Passed on to psql, after `--`
+    #[arg(last = true)]
+    pub arguments: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Load {
+    /// Deterministic sample data: scale 1 is 2,000 customers and about 100,000 payments
+    Sample {
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        scale: u32,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// The PKDD'99 Czech bank files; payments are derived from the contracts
+    Berka {
+        /// The folder with fin_*.tsv
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Simulate {
+    /// Transactions a second
+    #[arg(long, default_value_t = 10.0)]
+    pub rate: f64,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Stop after so many seconds [default: when interrupted]
+    #[arg(long, value_name = "SECONDS")]
+    pub seconds: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MigrateCommand {
+    /// What is applied and what is not
+    Status,
+    /// Apply what is not
+    Up,
+    /// Compare applied scripts with the pack's
+    Validate,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ModelCommand {
+    /// What a changed declaration will do, before it is done
+    Plan,
+    /// Do what the plan says
+    Build,
+    /// Build every model anew from staging and raw
+    Rebuild,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ReportCommand {
+    /// Names, titles and parameters
+    List,
+    /// Run one
+    Run {
+        name: String,
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+        /// A parameter: name=value; may be repeated
+        #[arg(short, long = "param", value_name = "NAME=VALUE")]
+        params: Vec<String>,
+        /// The greatest number of rows
+        #[arg(long, default_value_t = 10_000)]
+        limit: usize,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    Csv,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    /// Names
+    List,
+    /// A new user; the password is generated and printed once
+    Add { name: String },
+    /// A new generated password, printed once; ends the user's sessions
+    ResetPassword { name: String },
+    /// Remove a user
+    Remove { name: String },
+}
+
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// What to measure
+    #[arg(value_enum)]
+    pub name: BenchName,
+    /// Rows of the largest table
+    #[arg(long, default_value_t = 1_000_000)]
+    pub rows: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchName {
+    /// Initial copy, apply rate and freshness beside native logical replication
+    Capture,
+    /// The dashboard's reports beside PostgreSQL, and the time of one batch
+    Reports,
+}
