@@ -1,1 +1,3 @@
-//! Placeholder until the crate's first commit.
+//! Star-schema declarations → plan → SQL (pure).
+mod error;
+pub use error::ModelError;

@@ -1,0 +1,1 @@
+//! Answers readers (`contract::query::Reader`) from the engine.
