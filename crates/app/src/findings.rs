@@ -1,0 +1,265 @@
+//! What is wrong, and what to do: a pure reading of the platform's status.
+//!
+//! Non-goal: measuring. Everything judged here is in [`PlatformStatus`].
+
+use std::collections::BTreeMap;
+
+use millrace_base::Micros;
+use millrace_contract::status::{CaptureState, Finding, NodeRole, NodeState, PlatformStatus, Severity};
+
+use crate::output::bytes_text;
+
+/// Lag of a replica worth a warning, in bytes (64 MiB).
+const REPLICA_LAG_BYTES_MAX: u64 = 64 << 20;
+/// Age of the oldest unapplied change worth a warning, in milliseconds.
+const CAPTURE_LAG_MS_MAX: u64 = 30_000;
+/// A slot that may keep less log than this before the server gives it up is about to be lost (1 GiB).
+const SAFE_WAL_BYTES_MIN: i64 = 1 << 30;
+/// Free space on a disk below which to warn, and below which to act now, in bytes.
+const FREE_BYTES_WARN: u64 = 5 << 30;
+const FREE_BYTES_CRITICAL: u64 = 1 << 30;
+
+/// All findings, worst first. `since` is filled by [`Book`].
+pub fn assess(status: &PlatformStatus) -> Vec<Finding> {
+    let mut found = Vec::new();
+    nodes(status, &mut found);
+    slots(status, &mut found);
+    capture(status, &mut found);
+    disks(status, &mut found);
+    if let Some(run) = &status.last_run
+        && run.status == "failed"
+    {
+        found.push(finding(
+            Severity::Warning,
+            "last load run".into(),
+            format!("run {} failed: {}", run.run_id, run.error.as_deref().unwrap_or("no reason kept")),
+            "it is tried again by itself; if it fails again, see `millrace logs millrace`".into(),
+        ));
+    }
+    found.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.subject.cmp(&b.subject)));
+    found
+}
+
+fn finding(severity: Severity, subject: String, what: String, what_to_do: String) -> Finding {
+    Finding { severity, subject, what, since: None, what_to_do }
+}
+
+fn nodes(status: &PlatformStatus, found: &mut Vec<Finding>) {
+    for node in &status.nodes {
+        let subject = format!("node {}", node.name);
+        let severity = match node.role {
+            NodeRole::Primary => Severity::Critical,
+            NodeRole::Replica => Severity::Warning,
+        };
+        let logs = format!("wait; if it lasts, see `millrace logs {}`", node.name);
+        match node.state {
+            NodeState::Running => {}
+            NodeState::Starting => {
+                found.push(finding(Severity::Notice.max(severity_while_starting(node.role)), subject.clone(), node.doing.clone(), logs));
+            }
+            NodeState::Stopped => found.push(finding(severity, subject.clone(), format!("does not run: {}", node.doing), logs)),
+            NodeState::Unresponsive => {
+                found.push(finding(severity, subject.clone(), "runs but does not answer".into(), format!("see `millrace logs {}` and the load of the machine", node.name)));
+            }
+        }
+        if node.role == NodeRole::Replica && node.state == NodeState::Running {
+            if node.streaming == Some(false) {
+                found.push(finding(Severity::Warning, subject.clone(), "does not stream from the primary".into(), format!("see `millrace logs {}`", node.name)));
+            }
+            if let Some(lag) = node.lag_bytes.filter(|lag| *lag > REPLICA_LAG_BYTES_MAX) {
+                found.push(finding(Severity::Warning, subject, format!("is {} behind the primary", bytes_text(lag)), "wait if a large load runs; else look at the machine's disk".into()));
+            }
+        }
+    }
+}
+
+fn severity_while_starting(role: NodeRole) -> Severity {
+    match role {
+        NodeRole::Primary => Severity::Warning,
+        NodeRole::Replica => Severity::Notice,
+    }
+}
+
+fn slots(status: &PlatformStatus, found: &mut Vec<Finding>) {
+    for slot in &status.slots {
+        let subject = format!("slot {}", slot.name);
+        if slot.wal_status.as_deref() == Some("lost") {
+            let what_to_do = if slot.slot_type == "logical" {
+                "the warehouse needs a fresh copy: stop the platform and run `millrace up --recopy`"
+            } else {
+                "the replica is rebuilt from a base backup by itself"
+            };
+            found.push(finding(Severity::Critical, subject, "was given up by the server: it kept more log than slot_retention_max".into(), what_to_do.into()));
+        } else if let Some(safe) = slot.safe_wal_bytes.filter(|safe| *safe < SAFE_WAL_BYTES_MIN) {
+            found.push(finding(
+                Severity::Critical,
+                subject,
+                format!("will be given up by the server after {} more log", bytes_text(u64::try_from(safe).unwrap_or(0))),
+                "find out why its consumer is behind, or raise slot_retention_max in millrace.toml".into(),
+            ));
+        }
+    }
+}
+
+fn capture(status: &PlatformStatus, found: &mut Vec<Finding>) {
+    match &status.capture.state {
+        CaptureState::Stopped { error, hint, since } => {
+            let mut stopped = finding(Severity::Critical, "capture".into(), format!("has stopped: {error}"), hint.clone());
+            stopped.since = Some(*since);
+            found.push(stopped);
+        }
+        CaptureState::Retrying { error, since } => {
+            let mut retrying = finding(Severity::Warning, "capture".into(), format!("tries again after: {error}"), "wait; if it lasts, see `millrace logs millrace`".into());
+            retrying.since = Some(*since);
+            found.push(retrying);
+        }
+        CaptureState::Streaming if status.capture.lag_ms > CAPTURE_LAG_MS_MAX => {
+            found.push(finding(
+                Severity::Warning,
+                "capture".into(),
+                format!("is {} s behind ({})", status.capture.lag_ms / 1000, bytes_text(status.capture.lag_bytes)),
+                "wait if a large load runs; `millrace status` shows whether it catches up".into(),
+            ));
+        }
+        CaptureState::Waiting { .. } | CaptureState::Copying { .. } | CaptureState::Streaming => {}
+    }
+    for (table, reason) in &status.capture.quarantined {
+        found.push(finding(
+            Severity::Critical,
+            format!("table {table}"),
+            format!("is stopped, its changes are not applied: {reason}"),
+            format!("mend the cause, then `millrace resync {table}`"),
+        ));
+    }
+}
+
+fn disks(status: &PlatformStatus, found: &mut Vec<Finding>) {
+    for disk in &status.disks {
+        let severity = if disk.free_bytes < FREE_BYTES_CRITICAL {
+            Severity::Critical
+        } else if disk.free_bytes < FREE_BYTES_WARN {
+            Severity::Warning
+        } else {
+            continue;
+        };
+        found.push(finding(severity, format!("disk {}", disk.path), format!("has {} left", bytes_text(disk.free_bytes)), "free space or move data_dir to a larger disk".into()));
+    }
+}
+
+/// Remembers since when each finding holds.
+#[derive(Debug, Default)]
+pub struct Book {
+    since: BTreeMap<(String, Severity), Micros>,
+}
+
+impl Book {
+    /// Fills `since` of `found` and forgets what is over.
+    pub fn note(&mut self, found: &mut [Finding], now: Micros) {
+        let before = std::mem::take(&mut self.since);
+        for finding in found {
+            let key = (finding.subject.clone(), finding.severity);
+            let since = finding.since.or_else(|| before.get(&key).copied()).unwrap_or(now);
+            finding.since = Some(since);
+            self.since.insert(key, since);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use millrace_base::Lsn;
+    use millrace_contract::status::{CaptureStatus, DiskStatus, NodeStatus, SlotStatus};
+
+    use super::*;
+
+    pub(crate) fn healthy() -> PlatformStatus {
+        let node = |name: &str, port, role| NodeStatus {
+            name: name.into(),
+            port,
+            role,
+            state: NodeState::Running,
+            pid: Some(1),
+            since: None,
+            timeline: Some(1),
+            lsn: Some(Lsn(100)),
+            lag_bytes: Some(0),
+            streaming: Some(true),
+            doing: "runs".into(),
+        };
+        PlatformStatus {
+            name: "loans".into(),
+            version: "0".into(),
+            pid: 1,
+            started_at: Micros(0),
+            now: Micros(5_000_000),
+            nodes: vec![node("a", 5440, NodeRole::Primary), node("b", 5441, NodeRole::Replica)],
+            slots: vec![SlotStatus {
+                name: "millrace".into(),
+                slot_type: "logical".into(),
+                active: true,
+                retained_bytes: Some(0),
+                safe_wal_bytes: Some(8 << 30),
+                wal_status: Some("reserved".into()),
+            }],
+            capture: CaptureStatus {
+                state: CaptureState::Streaming,
+                watermark: Lsn(100),
+                source_lsn: Lsn(100),
+                lag_bytes: 0,
+                lag_ms: 0,
+                changes_applied: 0,
+                quarantined: vec![],
+            },
+            last_run: None,
+            disks: vec![DiskStatus { path: "/".into(), free_bytes: 50 << 30, total_bytes: 100 << 30, used_bytes: 0 }],
+            listeners: vec![],
+            memory_bytes: 0,
+            findings: vec![],
+        }
+    }
+
+    fn subjects(status: &PlatformStatus) -> Vec<(Severity, String)> {
+        assess(status).into_iter().map(|f| (f.severity, f.subject)).collect()
+    }
+
+    #[test]
+    fn nothing_wrong_nothing_found() {
+        assert_eq!(subjects(&healthy()), []);
+    }
+
+    #[test]
+    fn each_fault_is_found_and_the_worst_comes_first() {
+        let mut status = healthy();
+        status.nodes[1].streaming = Some(false);
+        status.slots[0].wal_status = Some("lost".into());
+        status.capture.quarantined.push(("operational.loans".into(), "NaN".into()));
+        status.disks[0].free_bytes = 2 << 30;
+        assert_eq!(
+            subjects(&status),
+            [
+                (Severity::Critical, "slot millrace".to_owned()),
+                (Severity::Critical, "table operational.loans".to_owned()),
+                (Severity::Warning, "disk /".to_owned()),
+                (Severity::Warning, "node b".to_owned()),
+            ]
+        );
+        status.nodes[0].state = NodeState::Stopped;
+        assert_eq!(subjects(&status)[0], (Severity::Critical, "node a".to_owned()));
+    }
+
+    #[test]
+    fn since_is_kept_until_it_is_over() {
+        let mut book = Book::default();
+        let mut status = healthy();
+        status.disks[0].free_bytes = 0;
+        for (now, since) in [(10, 10), (20, 10)] {
+            let mut found = assess(&status);
+            book.note(&mut found, Micros(now));
+            assert_eq!(found[0].since, Some(Micros(since)));
+        }
+        book.note(&mut [], Micros(30));
+        let mut found = assess(&status);
+        book.note(&mut found, Micros(40));
+        assert_eq!(found[0].since, Some(Micros(40)));
+    }
+}
