@@ -1,0 +1,72 @@
+//! A replica from a base backup, over a slot, by `pg_basebackup`.
+
+use std::{fs, time::Duration};
+
+use rustix::process::Signal;
+
+use crate::{
+    error::ServerError,
+    process_table,
+    server::{ServerSpec, Upstream, remove, run},
+};
+
+impl ServerSpec {
+    /// Copies the upstream's data directory and makes it a replica's: log comes over the
+    /// upstream's slot from the first byte on, so the copy can never be too old to follow.
+    ///
+    /// What an interrupted copy left is removed first, and its program killed. The data
+    /// directory appears only when it is whole.
+    ///
+    /// # Errors
+    /// If there is a data directory already, or the copy fails; then nothing is left.
+    pub async fn base_backup(&self, upstream: &Upstream, deadline: Duration) -> Result<(), ServerError> {
+        let data = self.data_dir();
+        if data.exists() {
+            return Err(ServerError::NotADataDirectory { path: data });
+        }
+        self.prepare_folder()?;
+        self.end_copies();
+        let incoming = self.incoming_dir();
+        remove(&incoming)?;
+        self.write_private_files(Some(upstream))?;
+
+        let mut command = self.command("pg_basebackup");
+        command
+            .arg("--pgdata")
+            .arg(&incoming)
+            .arg("--dbname")
+            .arg(self.conninfo(upstream))
+            .arg("--slot")
+            .arg(&upstream.slot)
+            .args(["--wal-method=stream", "--checkpoint=fast", "--no-password"]);
+        let made = match run(command, "pg_basebackup", deadline).await {
+            Ok(()) => self.finish(upstream),
+            Err(error) => Err(error),
+        };
+        if made.is_err()
+            && let Err(error) = remove(&incoming)
+        {
+            tracing::warn!(%error, "cannot remove an unfinished base backup");
+        }
+        made
+    }
+
+    fn finish(&self, upstream: &Upstream) -> Result<(), ServerError> {
+        let incoming = self.incoming_dir();
+        let signal = incoming.join("standby.signal");
+        fs::write(&signal, "").map_err(ServerError::io("write", &signal))?;
+        self.run_as.own(&signal)?;
+        self.configure_dir(&incoming, Some(upstream))?;
+        self.settle()
+    }
+
+    /// A copy that outlived its supervisor would go on writing.
+    fn end_copies(&self) {
+        for process in process_table::working_in(&self.folder) {
+            if process.program == "pg_basebackup" {
+                tracing::info!(pid = process.pid, "ending a base backup left by an earlier supervisor");
+                process_table::signal(process.pid, Signal::KILL);
+            }
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! What a server says of itself: typed reads of its catalogs.
