@@ -23,7 +23,10 @@ impl Binaries {
     /// # Errors
     /// [`ServerError::NoPostgres`] if there is none of version [`OLDEST`] or later.
     pub fn find(folder: Option<&Path>) -> Result<Self, ServerError> {
-        let none = || ServerError::NoPostgres { place: folder.map(Path::to_owned), oldest: OLDEST };
+        let none = || ServerError::NoPostgres {
+            place: folder.map(Path::to_owned),
+            oldest: OLDEST,
+        };
         match folder {
             Some(folder) => Self::probe(folder).ok_or_else(none),
             None => Self::newest_in(Path::new(DEBIAN)).ok_or_else(none),
@@ -44,12 +47,23 @@ impl Binaries {
                 return None;
             }
         }
-        let output = std::process::Command::new(folder.join("postgres")).arg("--version").output().ok()?;
+        let output = std::process::Command::new(folder.join("postgres"))
+            .arg("--version")
+            .output()
+            .ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
-        let version = text.strip_prefix("postgres (PostgreSQL) ")?.split_whitespace().next()?.to_owned();
+        let version = text
+            .strip_prefix("postgres (PostgreSQL) ")?
+            .split_whitespace()
+            .next()?
+            .to_owned();
         let digits = version.split(|c: char| !c.is_ascii_digit()).next()?;
         let major: u32 = digits.parse().ok()?;
-        (major >= OLDEST).then(|| Self { folder: folder.to_owned(), major, version })
+        (major >= OLDEST).then(|| Self {
+            folder: folder.to_owned(),
+            major,
+            version,
+        })
     }
 
     /// The path of one program.
@@ -93,7 +107,11 @@ mod tests {
     fn none_is_a_clear_error() {
         let empty = tempfile::tempdir().unwrap();
         let error = Binaries::find(Some(empty.path())).unwrap_err();
-        assert!(error.to_string().starts_with("no PostgreSQL of version 14 or later was found in /"));
+        assert!(
+            error
+                .to_string()
+                .starts_with("no PostgreSQL of version 14 or later was found in /")
+        );
         assert!(error.hint().unwrap().contains("apt install postgresql-15"));
     }
 }

@@ -29,13 +29,20 @@ impl ConnectParams {
     /// The same server and role, another database.
     #[must_use]
     pub fn to_database(&self, database: impl Into<String>) -> Self {
-        Self { database: database.into(), ..self.clone() }
+        Self {
+            database: database.into(),
+            ..self.clone()
+        }
     }
 
     /// The same server and database, another role.
     #[must_use]
     pub fn as_user(&self, user: impl Into<String>, password: Secret) -> Self {
-        Self { user: user.into(), password, ..self.clone() }
+        Self {
+            user: user.into(),
+            password,
+            ..self.clone()
+        }
     }
 
     /// `host:port`, for messages.
@@ -106,7 +113,11 @@ pub async fn connect(params: &ConnectParams, deadline: Duration) -> Result<Conne
         .connect_timeout(deadline)
         .tcp_user_timeout(Duration::from_secs(30))
         .keepalives_idle(Duration::from_secs(30))
-        .ssl_mode(if params.tls.is_some() { SslMode::Require } else { SslMode::Disable });
+        .ssl_mode(if params.tls.is_some() {
+            SslMode::Require
+        } else {
+            SslMode::Disable
+        });
 
     let address = params.address();
     let opening = async {
@@ -124,12 +135,15 @@ pub async fn connect(params: &ConnectParams, deadline: Duration) -> Result<Conne
                 (client, None)
             }
         };
-        Ok(Connection { client, tls, _driver: driver })
+        Ok(Connection {
+            client,
+            tls,
+            _driver: driver,
+        })
     };
     match tokio::time::timeout(deadline, opening).await {
-        Ok(opened) => {
-            opened.map_err(|error| PgError::connecting(error, &address, &params.user, &params.database))
-        }
+        Ok(opened) => opened
+            .map_err(|error| PgError::connecting(error, &address, &params.user, &params.database)),
         Err(_) => Err(PgError::Timeout { address, deadline }),
     }
 }

@@ -55,11 +55,16 @@ impl PgError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Unreachable { .. } => Some("is the server running, and is the port right?".to_owned()),
-            Self::Tls { .. } => {
-                Some("the server's certificate must be made by the trusted authority and name this host".to_owned())
+            Self::Unreachable { .. } => {
+                Some("is the server running, and is the port right?".to_owned())
             }
-            Self::Timeout { .. } => Some("the server hangs or is overloaded; look at its log".to_owned()),
+            Self::Tls { .. } => Some(
+                "the server's certificate must be made by the trusted authority and name this host"
+                    .to_owned(),
+            ),
+            Self::Timeout { .. } => {
+                Some("the server hangs or is overloaded; look at its log".to_owned())
+            }
             Self::Server { hint, .. } => hint.clone(),
             Self::Closed(_) | Self::Protocol(_) => None,
         }
@@ -83,7 +88,12 @@ impl PgError {
     }
 
     /// An error met while connecting to `address` as `user` to `database`.
-    pub(crate) fn connecting(error: tokio_postgres::Error, address: &str, user: &str, database: &str) -> Self {
+    pub(crate) fn connecting(
+        error: tokio_postgres::Error,
+        address: &str,
+        user: &str,
+        database: &str,
+    ) -> Self {
         if error.as_db_error().is_some() {
             return Self::from(error).with_connect_hint(user, database);
         }
@@ -91,24 +101,46 @@ impl PgError {
         let text = error.to_string();
         let reason = deepest(&error);
         if text.contains("TLS") {
-            return Self::Tls { address: address.to_owned(), reason };
+            return Self::Tls {
+                address: address.to_owned(),
+                reason,
+            };
         }
         if text.contains("authentication") {
             return Self::Server {
                 sqlstate: SqlState::INVALID_PASSWORD.code().to_owned(),
                 message: format!("authentication as \"{user}\" failed: {reason}"),
                 detail: None,
-                hint: Some("the server and this client do not agree on how to authenticate".to_owned()),
+                hint: Some(
+                    "the server and this client do not agree on how to authenticate".to_owned(),
+                ),
             };
         }
-        match error.into_source().map(|source| source.downcast::<io::Error>()) {
-            Some(Ok(source)) => Self::Unreachable { address: address.to_owned(), source: *source },
-            _ => Self::Unreachable { address: address.to_owned(), source: io::Error::other(reason) },
+        match error
+            .into_source()
+            .map(|source| source.downcast::<io::Error>())
+        {
+            Some(Ok(source)) => Self::Unreachable {
+                address: address.to_owned(),
+                source: *source,
+            },
+            _ => Self::Unreachable {
+                address: address.to_owned(),
+                source: io::Error::other(reason),
+            },
         }
     }
 
     fn with_connect_hint(self, user: &str, database: &str) -> Self {
-        let Self::Server { sqlstate, message, detail, hint } = self else { return self };
+        let Self::Server {
+            sqlstate,
+            message,
+            detail,
+            hint,
+        } = self
+        else {
+            return self;
+        };
         let hint = hint.or_else(|| {
             Some(match sqlstate.as_str() {
                 "28P01" => format!("the password of role \"{user}\" is not the one the server knows"),
@@ -119,7 +151,12 @@ impl PgError {
                 _ => return None,
             })
         });
-        Self::Server { sqlstate, message, detail, hint }
+        Self::Server {
+            sqlstate,
+            message,
+            detail,
+            hint,
+        }
     }
 }
 
@@ -135,7 +172,11 @@ impl From<tokio_postgres::Error> for PgError {
         }
         let lost = error.is_closed()
             || std::error::Error::source(&error).is_some_and(|source| source.is::<io::Error>());
-        if lost { Self::Closed(error) } else { Self::Protocol(format!("{error}: {}", deepest(&error))) }
+        if lost {
+            Self::Closed(error)
+        } else {
+            Self::Protocol(format!("{error}: {}", deepest(&error)))
+        }
     }
 }
 
@@ -154,7 +195,9 @@ pub enum ServerError {
     NoPostgres { place: Option<PathBuf>, oldest: u32 },
     #[error("the user \"{0}\", as which the servers are to run, does not exist")]
     NoUser(String),
-    #[error("servers cannot run as \"{wanted}\": this process runs as uid {uid} and may not change that")]
+    #[error(
+        "servers cannot run as \"{wanted}\": this process runs as uid {uid} and may not change that"
+    )]
     CannotSwitchUser { wanted: String, uid: u32 },
     #[error("PostgreSQL refuses to run as root")]
     Root,
@@ -163,9 +206,17 @@ pub enum ServerError {
     #[error("port {port} is in use")]
     PortInUse { port: u16 },
     #[error("{} belongs to {owner}, not to \"{expected}\", as which the servers run", path.display())]
-    WrongOwner { path: PathBuf, owner: String, expected: String },
+    WrongOwner {
+        path: PathBuf,
+        owner: String,
+        expected: String,
+    },
     #[error("{} was made by PostgreSQL {found}; the server found is version {expected}", data_dir.display())]
-    WrongVersion { data_dir: PathBuf, found: String, expected: u32 },
+    WrongVersion {
+        data_dir: PathBuf,
+        found: String,
+        expected: u32,
+    },
     #[error("{} is not empty and not a PostgreSQL data directory", path.display())]
     NotADataDirectory { path: PathBuf },
     #[error("a server runs on {} already (process {pid})", data_dir.display())]
@@ -177,13 +228,26 @@ pub enum ServerError {
     #[error("the data directory {} is damaged: {line}", data_dir.display())]
     Damaged { data_dir: PathBuf, line: String },
     #[error("the server on {} ended while it started{}", data_dir.display(), tail_of(log_tail))]
-    Ended { data_dir: PathBuf, log_tail: Vec<String> },
+    Ended {
+        data_dir: PathBuf,
+        log_tail: Vec<String>,
+    },
     #[error("the server on {} was not ready within {:.0} s{}", data_dir.display(), deadline.as_secs_f64(), tail_of(log_tail))]
-    NotReady { data_dir: PathBuf, deadline: Duration, log_tail: Vec<String> },
+    NotReady {
+        data_dir: PathBuf,
+        deadline: Duration,
+        log_tail: Vec<String>,
+    },
     #[error("{program} failed{}", tail_of(output))]
-    Program { program: &'static str, output: Vec<String> },
+    Program {
+        program: &'static str,
+        output: Vec<String>,
+    },
     #[error("{program} did not end within {:.0} s", deadline.as_secs_f64())]
-    ProgramTimeout { program: &'static str, deadline: Duration },
+    ProgramTimeout {
+        program: &'static str,
+        deadline: Duration,
+    },
     #[error("process {pid} did not end")]
     WillNotStop { pid: u32 },
     #[error("cannot {doing} {}", path.display())]
@@ -203,27 +267,42 @@ impl ServerError {
             Self::NoPostgres { .. } => {
                 "install one (Debian: apt install postgresql-15) or name its bin folder".to_owned()
             }
-            Self::NoUser(user) => format!("create it (useradd --system {user}) or name another user"),
+            Self::NoUser(user) => {
+                format!("create it (useradd --system {user}) or name another user")
+            }
             Self::CannotSwitchUser { .. } => "run as root or as that user".to_owned(),
             Self::Root => "name an ordinary user".to_owned(),
             Self::Unreachable { user, folder } => {
-                format!("choose a place outside {}, or let \"{user}\" pass: chmod o+x {}", folder.display(), folder.display())
+                format!(
+                    "choose a place outside {}, or let \"{user}\" pass: chmod o+x {}",
+                    folder.display(),
+                    folder.display()
+                )
             }
             Self::PortInUse { port } => {
-                format!("stop what listens there (ss -ltnp 'sport = :{port}') or choose another port")
+                format!(
+                    "stop what listens there (ss -ltnp 'sport = :{port}') or choose another port"
+                )
             }
             Self::WrongOwner { path, expected, .. } => {
-                format!("choose another place, or chown -R {expected} {}", path.display())
+                format!(
+                    "choose another place, or chown -R {expected} {}",
+                    path.display()
+                )
             }
             Self::WrongVersion { found, .. } => {
                 format!("install PostgreSQL {found}, or upgrade the data with pg_upgrade")
             }
-            Self::NotADataDirectory { .. } => "choose another place; nothing there was touched".to_owned(),
+            Self::NotADataDirectory { .. } => {
+                "choose another place; nothing there was touched".to_owned()
+            }
             Self::AlreadyRunning { .. } => "stop it first, or let the platform adopt it".to_owned(),
             Self::DiskFull { .. } => "free some space; nothing is lost".to_owned(),
             Self::BadSetting { .. } => "correct the setting in the configuration".to_owned(),
             Self::Damaged { .. } => "restore it, or rebuild it from another node".to_owned(),
-            Self::NotReady { .. } => "it may still be recovering; its log says how far it is".to_owned(),
+            Self::NotReady { .. } => {
+                "it may still be recovering; its log says how far it is".to_owned()
+            }
             Self::Ended { .. }
             | Self::Program { .. }
             | Self::ProgramTimeout { .. }
@@ -232,18 +311,29 @@ impl ServerError {
         })
     }
 
-    pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(
+        doing: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| {
             if source.kind() == io::ErrorKind::StorageFull {
                 Self::DiskFull { path }
             } else {
-                Self::Io { doing, path, source }
+                Self::Io {
+                    doing,
+                    path,
+                    source,
+                }
             }
         }
     }
 }
 
 fn tail_of(lines: &[String]) -> String {
-    if lines.is_empty() { String::new() } else { format!("; it said:\n  {}", lines.join("\n  ")) }
+    if lines.is_empty() {
+        String::new()
+    } else {
+        format!("; it said:\n  {}", lines.join("\n  "))
+    }
 }

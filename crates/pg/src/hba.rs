@@ -27,7 +27,7 @@ pub enum HbaSource {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HbaRule {
     pub databases: Vec<HbaDatabase>,
-    /// Role names; never empty.
+    /// Role names; empty: every role.
     pub users: Vec<String>,
     pub source: HbaSource,
 }
@@ -36,7 +36,11 @@ impl HbaRule {
     /// One role into one kind of database from one place.
     #[must_use]
     pub fn new(database: HbaDatabase, user: impl Into<String>, source: HbaSource) -> Self {
-        Self { databases: vec![database], users: vec![user.into()], source }
+        Self {
+            databases: vec![database],
+            users: vec![user.into()],
+            source,
+        }
     }
 }
 
@@ -52,6 +56,9 @@ impl fmt::Display for HbaRule {
             }
         }
         f.write_str("  ")?;
+        if self.users.is_empty() {
+            f.write_str("all")?;
+        }
         for (i, user) in self.users.iter().enumerate() {
             f.write_str(if i == 0 { "" } else { "," })?;
             quoted(f, user)?;
@@ -94,8 +101,16 @@ mod tests {
     #[test]
     fn names_are_quoted_and_the_rest_is_refused() {
         let text = render(&[
-            HbaRule::new(HbaDatabase::Named("loans_db".into()), "etl_reader", HbaSource::SameHost),
-            HbaRule::new(HbaDatabase::Replication, "replicator", HbaSource::Cidr("10.0.0.0/8".into())),
+            HbaRule::new(
+                HbaDatabase::Named("loans_db".into()),
+                "etl_reader",
+                HbaSource::SameHost,
+            ),
+            HbaRule::new(
+                HbaDatabase::Replication,
+                "replicator",
+                HbaSource::Cidr("10.0.0.0/8".into()),
+            ),
         ]);
         assert!(text.contains("hostssl  \"loans_db\"  \"etl_reader\"  samehost  scram-sha-256\n"));
         assert!(text.contains("hostssl  replication  \"replicator\"  10.0.0.0/8  scram-sha-256\n"));

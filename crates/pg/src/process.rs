@@ -81,8 +81,17 @@ impl PidFile {
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         Some(Self {
             // negative for a stand-alone backend
-            pid: lines.first()?.parse::<i64>().ok()?.unsigned_abs().try_into().ok()?,
-            started_at: lines.get(2).and_then(|s| s.parse::<i64>().ok()).map(|s| Micros(s.saturating_mul(1_000_000))),
+            pid: lines
+                .first()?
+                .parse::<i64>()
+                .ok()?
+                .unsigned_abs()
+                .try_into()
+                .ok()?,
+            started_at: lines
+                .get(2)
+                .and_then(|s| s.parse::<i64>().ok())
+                .map(|s| Micros(s.saturating_mul(1_000_000))),
             status: lines.get(7).unwrap_or(&"").to_string(),
         })
     }
@@ -97,8 +106,12 @@ impl ServerSpec {
     pub fn running_pid(&self) -> Option<u32> {
         let file = PidFile::read(&self.data_dir())?;
         let processes = process_table::working_in(&self.data_dir());
-        let found = processes.iter().find(|p| p.pid == file.pid && p.program.starts_with("postgres"))?;
-        let is_child = processes.iter().any(|p| p.pid == found.parent && p.program.starts_with("postgres"));
+        let found = processes
+            .iter()
+            .find(|p| p.pid == file.pid && p.program.starts_with("postgres"))?;
+        let is_child = processes
+            .iter()
+            .any(|p| p.pid == found.parent && p.program.starts_with("postgres"));
         (!is_child).then_some(found.pid)
     }
 
@@ -107,14 +120,25 @@ impl ServerSpec {
     /// # Errors
     /// If it cannot be watched.
     pub fn adopt(&self) -> Result<Option<Postmaster>, ServerError> {
-        let Some(pid) = self.running_pid() else { return Ok(None) };
-        let Some(pidfd) = watch(pid)? else { return Ok(None) };
+        let Some(pid) = self.running_pid() else {
+            return Ok(None);
+        };
+        let Some(pidfd) = watch(pid)? else {
+            return Ok(None);
+        };
         // the pidfd is open now: if this is still the server, it always will be
         if self.running_pid() != Some(pid) {
             return Ok(None);
         }
         let started_at = PidFile::read(&self.data_dir()).and_then(|file| file.started_at);
-        Ok(Some(Postmaster { pid, started_at, pidfd, child: None, spec: self.clone(), log_offset: 0 }))
+        Ok(Some(Postmaster {
+            pid,
+            started_at,
+            pidfd,
+            child: None,
+            spec: self.clone(),
+            log_offset: 0,
+        }))
     }
 
     /// Starts the server; [`Postmaster::ready`] waits for it.
@@ -128,7 +152,10 @@ impl ServerSpec {
         let data = self.data_dir();
         self.check_startable()?;
         if let Some(pid) = self.running_pid() {
-            return Err(ServerError::AlreadyRunning { data_dir: data, pid });
+            return Err(ServerError::AlreadyRunning {
+                data_dir: data,
+                pid,
+            });
         }
         self.end_orphans().await?;
 
@@ -138,7 +165,9 @@ impl ServerSpec {
             .open(&self.log_file)
             .map_err(ServerError::io("open", &self.log_file))?;
         let log_offset = log.metadata().map_or(0, |metadata| metadata.len());
-        let second = log.try_clone().map_err(ServerError::io("open", &self.log_file))?;
+        let second = log
+            .try_clone()
+            .map_err(ServerError::io("open", &self.log_file))?;
         let mut command = self.command("postgres");
         command
             .arg("-D")
@@ -147,11 +176,23 @@ impl ServerSpec {
             .stderr(Stdio::from(second))
             // a Ctrl-C in the terminal is for the supervisor, which stops servers in order
             .process_group(0);
-        let child = command.spawn().map_err(ServerError::io("run", self.binaries.program("postgres")))?;
+        let child = command
+            .spawn()
+            .map_err(ServerError::io("run", self.binaries.program("postgres")))?;
         let pid = child.id();
-        let pidfd = watch(pid)?.ok_or(ServerError::Ended { data_dir: data, log_tail: Vec::new() })?;
+        let pidfd = watch(pid)?.ok_or(ServerError::Ended {
+            data_dir: data,
+            log_tail: Vec::new(),
+        })?;
         tracing::info!(pid, port = self.port, folder = %self.folder.display(), "server started");
-        Ok(Postmaster { pid, started_at: None, pidfd, child: Some(child), spec: self.clone(), log_offset })
+        Ok(Postmaster {
+            pid,
+            started_at: None,
+            pidfd,
+            child: Some(child),
+            spec: self.clone(),
+            log_offset,
+        })
     }
 
     /// What PostgreSQL itself would refuse, with words of our own.
@@ -167,7 +208,11 @@ impl ServerSpec {
             Err(error) => return Err(ServerError::io("read", version)(error)),
         };
         if found != self.binaries.major().to_string() {
-            return Err(ServerError::WrongVersion { data_dir: data, found, expected: self.binaries.major() });
+            return Err(ServerError::WrongVersion {
+                data_dir: data,
+                found,
+                expected: self.binaries.major(),
+            });
         }
         self.run_as.check_owner(&data)
     }
@@ -200,15 +245,30 @@ impl ServerSpec {
     }
 }
 
+#[expect(
+    unsafe_code,
+    reason = "tokio has no safe way to register a descriptor that it knows to be owned"
+)]
+fn register(pidfd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` keeps its descriptor open and the same for as long as it lives, and
+    // the `AsyncFd` owns it from here on.
+    unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
+        .map_err(std::io::Error::from)
+}
+
 /// `None` if the process is gone.
 fn watch(pid: u32) -> Result<Option<AsyncFd<OwnedFd>>, ServerError> {
-    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return Ok(None);
+    };
     match pidfd_open(raw, PidfdFlags::empty()) {
-        Ok(pidfd) => AsyncFd::with_interest(pidfd, Interest::READABLE)
+        Ok(pidfd) => register(pidfd)
             .map(Some)
             .map_err(ServerError::io("watch", format!("process {pid}"))),
         Err(rustix::io::Errno::SRCH) => Ok(None),
-        Err(errno) => Err(ServerError::io("watch", format!("process {pid}"))(errno.into())),
+        Err(errno) => Err(ServerError::io("watch", format!("process {pid}"))(
+            errno.into(),
+        )),
     }
 }
 
@@ -246,11 +306,16 @@ impl Postmaster {
     }
 
     fn reap(&mut self) -> Exit {
-        let status = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+        let status = self
+            .child
+            .as_mut()
+            .and_then(|child| child.try_wait().ok().flatten());
         match status {
-            Some(status) => {
-                status.code().map(Exit::Code).or(status.signal().map(Exit::Signal)).unwrap_or(Exit::Unknown)
-            }
+            Some(status) => status
+                .code()
+                .map(Exit::Code)
+                .or(status.signal().map(Exit::Signal))
+                .unwrap_or(Exit::Unknown),
             None => Exit::Unknown,
         }
     }
@@ -270,13 +335,20 @@ impl Postmaster {
                 self.started_at = file.started_at;
                 return Ok(());
             }
-            if timeout(Duration::from_millis(20), self.exited()).await.is_ok() {
+            if timeout(Duration::from_millis(20), self.exited())
+                .await
+                .is_ok()
+            {
                 let tail = diagnose::log_tail(&self.spec.log_file, self.log_offset);
                 return Err(diagnose::cause(&data, self.spec.port, tail));
             }
             if Instant::now() >= until {
                 let log_tail = diagnose::log_tail(&self.spec.log_file, self.log_offset);
-                return Err(ServerError::NotReady { data_dir: data, deadline, log_tail });
+                return Err(ServerError::NotReady {
+                    data_dir: data,
+                    deadline,
+                    log_tail,
+                });
             }
         }
     }

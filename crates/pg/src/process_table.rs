@@ -21,8 +21,12 @@ pub(crate) struct Process {
 
 /// The living processes whose working directory is `folder`.
 pub(crate) fn working_in(folder: &Path) -> Vec<Process> {
-    let Ok(folder) = folder.canonicalize() else { return Vec::new() };
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(folder) = folder.canonicalize() else {
+        return Vec::new();
+    };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|pid| working_folder(*pid).as_deref() == Some(folder.as_path()))
@@ -39,7 +43,11 @@ pub(crate) fn look_at(pid: u32) -> Option<Process> {
     let mut fields = tail.split_whitespace();
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
-    (!matches!(state, "Z" | "X" | "x")).then_some(Process { pid, parent, program })
+    (!matches!(state, "Z" | "X" | "x")).then_some(Process {
+        pid,
+        parent,
+        program,
+    })
 }
 
 pub(crate) fn working_folder(pid: u32) -> Option<PathBuf> {
