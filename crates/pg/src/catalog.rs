@@ -1,1 +1,283 @@
-//! What a server says of itself: typed reads of its catalogs.
+//! What a server says of itself: typed reads of its catalogs, the SQL of each in `sql/`.
+//!
+//! Reads only, apart from [`create_physical_slot`], [`drop_slot`] and [`promote`].
+
+use std::time::Duration;
+
+use millrace_base::{Lsn, Micros};
+use serde::Serialize;
+use tokio_postgres::{Client, Row, types::PgLsn};
+
+use crate::error::PgError;
+
+/// What a server is and how far it has got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ServerState {
+    pub in_recovery: bool,
+    pub system_id: u64,
+    pub timeline: u32,
+    /// Written (primary) or replayed (replica).
+    pub lsn: Lsn,
+    /// Replica: received and synced.
+    pub received_lsn: Option<Lsn>,
+    pub started_at: Micros,
+    /// Replica: log arrives now.
+    pub streaming: bool,
+    /// Replica: the upstream's slot in use.
+    pub receiver_slot: Option<String>,
+    /// Settings that a restart would change.
+    pub pending_restart: Vec<String>,
+}
+
+/// One replication slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Slot {
+    pub name: String,
+    /// `physical` or `logical`.
+    pub slot_type: String,
+    pub database: Option<String>,
+    pub active: bool,
+    pub active_pid: Option<u32>,
+    pub restart_lsn: Option<Lsn>,
+    pub confirmed_flush_lsn: Option<Lsn>,
+    pub retained_bytes: Option<u64>,
+    /// What may still be written before the slot is given up; `None` without a limit.
+    pub safe_wal_bytes: Option<i64>,
+    /// `reserved`, `extended`, `unreserved`, `lost`; `None` before the slot keeps anything.
+    pub wal_status: Option<String>,
+}
+
+impl Slot {
+    /// The log that its user needs is gone.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.wal_status.as_deref() == Some("lost")
+    }
+}
+
+/// A receiver of log, as its sender sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Standby {
+    pub pid: u32,
+    pub application_name: String,
+    pub client_address: Option<String>,
+    pub role: Option<String>,
+    /// `startup`, `catchup`, `streaming`, `backup`, `stopping`.
+    pub state: String,
+    pub sync_state: Option<String>,
+    pub sent_lsn: Option<Lsn>,
+    pub write_lsn: Option<Lsn>,
+    pub flush_lsn: Option<Lsn>,
+    pub replay_lsn: Option<Lsn>,
+    pub replay_lag_ms: Option<u64>,
+}
+
+/// A database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DatabaseSize {
+    pub name: String,
+    pub size_bytes: u64,
+}
+
+/// A client's session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Session {
+    pub pid: u32,
+    pub database: Option<String>,
+    pub role: Option<String>,
+    pub application_name: Option<String>,
+    pub client_address: Option<String>,
+    pub state: Option<String>,
+    pub wait_event_type: Option<String>,
+    pub wait_event: Option<String>,
+    pub transaction_age_ms: Option<u64>,
+    pub statement_age_ms: Option<u64>,
+    /// The running or last statement, its first 1,000 characters. It may hold values of rows: show
+    /// it to administrators, never log it.
+    pub statement: Option<String>,
+    /// Sessions that this one waits for.
+    pub blocked_by: Vec<u32>,
+}
+
+/// A lock that someone waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Lock {
+    pub pid: u32,
+    pub lock_type: String,
+    pub mode: String,
+    pub granted: bool,
+    /// If it is in the connected database.
+    pub relation: Option<String>,
+    pub waiting_ms: Option<u64>,
+}
+
+/// What the server is and how far it has got.
+///
+/// # Errors
+/// [`PgError`]; this goes for every function here.
+pub async fn server_state(client: &Client) -> Result<ServerState, PgError> {
+    let row = client.query_one(include_str!("../sql/server_state.sql"), &[]).await?;
+    Ok(ServerState {
+        in_recovery: row.try_get("in_recovery")?,
+        // PostgreSQL shows the unsigned identifier as a signed number
+        system_id: row.try_get::<_, i64>("system_id")?.cast_unsigned(),
+        timeline: row.try_get::<_, i32>("timeline")?.cast_unsigned(),
+        lsn: lsn(&row, "lsn")?.unwrap_or_default(),
+        received_lsn: lsn(&row, "received_lsn")?,
+        started_at: Micros(row.try_get("started_at")?),
+        streaming: row.try_get("streaming")?,
+        receiver_slot: row.try_get("receiver_slot")?,
+        pending_restart: row.try_get("pending_restart")?,
+    })
+}
+
+/// All replication slots, by name.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn slots(client: &Client) -> Result<Vec<Slot>, PgError> {
+    all(client, include_str!("../sql/replication_slots.sql"), |row| {
+        Ok(Slot {
+            name: row.try_get("slot_name")?,
+            slot_type: row.try_get("slot_type")?,
+            database: row.try_get("database")?,
+            active: row.try_get("active")?,
+            active_pid: pid(row, "active_pid")?,
+            restart_lsn: lsn(row, "restart_lsn")?,
+            confirmed_flush_lsn: lsn(row, "confirmed_flush_lsn")?,
+            retained_bytes: unsigned(row, "retained_bytes")?,
+            safe_wal_bytes: row.try_get("safe_wal_size")?,
+            wal_status: row.try_get("wal_status")?,
+        })
+    })
+    .await
+}
+
+/// All receivers of log, by name.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn standbys(client: &Client) -> Result<Vec<Standby>, PgError> {
+    all(client, include_str!("../sql/replication.sql"), |row| {
+        Ok(Standby {
+            pid: pid(row, "pid")?.unwrap_or_default(),
+            application_name: row.try_get("application_name")?,
+            client_address: row.try_get("client_address")?,
+            role: row.try_get("role")?,
+            state: row.try_get("state")?,
+            sync_state: row.try_get("sync_state")?,
+            sent_lsn: lsn(row, "sent_lsn")?,
+            write_lsn: lsn(row, "write_lsn")?,
+            flush_lsn: lsn(row, "flush_lsn")?,
+            replay_lsn: lsn(row, "replay_lsn")?,
+            replay_lag_ms: unsigned(row, "replay_lag_ms")?,
+        })
+    })
+    .await
+}
+
+/// All databases that can be connected to, by name.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn database_sizes(client: &Client) -> Result<Vec<DatabaseSize>, PgError> {
+    all(client, include_str!("../sql/database_sizes.sql"), |row| {
+        Ok(DatabaseSize {
+            name: row.try_get("name")?,
+            size_bytes: unsigned(row, "size_bytes")?.unwrap_or_default(),
+        })
+    })
+    .await
+}
+
+/// Clients' sessions, the oldest transaction first.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn sessions(client: &Client) -> Result<Vec<Session>, PgError> {
+    all(client, include_str!("../sql/sessions.sql"), |row| {
+        let blocked_by: Vec<i32> = row.try_get("blocked_by")?;
+        Ok(Session {
+            pid: pid(row, "pid")?.unwrap_or_default(),
+            database: row.try_get("database")?,
+            role: row.try_get("role")?,
+            application_name: row.try_get("application_name")?,
+            client_address: row.try_get("client_address")?,
+            state: row.try_get("state")?,
+            wait_event_type: row.try_get("wait_event_type")?,
+            wait_event: row.try_get("wait_event")?,
+            transaction_age_ms: unsigned(row, "transaction_age_ms")?,
+            statement_age_ms: unsigned(row, "statement_age_ms")?,
+            statement: row.try_get("statement")?,
+            // 0 stands for a prepared transaction
+            blocked_by: blocked_by.into_iter().filter(|pid| *pid > 0).map(i32::cast_unsigned).collect(),
+        })
+    })
+    .await
+}
+
+/// Locks that are waited for, with those that hold the same.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn locks(client: &Client) -> Result<Vec<Lock>, PgError> {
+    all(client, include_str!("../sql/locks.sql"), |row| {
+        Ok(Lock {
+            pid: pid(row, "pid")?.unwrap_or_default(),
+            lock_type: row.try_get("lock_type")?,
+            mode: row.try_get("mode")?,
+            granted: row.try_get("granted")?,
+            relation: row.try_get("relation")?,
+            waiting_ms: unsigned(row, "waiting_ms")?,
+        })
+    })
+    .await
+}
+
+/// Makes a physical slot that keeps log from now on. That it exists is no error.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn create_physical_slot(client: &Client, name: &str) -> Result<(), PgError> {
+    match client.execute("SELECT pg_create_physical_replication_slot($1, true)", &[&name]).await {
+        Err(error) if error.code() != Some(&tokio_postgres::error::SqlState::DUPLICATE_OBJECT) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Drops a slot. That it does not exist is no error; that it is in use is.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn drop_slot(client: &Client, name: &str) -> Result<(), PgError> {
+    match client.execute("SELECT pg_drop_replication_slot($1)", &[&name]).await {
+        Err(error) if error.code() != Some(&tokio_postgres::error::SqlState::UNDEFINED_OBJECT) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a replica a primary and waits until it is one; `false` if it was not after `deadline`.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn promote(client: &Client, deadline: Duration) -> Result<bool, PgError> {
+    let seconds = i32::try_from(deadline.as_secs().max(1)).unwrap_or(i32::MAX);
+    Ok(client.query_one("SELECT pg_promote(true, $1)", &[&seconds]).await?.try_get(0)?)
+}
+
+async fn all<T>(client: &Client, sql: &str, read: impl Fn(&Row) -> Result<T, PgError>) -> Result<Vec<T>, PgError> {
+    client.query(sql, &[]).await?.iter().map(read).collect()
+}
+
+fn lsn(row: &Row, column: &str) -> Result<Option<Lsn>, PgError> {
+    Ok(row.try_get::<_, Option<PgLsn>>(column)?.map(|lsn| Lsn(lsn.into())))
+}
+
+fn pid(row: &Row, column: &str) -> Result<Option<u32>, PgError> {
+    Ok(row.try_get::<_, Option<i32>>(column)?.map(i32::cast_unsigned))
+}
+
+/// Negative sizes and ages (a clock set back) count as 0.
+fn unsigned(row: &Row, column: &str) -> Result<Option<u64>, PgError> {
+    Ok(row.try_get::<_, Option<i64>>(column)?.map(|value| u64::try_from(value).unwrap_or(0)))
+}

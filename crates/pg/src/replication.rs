@@ -1,1 +1,24 @@
-//! The streaming replication protocol: logical replication over the wire.
+//! Connections that speak the protocol themselves: for the logical replication stream and for
+//! copies of tables at the speed of the wire, neither of which `tokio-postgres` offers.
+//!
+//! Invariants: with TLS wanted, nothing but the request for it is sent in plain text; every wait
+//! has a deadline; the sessions' text output is fixed ([`SESSION_SETTINGS`]), so a value has one text.
+//! Non-goals: queries with parameters (those go through [`crate::connect()`]), physical replication.
+
+mod session;
+mod stream;
+mod transport;
+
+pub use session::{CreatedSlot, RawConnection, SystemIdentity};
+pub use stream::{LogicalStream, StreamOptions};
+
+/// Settings with which every session starts, so that texts of values never depend on the server's configuration.
+pub const SESSION_SETTINGS: [(&str, &str); 7] = [
+    ("client_encoding", "UTF8"),
+    ("DateStyle", "ISO, YMD"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("statement_timeout", "0"),
+];
