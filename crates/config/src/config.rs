@@ -1,0 +1,382 @@
+//! `millrace.toml`: one platform, parsed and validated; immutable afterwards.
+//!
+//! Invariants: no two listeners share a port; node names and ports are unique; every path is
+//! absolute or relative to where the process runs, never to the file. Not here: looking whether
+//! ports are free or PostgreSQL is installed, which is the business of `millrace check`.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::Range,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use millrace_base::tls::TlsFiles;
+use toml::de::DeValue;
+
+use crate::{
+    diagnostic::{Diagnostics, Source, suggest},
+    error::ConfigError,
+    schema,
+    table::{Reader, identifier, kind, parse_document},
+};
+
+/// The file's name in a platform's folder.
+pub const FILE_NAME: &str = "millrace.toml";
+
+/// One platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The folder of `millrace.toml`.
+    pub folder: PathBuf,
+    pub platform: Platform,
+    pub postgres: Postgres,
+    pub cluster: Cluster,
+    /// The pack's folder.
+    pub pack_dir: PathBuf,
+    pub capture: Capture,
+    pub warehouse: Warehouse,
+    pub console: Console,
+}
+
+/// `[platform]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Platform {
+    pub name: String,
+    pub data_dir: PathBuf,
+    /// Runs the servers when the platform is started by root.
+    pub user: String,
+}
+
+/// `[postgres]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Postgres {
+    pub bin_dir: Option<PathBuf>,
+    /// Lowercase name → value, unquoted; none that the platform keeps to itself.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// `[cluster]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    pub listen: IpAddr,
+    /// At least one; the first starts as the primary.
+    pub nodes: Vec<Node>,
+}
+
+/// `[[cluster.nodes]]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    pub name: String,
+    pub port: u16,
+}
+
+/// `[capture]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capture {
+    pub batch_interval: Duration,
+    pub batch_rows_max: usize,
+    pub batch_bytes_max: u64,
+    pub copy_workers: usize,
+    pub publication: String,
+    pub slot: String,
+    pub slot_retention_max_bytes: u64,
+}
+
+/// Which engine stores the warehouse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    Duckdb,
+}
+
+/// `[warehouse]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warehouse {
+    pub engine: Engine,
+    pub listen: IpAddr,
+    pub port: u16,
+    pub memory_limit_bytes: u64,
+    pub threads: usize,
+    pub max_connections: usize,
+}
+
+/// `[console]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Console {
+    pub listen: IpAddr,
+    pub port: u16,
+}
+
+impl Config {
+    /// Reads `millrace.toml` in `folder` and checks that the folders it names exist.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoPlatform`] if there is no such file; [`ConfigError::Invalid`] with every
+    /// mistake found.
+    pub fn load(folder: &Path) -> Result<Self, ConfigError> {
+        let path = folder.join(FILE_NAME);
+        let text = match fs::read(&path) {
+            Ok(bytes) => String::from_utf8(bytes).map_err(|_| ConfigError::NotText { path: path.clone() })?,
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(ConfigError::NoPlatform { folder: folder.to_owned() });
+            }
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        };
+        read(&path, &text, Folders::MustExist)
+    }
+
+    /// Parses a text without looking at the file system; `path` names it in errors, and its folder
+    /// is the platform's.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with every mistake found.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        read(path, text, Folders::Unchecked)
+    }
+
+    /// Where the passwords are.
+    #[must_use]
+    pub fn secrets_path(&self) -> PathBuf {
+        self.folder.join(crate::secrets::FILE_NAME)
+    }
+
+    /// The platform's certificates.
+    #[must_use]
+    pub fn tls(&self) -> TlsFiles {
+        TlsFiles::in_folder(self.folder.join("tls"))
+    }
+
+    /// The data of one server.
+    #[must_use]
+    pub fn node_dir(&self, node: &Node) -> PathBuf {
+        self.platform.data_dir.join("nodes").join(&node.name)
+    }
+
+    /// The warehouse's files.
+    #[must_use]
+    pub fn warehouse_dir(&self) -> PathBuf {
+        self.platform.data_dir.join("warehouse")
+    }
+
+    /// Every listener: what it is, and its address.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
+        let mut all: Vec<_> = self
+            .cluster
+            .nodes
+            .iter()
+            .map(|n| (format!("node {}", n.name), SocketAddr::new(self.cluster.listen, n.port)))
+            .collect();
+        all.push(("warehouse".to_owned(), SocketAddr::new(self.warehouse.listen, self.warehouse.port)));
+        all.push(("console".to_owned(), SocketAddr::new(self.console.listen, self.console.port)));
+        all
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Folders {
+    MustExist,
+    Unchecked,
+}
+
+fn read(path: &Path, text: &str, folders: Folders) -> Result<Config, ConfigError> {
+    let source = Source::new(path, text);
+    let document = parse_document(&source);
+    let root = Reader::new(&source, &schema::ROOT, Some(document.get_ref()), 0..0);
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+    let mut ports = Ports { source: &source, taken: Vec::new() };
+
+    let platform = root.table("platform", &schema::PLATFORM);
+    let name = if platform.is_present() { platform.name("name", 40, "-") } else { String::new() };
+    let data_dir = platform.path("data_dir").map(|p| folder.join(p.value)).unwrap_or_default();
+    let user = platform.read("user", |v| {
+        let user = crate::table::text(v)?;
+        if user == "root" {
+            return Err(crate::table::Problem::new(
+                "servers do not run as root",
+                "name an unprivileged account, such as postgres",
+            ));
+        }
+        identifier(user, 32, "-")
+    });
+    let platform = Platform { name, data_dir, user: user.map(|u| u.value).unwrap_or_default() };
+
+    let postgres = root.table("postgres", &schema::POSTGRES);
+    let bin_dir = folder_of(&postgres, "bin_dir", &folder, folders);
+    let postgres = Postgres { bin_dir, settings: settings(&postgres) };
+
+    let cluster = root.table("cluster", &schema::CLUSTER);
+    let cluster = Cluster { listen: address(&cluster), nodes: nodes(&cluster, &mut ports) };
+
+    let pack = root.table("pack", &schema::PACK_REFERENCE);
+    let pack_dir = folder_of(&pack, "path", &folder, folders).unwrap_or_default();
+
+    let capture = capture(&root.table("capture", &schema::CAPTURE));
+
+    let table = root.table("warehouse", &schema::WAREHOUSE);
+    let engine = table.read("engine", |v| match crate::table::text(v)?.as_str() {
+        "duckdb" => Ok(Engine::Duckdb),
+        other => Err(crate::table::Problem {
+            message: format!("there is no engine called `{other}`"),
+            hint: suggest(other, "engines", &["duckdb"]),
+        }),
+    });
+    let port = ports.take(&table, "port", || "the warehouse".to_owned());
+    let warehouse = Warehouse {
+        engine: engine.map_or(Engine::Duckdb, |e| e.value),
+        listen: address(&table),
+        port,
+        memory_limit_bytes: table.size("memory_limit", 128 << 20..=u64::MAX),
+        threads: count(&table, "threads", 256),
+        max_connections: count(&table, "max_connections", 10_000),
+    };
+
+    let table = root.table("console", &schema::CONSOLE);
+    let port = ports.take(&table, "port", || "the console".to_owned());
+    let console = Console { listen: address(&table), port };
+
+    ports.check();
+    let found = source.into_found();
+    if !found.is_empty() {
+        return Err(ConfigError::Invalid(Diagnostics(found)));
+    }
+    Ok(Config { folder, platform, postgres, cluster, pack_dir, capture, warehouse, console })
+}
+
+fn capture(table: &Reader<'_>) -> Capture {
+    Capture {
+        batch_interval: Duration::from_millis(table.integer("batch_interval_ms", 10..=3_600_000)),
+        batch_rows_max: count(table, "batch_rows_max", 10_000_000),
+        batch_bytes_max: table.size("batch_bytes_max", 1 << 20..=4 << 30),
+        copy_workers: count(table, "copy_workers", 64),
+        publication: table.name("publication", 63, ""),
+        slot: table.name("slot", 63, ""),
+        slot_retention_max_bytes: table.size("slot_retention_max", 64 << 20..=u64::MAX),
+    }
+}
+
+fn count(table: &Reader<'_>, name: &'static str, most: u64) -> usize {
+    usize::try_from(table.integer(name, 1..=most)).unwrap_or(1)
+}
+
+fn address(table: &Reader<'_>) -> IpAddr {
+    table.address("listen").unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+fn folder_of(table: &Reader<'_>, name: &'static str, base: &Path, folders: Folders) -> Option<PathBuf> {
+    let at = table.path(name)?;
+    let path = base.join(&at.value);
+    if folders == Folders::MustExist && !path.is_dir() {
+        let what = if path.exists() { "is not a folder" } else { "does not exist" };
+        let hint = if at.value.is_relative() {
+            "paths are relative to the folder of millrace.toml"
+        } else {
+            "make the folder, or correct the path"
+        };
+        table.wrong(at.span, format!("`{name}`: {} {what}", path.display()), Some(hint.to_owned()));
+    }
+    Some(path)
+}
+
+fn nodes(cluster: &Reader<'_>, ports: &mut Ports<'_>) -> Vec<Node> {
+    let Some(tables) = cluster.tables("nodes", &schema::NODE) else {
+        let defaults = [("a", 5440), ("b", 5441), ("c", 5442)];
+        for (name, port) in defaults {
+            ports.taken.push(Taken { port, by: format!("node {name}"), span: None });
+        }
+        return defaults.map(|(name, port)| Node { name: name.to_owned(), port }).to_vec();
+    };
+    if tables.is_empty() {
+        cluster.wrong(None, "`nodes`: a cluster has at least one node", Some("remove the key for three, or add a [[cluster.nodes]]".to_owned()));
+    }
+    let mut nodes: Vec<Node> = Vec::new();
+    for table in &tables {
+        let name = table.name("name", 30, "");
+        if !name.is_empty() && nodes.iter().any(|n| n.name == name) {
+            table.wrong(None, format!("two nodes are called `{name}`"), Some("give each its own name".to_owned()));
+        }
+        let port = ports.take(table, "port", || format!("node {name}"));
+        nodes.push(Node { name, port });
+    }
+    nodes
+}
+
+fn settings(postgres: &Reader<'_>) -> BTreeMap<String, String> {
+    let mut settings = BTreeMap::new();
+    for (key, span, value) in postgres.free_table("settings") {
+        let name = key.to_ascii_lowercase();
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        if name.is_empty() || !name.chars().all(plain) {
+            postgres.wrong(Some(span), format!("`{key}` is not the name of a setting"), None);
+            continue;
+        }
+        if let Some((_, why)) = schema::RESERVED_SETTINGS.iter().find(|(reserved, _)| *reserved == name) {
+            postgres.wrong(Some(span), format!("`{name}` is set by the platform"), Some((*why).to_owned()));
+            continue;
+        }
+        let text = match value.get_ref() {
+            DeValue::String(s) if s.contains(['\n', '\r', '\0']) => {
+                postgres.wrong(Some(value.span()), format!("`{name}`: a value is one line"), None);
+                continue;
+            }
+            DeValue::String(s) => s.as_ref().to_owned(),
+            DeValue::Integer(n) => n.to_string(),
+            DeValue::Float(n) => n.to_string(),
+            DeValue::Boolean(b) => if *b { "on" } else { "off" }.to_owned(),
+            other => {
+                postgres.wrong(
+                    Some(value.span()),
+                    format!("`{name}`: must be a text, a number or a boolean, found {}", kind(other)),
+                    None,
+                );
+                continue;
+            }
+        };
+        settings.insert(name, text);
+    }
+    settings
+}
+
+/// Who listens where, while the file is read.
+struct Ports<'a> {
+    source: &'a Source<'a>,
+    taken: Vec<Taken>,
+}
+
+struct Taken {
+    port: u16,
+    by: String,
+    /// `None` for a default.
+    span: Option<Range<usize>>,
+}
+
+impl Ports<'_> {
+    fn take(&mut self, table: &Reader<'_>, key: &'static str, by: impl FnOnce() -> String) -> u16 {
+        let Some(at) = table.port(key) else { return 0 };
+        self.taken.push(Taken { port: at.value, by: by(), span: at.span });
+        at.value
+    }
+
+    /// A port used twice is told at the later written place and names the other.
+    fn check(&self) {
+        for (i, later) in self.taken.iter().enumerate() {
+            let Some(earlier) = self.taken.iter().take(i).find(|t| t.port == later.port) else { continue };
+            let (here, other) = match (&earlier.span, &later.span) {
+                (Some(a), Some(b)) if a.start > b.start => (earlier, later),
+                (Some(_), None) => (earlier, later),
+                _ => (later, earlier),
+            };
+            let place = match &other.span {
+                Some(span) => format!("line {}", self.source.line(span.start)),
+                None => "its default".to_owned(),
+            };
+            self.source.wrong(
+                here.span.clone().unwrap_or(0..0),
+                format!("port {} is used twice: by {} and by {} ({place})", later.port, here.by, other.by),
+                Some("give each listener its own port".to_owned()),
+            );
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Every key that a file of ours may have: its type, its default, its meaning.
+//!
+//! Invariant: these tables are the only list. The reader refuses what is not in them, takes the
+//! defaults from them, and `docs/configuration.md` is printed from them.
+
+/// What happens when a key is absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Absent {
+    /// An error.
+    Required,
+    /// Nothing is set.
+    Nothing,
+    /// This TOML value.
+    Default(&'static str),
+}
+
+/// One key of a table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    /// For people: `text`, `integer`, `size`, …
+    pub(crate) kind: &'static str,
+    pub(crate) absent: Absent,
+    pub(crate) about: &'static str,
+}
+
+/// One table of a file.
+#[derive(Debug)]
+pub(crate) struct Table {
+    /// As it is written: `[capture]`, `[[cluster.nodes]]`; for the top of a file, its name.
+    pub(crate) header: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) keys: &'static [Key],
+}
+
+const fn key(name: &'static str, kind: &'static str, absent: Absent, about: &'static str) -> Key {
+    Key { name, kind, absent, about }
+}
+
+use Absent::{Default, Nothing, Required};
+
+pub(crate) const ROOT: Table = Table {
+    header: "millrace.toml",
+    about: "One file describes one platform. Paths are relative to the file's folder.",
+    keys: &[
+        key("platform", "table", Required, "the platform itself"),
+        key("postgres", "table", Nothing, "what holds for every PostgreSQL server"),
+        key("cluster", "table", Nothing, "the PostgreSQL servers"),
+        key("pack", "table", Nothing, "the domain"),
+        key("capture", "table", Nothing, "changes on their way to the warehouse"),
+        key("warehouse", "table", Nothing, "the analytical database"),
+        key("console", "table", Nothing, "the web pages"),
+    ],
+};
+
+pub(crate) const PLATFORM: Table = Table {
+    header: "[platform]",
+    about: "The platform itself.",
+    keys: &[
+        key("name", "text", Required, "shown in the console and in logs; lowercase letters, digits, `-` and `_`, at most 40"),
+        key(
+            "data_dir",
+            "folder",
+            Default("\"data\""),
+            "where servers and the warehouse keep their data; it must be reachable for `user`",
+        ),
+        key("user", "text", Default("\"postgres\""), "the unprivileged account that runs the servers when the platform is started by root"),
+    ],
+};
+
+pub(crate) const POSTGRES: Table = Table {
+    header: "[postgres]",
+    about: "What holds for every PostgreSQL server.",
+    keys: &[
+        key("bin_dir", "folder", Nothing, "where `postgres` and `initdb` are; searched for in the usual places if absent"),
+        key(
+            "settings",
+            "table",
+            Nothing,
+            "more server settings, as in postgresql.conf; those that the platform's promises rest on are refused, with the reason",
+        ),
+    ],
+};
+
+pub(crate) const CLUSTER: Table = Table {
+    header: "[cluster]",
+    about: "The PostgreSQL servers: one primary and its replicas.",
+    keys: &[
+        key("listen", "address", Default("\"127.0.0.1\""), "the address that the servers listen on"),
+        key(
+            "nodes",
+            "array of tables",
+            Nothing,
+            "the servers; if absent, `a`, `b` and `c` on ports 5440, 5441 and 5442",
+        ),
+    ],
+};
+
+pub(crate) const NODE: Table = Table {
+    header: "[[cluster.nodes]]",
+    about: "One server. The first one listed starts as the primary.",
+    keys: &[
+        key("name", "text", Required, "a lowercase letter, then letters, digits and `_`, at most 30; it names the server's folder and replication slot"),
+        key("port", "port", Required, "where the server listens"),
+    ],
+};
+
+pub(crate) const PACK_REFERENCE: Table = Table {
+    header: "[pack]",
+    about: "The domain: schema, models, reports and dashboards.",
+    keys: &[key("path", "folder", Default("\"pack\""), "the pack's folder")],
+};
+
+pub(crate) const CAPTURE: Table = Table {
+    header: "[capture]",
+    about: "Changes on their way to the warehouse. A batch is one transaction there and ends with the first limit it meets.",
+    keys: &[
+        key("batch_interval_ms", "integer", Default("1000"), "greatest age of a batch, in milliseconds, 10 to 3600000"),
+        key("batch_rows_max", "integer", Default("50000"), "greatest number of changes in a batch, 1 to 10000000"),
+        key("batch_bytes_max", "size", Default("\"64MiB\""), "greatest size of a batch, 1MiB to 4GiB"),
+        key("copy_workers", "integer", Default("2"), "connections that read tables side by side during the first copy, 1 to 64"),
+        key("publication", "text", Default("\"millrace\""), "the publication's name on the primary"),
+        key("slot", "text", Default("\"millrace\""), "the replication slot's name on the primary"),
+        key(
+            "slot_retention_max",
+            "size",
+            Default("\"8GiB\""),
+            "log that the primary keeps for a reader that lags; past it the slot is lost and the copy starts anew, but the primary's disk does not fill; at least 64MiB",
+        ),
+    ],
+};
+
+pub(crate) const WAREHOUSE: Table = Table {
+    header: "[warehouse]",
+    about: "The analytical database, read with PostgreSQL's protocol.",
+    keys: &[
+        key("engine", "text", Default("\"duckdb\""), "`duckdb`, embedded, is the one there is"),
+        key("listen", "address", Default("\"127.0.0.1\""), "the address for readers"),
+        key("port", "port", Default("5435"), "the port for readers"),
+        key("memory_limit", "size", Default("\"1GiB\""), "memory that the engine may use, at least 128MiB; what does not fit goes to disk"),
+        key("threads", "integer", Default("2"), "threads that the engine may use, 1 to 256"),
+        key("max_connections", "integer", Default("100"), "readers at a time, 1 to 10000; the next one is refused"),
+    ],
+};
+
+pub(crate) const CONSOLE: Table = Table {
+    header: "[console]",
+    about: "The web pages.",
+    keys: &[
+        key("listen", "address", Default("\"127.0.0.1\""), "the address of the pages; 0.0.0.0 offers them to the network"),
+        key("port", "port", Default("8400"), "the port of the pages"),
+    ],
+};
+
+pub(crate) const SECRETS: Table = Table {
+    header: "secrets.toml",
+    about: "Passwords and keys, made by `millrace init`; the file must be closed to group and others (mode 0600).",
+    keys: &[
+        key("superuser", "text", Required, "password of `postgres` on every server"),
+        key("replicator", "text", Required, "password of `replicator`, the replicas' role"),
+        key("warehouse_reader", "text", Required, "password of `warehouse_reader` on the warehouse's port"),
+        key("console_session_key", "text", Required, "signs the console's sessions; a new one ends them all"),
+        key("roles", "table", Required, "role of the pack → password"),
+    ],
+};
+
+pub(crate) const PACK: Table = Table {
+    header: "pack.toml",
+    about: "What a pack is called and which database it makes.",
+    keys: &[
+        key("name", "text", Required, "as in `millrace init --pack NAME`"),
+        key("title", "text", Required, "shown in the console"),
+        key("description", "text", Default("\"\""), "one sentence"),
+        key("version", "text", Required, "of the pack"),
+        key("database", "text", Required, "the database that is made on the primary"),
+        key("schema", "text", Required, "the schema that its tables are in"),
+        key("currency", "text", Nothing, "ISO 4217 code for columns of money, such as KES"),
+        key("default_dashboard", "text", Nothing, "the dashboard opened first"),
+        key("roles", "array of tables", Nothing, "the roles that its migrations grant rights to"),
+    ],
+};
+
+pub(crate) const ROLE: Table = Table {
+    header: "[[roles]]",
+    about: "A role, made on the primary before the migrations run.",
+    keys: &[
+        key("name", "text", Required, "of the role"),
+        key("login", "boolean", Default("false"), "whether it may connect; then a password is generated"),
+        key("connect", "array of text", Default("[]"), "the databases that it may connect to"),
+        key("description", "text", Default("\"\""), "what it is for"),
+    ],
+};
+
+pub(crate) const DASHBOARD: Table = Table {
+    header: "dashboards/*.toml",
+    about: "A page of reports.",
+    keys: &[
+        key("title", "text", Required, "of the page"),
+        key("description", "text", Default("\"\""), "one sentence"),
+        key("filters", "array of tables", Nothing, "parameters offered on top of the page; each tile takes those that its report has"),
+        key("tile", "array of tables", Required, "the reports, in reading order"),
+    ],
+};
+
+pub(crate) const FILTER: Table = Table {
+    header: "filters = [{ … }]",
+    about: "A parameter offered on top of a dashboard.",
+    keys: &[
+        key("name", "text", Required, "the parameter's name in the reports"),
+        key("type", "text", Default("\"text\""), "`text`, `integer`, `decimal` or `date`"),
+        key("label", "text", Nothing, "shown; the name if absent"),
+        key("choices", "text", Nothing, "a statement whose first column lists the values"),
+        key("default", "text", Nothing, "used when the reader gives none"),
+    ],
+};
+
+pub(crate) const TILE: Table = Table {
+    header: "[[tile]]",
+    about: "A report on a dashboard.",
+    keys: &[
+        key("report", "text", Required, "the report's name: its file without `.sql`"),
+        key("width", "integer", Default("6"), "of 12 columns"),
+        key("title", "text", Nothing, "instead of the report's own"),
+    ],
+};
+
+/// Server settings that the platform keeps to itself, and why.
+pub(crate) const RESERVED_SETTINGS: &[(&str, &str)] = &[
+    ("wal_level", "capture needs wal_level = logical"),
+    ("port", "ports are set by [[cluster.nodes]] port"),
+    ("listen_addresses", "the address is set by [cluster] listen"),
+    ("unix_socket_directories", "the platform connects through a socket of its own"),
+    ("unix_socket_permissions", "the platform connects through a socket of its own"),
+    ("data_directory", "folders are set by [platform] data_dir"),
+    ("config_file", "the platform writes the servers' configuration"),
+    ("hba_file", "who may connect is decided by the platform and the pack's roles"),
+    ("ident_file", "who may connect is decided by the platform and the pack's roles"),
+    ("external_pid_file", "the platform watches the servers by their own pid file"),
+    ("password_encryption", "every password is SCRAM-SHA-256"),
+    ("ssl", "every connection over the network is encrypted"),
+    ("ssl_cert_file", "certificates are the platform's own, in tls/"),
+    ("ssl_key_file", "certificates are the platform's own, in tls/"),
+    ("ssl_ca_file", "certificates are the platform's own, in tls/"),
+    ("fsync", "an acknowledged commit must survive a crash"),
+    ("full_page_writes", "an acknowledged commit must survive a crash"),
+    ("wal_log_hints", "a former primary can be rewound only with it"),
+    ("hot_standby", "replicas serve readers"),
+    ("primary_conninfo", "the platform decides who follows whom"),
+    ("primary_slot_name", "the platform decides who follows whom"),
+    ("synchronous_standby_names", "the platform decides who follows whom"),
+    ("restore_command", "the platform decides who follows whom"),
+    ("recovery_target_timeline", "the platform decides who follows whom"),
+    ("cluster_name", "names are set by [[cluster.nodes]] name"),
+    ("max_slot_wal_keep_size", "it is set by [capture] slot_retention_max"),
+    ("logging_collector", "the platform collects the servers' logs"),
+    ("log_destination", "the platform collects the servers' logs"),
+];
+
+/// `docs/configuration.md`.
+#[must_use]
+pub fn reference() -> String {
+    use std::fmt::Write as _;
+    let mut page = String::from(
+        "# Configuration\n\n\
+         Printed from the tables that the program reads with (`crates/config/src/schema.rs`); a test keeps it current.\n\
+         Anything that is not listed here is refused with file, line and a suggestion.\n\n\
+         A *size* is a whole number with one of `B`, `KiB`, `MiB`, `GiB`, `TiB`: `\"64MiB\"`.\n\
+         A *folder* is relative to the folder of `millrace.toml`, or absolute.\n\
+         A *port* is 1024 to 65535, and no two are the same.\n",
+    );
+    let groups: [(&str, &[&Table]); 3] = [
+        (
+            "The platform: `millrace.toml`",
+            &[&ROOT, &PLATFORM, &POSTGRES, &CLUSTER, &NODE, &PACK_REFERENCE, &CAPTURE, &WAREHOUSE, &CONSOLE],
+        ),
+        ("Secrets: `secrets.toml`", &[&SECRETS]),
+        ("Packs", &[&PACK, &ROLE, &DASHBOARD, &FILTER, &TILE]),
+    ];
+    for (title, tables) in groups {
+        // writing to a String cannot fail
+        let _infallible = write!(page, "\n## {title}\n");
+        for table in tables {
+            let _infallible = write!(page, "\n### `{}`\n\n{}\n\n", table.header, table.about);
+            page.push_str("| key | type | default | meaning |\n|---|---|---|---|\n");
+            for key in table.keys {
+                let default = match key.absent {
+                    Required => "required".to_owned(),
+                    Nothing => "—".to_owned(),
+                    Default(text) => format!("`{text}`"),
+                };
+                let _infallible = writeln!(page, "| `{}` | {} | {default} | {} |", key.name, key.kind, key.about);
+            }
+        }
+    }
+    page.push_str(
+        "\n### `reports/*.sql`\n\n\
+         One statement below a head of comments. `:name` in the statement is a parameter; a longer value goes on in the next\n\
+         line, indented by three spaces or more.\n\n\
+         | line | meaning |\n|---|---|\n",
+    );
+    for (line, meaning) in crate::pack::report::HEAD_REFERENCE {
+        let _infallible = writeln!(page, "| `-- {line}` | {meaning} |");
+    }
+    page.push_str("\n## Settings of PostgreSQL that are the platform's\n\n| setting | why |\n|---|---|\n");
+    for (name, why) in RESERVED_SETTINGS {
+        let _infallible = writeln!(page, "| `{name}` | {why} |");
+    }
+    page
+}

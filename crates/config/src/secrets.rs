@@ -1,0 +1,161 @@
+//! `secrets.toml`: generated passwords and keys, in a file that only its owner can read.
+//!
+//! Invariants: an open file is refused before it is read; values never appear in an error.
+
+use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::Path};
+
+use millrace_base::{Secret, files};
+
+use crate::{
+    diagnostic::{Diagnostics, Source},
+    error::ConfigError,
+    schema,
+    table::{Reader, parse_document, text},
+};
+
+/// The file's name in a platform's folder.
+pub(crate) const FILE_NAME: &str = "secrets.toml";
+
+/// Every password and key of a platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Secrets {
+    /// Of `postgres` on every server.
+    pub superuser: Secret,
+    /// Of `replicator`.
+    pub replicator: Secret,
+    /// Of `warehouse_reader` on the warehouse's port.
+    pub warehouse_reader: Secret,
+    /// Signs the console's sessions.
+    pub console_session_key: Secret,
+    /// Of the pack's roles that may log in.
+    pub roles: BTreeMap<String, Secret>,
+}
+
+impl Secrets {
+    /// New ones, with a password for each of `roles`.
+    #[must_use]
+    pub fn generate<'r>(roles: impl IntoIterator<Item = &'r str>) -> Self {
+        Self {
+            superuser: Secret::generate(),
+            replicator: Secret::generate(),
+            warehouse_reader: Secret::generate(),
+            console_session_key: Secret::generate(),
+            roles: roles.into_iter().map(|r| (r.to_owned(), Secret::generate())).collect(),
+        }
+    }
+
+    /// Generates passwords for those of `roles` that have none; returns the names.
+    pub fn complete<'r>(&mut self, roles: impl IntoIterator<Item = &'r str>) -> Vec<String> {
+        let mut added = Vec::new();
+        for role in roles {
+            if !self.roles.contains_key(role) {
+                self.roles.insert(role.to_owned(), Secret::generate());
+                added.push(role.to_owned());
+            }
+        }
+        added
+    }
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`ConfigError::SecretsOpen`] if group or others may do anything with it;
+    /// [`ConfigError::Missing`], [`ConfigError::Read`], [`ConfigError::Invalid`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => ConfigError::Missing { what: "the file of secrets", path: path.to_owned() },
+            _ => ConfigError::Read { path: path.to_owned(), source },
+        };
+        // the mode of the file that is read, not of one that takes its place in between
+        let mut file = fs::File::open(path).map_err(read)?;
+        let mode = file.metadata().map_err(read)?.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(ConfigError::SecretsOpen { path: path.to_owned(), mode });
+        }
+        let mut text = String::new();
+        io::Read::read_to_string(&mut file, &mut text).map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidData => ConfigError::NotText { path: path.to_owned() },
+            _ => read(source),
+        })?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, document: &str) -> Result<Self, ConfigError> {
+        let source = Source::new(path, document);
+        let parsed = parse_document(&source);
+        let table = Reader::new(&source, &schema::SECRETS, Some(parsed.get_ref()), 0..0);
+        let secret = |name| {
+            table
+                .read(name, |v| match text(v)? {
+                    empty if empty.is_empty() => Err(crate::table::Problem::new("must not be empty", "put a password there")),
+                    written => Ok(Secret::new(written)),
+                })
+                .map_or_else(|| Secret::new(""), |s| s.value)
+        };
+        let (superuser, replicator) = (secret("superuser"), secret("replicator"));
+        let (warehouse_reader, console_session_key) = (secret("warehouse_reader"), secret("console_session_key"));
+        let mut roles = BTreeMap::new();
+        for (role, _, value) in table.free_table("roles") {
+            match text(value.get_ref()) {
+                Ok(password) if !password.is_empty() => {
+                    roles.insert(role.to_owned(), Secret::new(password));
+                }
+                Ok(_) => table.wrong(Some(value.span()), format!("role `{role}`: the password is empty"), None),
+                Err(problem) => table.wrong(Some(value.span()), format!("role `{role}`: {}", problem.message), None),
+            }
+        }
+        let mut found = source.into_found();
+        if !found.is_empty() {
+            for diagnostic in &mut found {
+                conceal(diagnostic);
+            }
+            return Err(ConfigError::Invalid(Diagnostics(found)));
+        }
+        Ok(Self { superuser, replicator, warehouse_reader, console_session_key, roles })
+    }
+
+    /// Writes the file with mode 0600, whole or not at all.
+    ///
+    /// # Errors
+    /// [`ConfigError::Write`].
+    pub fn write(&self, path: &Path) -> Result<(), ConfigError> {
+        let mut document = toml_edit::DocumentMut::new();
+        document.decor_mut().set_prefix(
+            "# Made by `millrace init`. Only its owner may read it (mode 0600); keep it out of version control.\n",
+        );
+        for (name, secret) in [
+            ("superuser", &self.superuser),
+            ("replicator", &self.replicator),
+            ("warehouse_reader", &self.warehouse_reader),
+            ("console_session_key", &self.console_session_key),
+        ] {
+            document.insert(name, toml_edit::value(secret.reveal()));
+        }
+        let mut roles = toml_edit::Table::new();
+        for (name, secret) in &self.roles {
+            roles.insert(name, toml_edit::value(secret.reveal()));
+        }
+        document.insert("roles", toml_edit::Item::Table(roles));
+        files::write_atomic(path, document.to_string().as_bytes(), 0o600)
+            .map_err(|source| ConfigError::Write { path: path.to_owned(), source })
+    }
+}
+
+/// Hides what stands right of the equals sign: an error must not show a password.
+fn conceal(diagnostic: &mut crate::Diagnostic) {
+    let Some((key, _)) = diagnostic.snippet.split_once('=') else {
+        // a line without a key may be a password's second half
+        diagnostic.snippet = "…".to_owned();
+        diagnostic.column = 1;
+        diagnostic.width = 1;
+        diagnostic.hint = None;
+        return;
+    };
+    let shown = key.chars().count() + 1;
+    if diagnostic.column > shown {
+        diagnostic.column = shown + 2;
+        diagnostic.width = 1;
+        diagnostic.hint = None;
+    }
+    diagnostic.snippet = format!("{key}= …");
+}
