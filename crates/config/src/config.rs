@@ -289,7 +289,11 @@ fn nodes(cluster: &Reader<'_>, ports: &mut Ports<'_>) -> Vec<Node> {
         return defaults.map(|(name, port)| Node { name: name.to_owned(), port }).to_vec();
     };
     if tables.is_empty() {
-        cluster.wrong(None, "`nodes`: a cluster has at least one node", Some("remove the key for three, or add a [[cluster.nodes]]".to_owned()));
+        cluster.wrong(
+            None,
+            "`nodes`: a cluster has at least one node",
+            Some("remove the key for three, or add a [[cluster.nodes]]".to_owned()),
+        );
     }
     let mut nodes: Vec<Node> = Vec::new();
     for table in &tables {

@@ -54,17 +54,22 @@ impl ConfigError {
                 "make one with `millrace init --pack loans {}`, or name another folder with --dir",
                 folder.display()
             )),
-            Self::Missing { path, .. } => Some(format!("restore {}, or correct the path in millrace.toml", path.display())),
+            Self::Missing { path, .. } => {
+                Some(format!("restore {}, or correct the path in millrace.toml", path.display()))
+            }
             Self::NotText { .. } => Some("save the file as UTF-8".to_owned()),
             Self::SecretsOpen { path, .. } => Some(format!("close it with: chmod 600 {}", path.display())),
             Self::UnknownPack { known, near, .. } => Some(match near {
                 Some(near) => format!("did you mean `{near}`?"),
-                None if known.is_empty() => "no packs come with this build; name a folder that holds a pack.toml".to_owned(),
-                None => format!("packs that come with millrace: {}; or name a folder that holds a pack.toml", known.join(", ")),
+                None if known.is_empty() => {
+                    "no packs come with this build; name a folder that holds a pack.toml".to_owned()
+                }
+                None => format!(
+                    "packs that come with millrace: {}; or name a folder that holds a pack.toml",
+                    known.join(", ")
+                ),
             }),
-            Self::NotEmpty { folder, .. } => {
-                Some(format!("choose a new folder, or empty {} first", folder.display()))
-            }
+            Self::NotEmpty { folder, .. } => Some(format!("choose a new folder, or empty {} first", folder.display())),
             Self::PlatformExists { folder } => Some(format!("start it with `millrace up --dir {}`", folder.display())),
             Self::PortRange { .. } => Some("choose a lower first port".to_owned()),
         }

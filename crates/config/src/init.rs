@@ -130,7 +130,8 @@ fn prepare(folder: &Path) -> Result<bool, ConfigError> {
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), ConfigError> {
-    files::write_atomic(path, text.as_bytes(), mode).map_err(|source| ConfigError::Write { path: path.to_owned(), source })
+    files::write_atomic(path, text.as_bytes(), mode)
+        .map_err(|source| ConfigError::Write { path: path.to_owned(), source })
 }
 
 /// `millrace.toml` with what every key means.
@@ -145,7 +146,9 @@ fn render(name: &str, options: &InitOptions) -> Result<String, ConfigError> {
             (0..5).map(|n| first + n).collect()
         }
     };
-    let [a, b, c, warehouse, console] = ports.as_slice() else { return Err(ConfigError::PortRange { first: 0, last: 0 }) };
+    let [a, b, c, warehouse, console] = ports.as_slice() else {
+        return Err(ConfigError::PortRange { first: 0, last: 0 });
+    };
     let quoted = |text: &str| toml_edit::value(text).to_string();
     let mut text = String::new();
     let mut line = |line: &str| {
@@ -194,7 +197,9 @@ fn render(name: &str, options: &InitOptions) -> Result<String, ConfigError> {
     line("# batch_rows_max = 50000");
     line("# batch_bytes_max = \"64MiB\"");
     line("# copy_workers = 2");
-    line("# Log that the primary keeps for a reader that lags. Past it the copy starts anew, but the disk does not fill.");
+    line(
+        "# Log that the primary keeps for a reader that lags. Past it the copy starts anew, but the disk does not fill.",
+    );
     line("# slot_retention_max = \"8GiB\"");
     line("");
     line("[warehouse]");

@@ -57,14 +57,24 @@ pub(crate) const PLATFORM: Table = Table {
     header: "[platform]",
     about: "The platform itself.",
     keys: &[
-        key("name", "text", Required, "shown in the console and in logs; lowercase letters, digits, `-` and `_`, at most 40"),
+        key(
+            "name",
+            "text",
+            Required,
+            "shown in the console and in logs; lowercase letters, digits, `-` and `_`, at most 40",
+        ),
         key(
             "data_dir",
             "folder",
             Default("\"data\""),
             "where servers and the warehouse keep their data; it must be reachable for `user`",
         ),
-        key("user", "text", Default("\"postgres\""), "the unprivileged account that runs the servers when the platform is started by root"),
+        key(
+            "user",
+            "text",
+            Default("\"postgres\""),
+            "the unprivileged account that runs the servers when the platform is started by root",
+        ),
     ],
 };
 
@@ -72,7 +82,12 @@ pub(crate) const POSTGRES: Table = Table {
     header: "[postgres]",
     about: "What holds for every PostgreSQL server.",
     keys: &[
-        key("bin_dir", "folder", Nothing, "where `postgres` and `initdb` are; searched for in the usual places if absent"),
+        key(
+            "bin_dir",
+            "folder",
+            Nothing,
+            "where `postgres` and `initdb` are; searched for in the usual places if absent",
+        ),
         key(
             "settings",
             "table",
@@ -100,7 +115,12 @@ pub(crate) const NODE: Table = Table {
     header: "[[cluster.nodes]]",
     about: "One server. The first one listed starts as the primary.",
     keys: &[
-        key("name", "text", Required, "a lowercase letter, then letters, digits and `_`, at most 30; it names the server's folder and replication slot"),
+        key(
+            "name",
+            "text",
+            Required,
+            "a lowercase letter, then letters, digits and `_`, at most 30; it names the server's folder and replication slot",
+        ),
         key("port", "port", Required, "where the server listens"),
     ],
 };
@@ -118,7 +138,12 @@ pub(crate) const CAPTURE: Table = Table {
         key("batch_interval_ms", "integer", Default("1000"), "greatest age of a batch, in milliseconds, 10 to 3600000"),
         key("batch_rows_max", "integer", Default("50000"), "greatest number of changes in a batch, 1 to 10000000"),
         key("batch_bytes_max", "size", Default("\"64MiB\""), "greatest size of a batch, 1MiB to 4GiB"),
-        key("copy_workers", "integer", Default("2"), "connections that read tables side by side during the first copy, 1 to 64"),
+        key(
+            "copy_workers",
+            "integer",
+            Default("2"),
+            "connections that read tables side by side during the first copy, 1 to 64",
+        ),
         key("publication", "text", Default("\"millrace\""), "the publication's name on the primary"),
         key("slot", "text", Default("\"millrace\""), "the replication slot's name on the primary"),
         key(
@@ -137,7 +162,12 @@ pub(crate) const WAREHOUSE: Table = Table {
         key("engine", "text", Default("\"duckdb\""), "`duckdb`, embedded, is the one there is"),
         key("listen", "address", Default("\"127.0.0.1\""), "the address for readers"),
         key("port", "port", Default("5435"), "the port for readers"),
-        key("memory_limit", "size", Default("\"1GiB\""), "memory that the engine may use, at least 128MiB; what does not fit goes to disk"),
+        key(
+            "memory_limit",
+            "size",
+            Default("\"1GiB\""),
+            "memory that the engine may use, at least 128MiB; what does not fit goes to disk",
+        ),
         key("threads", "integer", Default("2"), "threads that the engine may use, 1 to 256"),
         key("max_connections", "integer", Default("100"), "readers at a time, 1 to 10000; the next one is refused"),
     ],
@@ -147,7 +177,12 @@ pub(crate) const CONSOLE: Table = Table {
     header: "[console]",
     about: "The web pages.",
     keys: &[
-        key("listen", "address", Default("\"127.0.0.1\""), "the address of the pages; 0.0.0.0 offers them to the network"),
+        key(
+            "listen",
+            "address",
+            Default("\"127.0.0.1\""),
+            "the address of the pages; 0.0.0.0 offers them to the network",
+        ),
         key("port", "port", Default("8400"), "the port of the pages"),
     ],
 };
@@ -197,7 +232,12 @@ pub(crate) const DASHBOARD: Table = Table {
     keys: &[
         key("title", "text", Required, "of the page"),
         key("description", "text", Default("\"\""), "one sentence"),
-        key("filters", "array of tables", Nothing, "parameters offered on top of the page; each tile takes those that its report has"),
+        key(
+            "filters",
+            "array of tables",
+            Nothing,
+            "parameters offered on top of the page; each tile takes those that its report has",
+        ),
         key("tile", "array of tables", Required, "the reports, in reading order"),
     ],
 };

@@ -87,7 +87,9 @@ impl Secrets {
         let secret = |name| {
             table
                 .read(name, |v| match text(v)? {
-                    empty if empty.is_empty() => Err(crate::table::Problem::new("must not be empty", "put a password there")),
+                    empty if empty.is_empty() => {
+                        Err(crate::table::Problem::new("must not be empty", "put a password there"))
+                    }
                     written => Ok(Secret::new(written)),
                 })
                 .map_or_else(|| Secret::new(""), |s| s.value)

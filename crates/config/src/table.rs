@@ -132,7 +132,10 @@ impl<'a> Reader<'a> {
     pub(crate) fn boolean(&self, name: &'static str) -> bool {
         self.read(name, |v| match v {
             DeValue::Boolean(b) => Ok(*b),
-            other => Err(Problem::new(format!("must be true or false, found {}", kind(other)), "write true or false, without quotes")),
+            other => Err(Problem::new(
+                format!("must be true or false, found {}", kind(other)),
+                "write true or false, without quotes",
+            )),
         })
         .is_some_and(|b| b.value)
     }
@@ -159,7 +162,8 @@ impl<'a> Reader<'a> {
                 return Ok(bytes);
             }
             let (least, most) = (units::format_size(*range.start()), units::format_size(*range.end()));
-            let hint = if *range.end() == u64::MAX { format!("at least {least}") } else { format!("{least} to {most}") };
+            let hint =
+                if *range.end() == u64::MAX { format!("at least {least}") } else { format!("{least} to {most}") };
             Err(Problem::new(format!("{written} is out of range"), hint))
         };
         self.read(name, convert).map_or(*range.start(), |b| b.value)
@@ -206,8 +210,7 @@ impl<'a> Reader<'a> {
                 Reader::new(self.source, schema, None, span)
             }
             None => {
-                let required =
-                    schema.keys.iter().any(|k| k.absent == Absent::Required) && self.is_required(name);
+                let required = schema.keys.iter().any(|k| k.absent == Absent::Required) && self.is_required(name);
                 if required {
                     self.source.wrong(
                         self.span.clone(),
@@ -274,7 +277,11 @@ impl<'a> Reader<'a> {
             }
             None => {
                 if self.is_required(name) {
-                    self.source.wrong(self.span.clone(), format!("{} lacks the table `{name}`", self.schema.header), None);
+                    self.source.wrong(
+                        self.span.clone(),
+                        format!("{} lacks the table `{name}`", self.schema.header),
+                        None,
+                    );
                 }
                 Vec::new()
             }
@@ -284,7 +291,10 @@ impl<'a> Reader<'a> {
     pub(crate) fn texts(&self, name: &'static str) -> Vec<String> {
         self.read(name, |v| match v {
             DeValue::Array(items) => items.iter().map(|item| text(item.get_ref())).collect(),
-            other => Err(Problem::new(format!("must be an array of texts, found {}", kind(other)), "write [\"one\", \"two\"]")),
+            other => Err(Problem::new(
+                format!("must be an array of texts, found {}", kind(other)),
+                "write [\"one\", \"two\"]",
+            )),
         })
         .map(|t| t.value)
         .unwrap_or_default()
@@ -294,7 +304,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn wrong(&self, span: Option<Range<usize>>, message: impl Into<String>, hint: Option<String>) {
         self.source.wrong(span.unwrap_or_else(|| self.span.clone()), message, hint);
     }
-
+}
 
 /// What a value is, for people.
 pub(crate) fn kind(value: &DeValue<'_>) -> &'static str {
@@ -312,8 +322,12 @@ pub(crate) fn kind(value: &DeValue<'_>) -> &'static str {
 pub(crate) fn text(value: &DeValue<'_>) -> Result<String, Problem> {
     match value {
         DeValue::String(s) => Ok(s.as_ref().to_owned()),
-        DeValue::Integer(n) => Err(Problem::new("must be a text, found an integer", format!("put it in quotes: \"{n}\""))),
-        DeValue::Boolean(b) => Err(Problem::new("must be a text, found true or false", format!("put it in quotes: \"{b}\""))),
+        DeValue::Integer(n) => {
+            Err(Problem::new("must be a text, found an integer", format!("put it in quotes: \"{n}\"")))
+        }
+        DeValue::Boolean(b) => {
+            Err(Problem::new("must be a text, found true or false", format!("put it in quotes: \"{b}\"")))
+        }
         other => Err(Problem::new(format!("must be a text, found {}", kind(other)), "write a text in quotes")),
     }
 }
@@ -341,8 +355,13 @@ pub(crate) fn identifier(name: String, length_max: usize, extra: &str) -> Result
     if name.is_empty() {
         return Err(Problem::new("must not be empty", allowed));
     }
-    if let Some(bad) = name.chars().find(|c| !(c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '_' || extra.contains(*c))) {
-        return Err(Problem::new(format!("`{}` may not be in a name", bad.escape_debug()), format!("allowed: {allowed}")));
+    if let Some(bad) =
+        name.chars().find(|c| !(c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '_' || extra.contains(*c)))
+    {
+        return Err(Problem::new(
+            format!("`{}` may not be in a name", bad.escape_debug()),
+            format!("allowed: {allowed}"),
+        ));
     }
     if name.starts_with(|c: char| !(c.is_ascii_lowercase() || c == '_')) {
         return Err(Problem::new("a name begins with a letter", format!("allowed: {allowed}")));

@@ -27,7 +27,9 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, BadSize> {
             let short: String = name.chars().filter(|c| *c != 'i').collect();
             name.eq_ignore_ascii_case(unit)
                 || short.eq_ignore_ascii_case(unit)
-                || (name.len() == 3 && unit.len() == 1 && name.chars().next().is_some_and(|c| unit.eq_ignore_ascii_case(&c.to_string())))
+                || (name.len() == 3
+                    && unit.len() == 1
+                    && name.chars().next().is_some_and(|c| unit.eq_ignore_ascii_case(&c.to_string())))
         });
         return Err(match (near, unit) {
             (_, "") => bad(format!("the size `{text}` has no unit"), example.to_owned()),
@@ -66,7 +68,9 @@ mod tests {
 
     #[test]
     fn wrong_units_say_what_to_write() {
-        for (text, hint) in [("64MB", "write 64MiB"), ("64m", "write 64MiB"), ("2g", "write 2GiB"), ("1kb", "write 1KiB")] {
+        for (text, hint) in
+            [("64MB", "write 64MiB"), ("64m", "write 64MiB"), ("2g", "write 2GiB"), ("1kb", "write 1KiB")]
+        {
             assert_eq!(parse_size(text).unwrap_err().hint, hint, "{text}");
         }
         for text in ["", "MiB", "-1MiB", "64", "1.5GiB", "64 parsecs", "99999999999TiB"] {

@@ -82,7 +82,11 @@ fn parse_filter(filter: &Reader<'_>, shown: &[&Report]) -> Param {
         names.sort_unstable();
         names.dedup();
         if !names.contains(&name.as_str()) {
-            filter.wrong(span.clone(), format!("no report on this page has a parameter `{name}`"), suggest(&name, "their parameters", &names));
+            filter.wrong(
+                span.clone(),
+                format!("no report on this page has a parameter `{name}`"),
+                suggest(&name, "their parameters", &names),
+            );
         }
         for report in shown {
             if report.params.iter().any(|p| p.name == name && p.param_type != param_type) {

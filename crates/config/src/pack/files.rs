@@ -46,15 +46,13 @@ pub(super) fn from_folder(folder: &Path) -> Result<BTreeMap<String, String>, Con
         entry.depth() > 0 && entry.file_name().to_str().is_none_or(|n| n.starts_with('.') || n.ends_with('~'))
     };
     for entry in walkdir::WalkDir::new(folder).follow_links(true).into_iter().filter_entry(|e| !hidden(e)) {
-        let entry = entry.map_err(|e| ConfigError::Read {
-            path: e.path().unwrap_or(folder).to_owned(),
-            source: e.into(),
-        })?;
+        let entry =
+            entry.map_err(|e| ConfigError::Read { path: e.path().unwrap_or(folder).to_owned(), source: e.into() })?;
         if !entry.file_type().is_file() {
             continue;
         }
-        let bytes = fs::read(entry.path())
-            .map_err(|source| ConfigError::Read { path: entry.path().to_owned(), source })?;
+        let bytes =
+            fs::read(entry.path()).map_err(|source| ConfigError::Read { path: entry.path().to_owned(), source })?;
         let text = String::from_utf8(bytes).map_err(|_| ConfigError::NotText { path: entry.path().to_owned() })?;
         if let Some(path) = entry.path().strip_prefix(folder).ok().and_then(Path::to_str) {
             files.insert(path.to_owned(), text);

@@ -38,7 +38,9 @@ pub(super) fn parse(path: &Path, document: &str, found: &mut Vec<Diagnostic>) ->
     let table = Reader::new(&source, &schema::PACK, Some(parsed.get_ref()), 0..0);
     let currency = table.read("currency", |v| match text(v)? {
         code if code.len() == 3 && code.bytes().all(|b| b.is_ascii_uppercase()) => Ok(code),
-        other => Err(Problem::new(format!("`{other}` is not a currency code"), "three capital letters, as in ISO 4217: KES")),
+        other => {
+            Err(Problem::new(format!("`{other}` is not a currency code"), "three capital letters, as in ISO 4217: KES"))
+        }
     });
     let mut roles: Vec<Role> = Vec::new();
     for role in table.tables("roles", &schema::ROLE).unwrap_or_default() {
@@ -51,7 +53,11 @@ pub(super) fn parse(path: &Path, document: &str, found: &mut Vec<Diagnostic>) ->
         }
         let (login, connect) = (role.boolean("login"), role.texts("connect"));
         if !login && !connect.is_empty() {
-            role.wrong(None, format!("the role `{name}` may connect but not log in"), Some("set login = true".to_owned()));
+            role.wrong(
+                None,
+                format!("the role `{name}` may connect but not log in"),
+                Some("set login = true".to_owned()),
+            );
         }
         roles.push(Role { name, login, connect, description: role.text("description") });
     }

@@ -103,7 +103,11 @@ pub(super) fn parse(origin: &Path, files: &BTreeMap<String, String>, found: &mut
     for undo in migrations.iter().filter(|m| matches!(m.kind, MigrationKind::Undo(_))) {
         let undoes = |m: &Migration| matches!((&m.kind, &undo.kind), (MigrationKind::Versioned(v), MigrationKind::Undo(u)) if v == u);
         if !migrations.iter().any(undoes) {
-            wrong(&undo.script, "it takes back a version that does not exist".to_owned(), "remove it, or correct its version");
+            wrong(
+                &undo.script,
+                "it takes back a version that does not exist".to_owned(),
+                "remove it, or correct its version",
+            );
         }
     }
     migrations
@@ -158,7 +162,10 @@ mod tests {
         let migrations = parse(Path::new("p"), &files, &mut found);
         assert_eq!(found, []);
         let scripts: Vec<_> = migrations.iter().map(|m| m.script.as_str()).collect();
-        assert_eq!(scripts, ["V1_1__first_thing.sql", "V2__a.sql", "U2__a.sql", "V10__b.sql", "R__a.sql", "R__views.sql"]);
+        assert_eq!(
+            scripts,
+            ["V1_1__first_thing.sql", "V2__a.sql", "U2__a.sql", "V10__b.sql", "R__a.sql", "R__views.sql"]
+        );
         assert_eq!(migrations[0].description, "first thing");
     }
 }

@@ -14,13 +14,22 @@ use crate::{
 pub(crate) const HEAD_REFERENCE: &[(&str, &str)] = &[
     ("title: Monthly revenue", "shown above the chart; required"),
     ("description: What was paid, by month", "one sentence"),
-    ("param: from date \"From\" = 2024-01-01", "a parameter: name, `text`, `integer`, `decimal` or `date`, label, and what holds if the reader gives none; without a default it is null"),
+    (
+        "param: from date \"From\" = 2024-01-01",
+        "a parameter: name, `text`, `integer`, `decimal` or `date`, label, and what holds if the reader gives none; without a default it is null",
+    ),
     ("choices: segment: SELECT …", "the first column lists the values of the parameter `segment`"),
     ("chart: bar", "`number`, `bar`, `horizontal_bar`, `line`, `pie` or `table` (the default)"),
     ("x: month", "the column on the axis, or the slices' names"),
     ("y: principal, interest", "the columns that are drawn"),
-    ("format: revenue=money, month=month", "how columns are written: `plain`, `integer`, `money`, `percent`, `date` or `month`"),
-    ("drill: payments(from=month)", "the report that a click opens, its parameters taken from columns of the clicked row"),
+    (
+        "format: revenue=money, month=month",
+        "how columns are written: `plain`, `integer`, `money`, `percent`, `date` or `month`",
+    ),
+    (
+        "drill: payments(from=month)",
+        "the report that a click opens, its parameters taken from columns of the clicked row",
+    ),
 ];
 
 const KEYS: &[&str] = &["title", "description", "param", "choices", "chart", "x", "y", "format", "drill"];
@@ -85,7 +94,10 @@ fn parse(path: &Path, name: &str, text: &str, found: &mut Vec<Diagnostic>) -> (R
     let mut params = params(&source, &head);
     choices(&source, &head, &mut params);
 
-    let chart = head.one("chart").and_then(|f| word(&source, f.span.clone(), &f.value, "chart", CHARTS)).unwrap_or(ChartKind::Table);
+    let chart = head
+        .one("chart")
+        .and_then(|f| word(&source, f.span.clone(), &f.value, "chart", CHARTS))
+        .unwrap_or(ChartKind::Table);
     let x = head.one("x").filter(|f| !f.value.is_empty()).map(|f| f.value.clone());
     let y: Vec<String> = head.one("y").map(|f| list(&f.value)).unwrap_or_default();
     let needs_x = !matches!(chart, ChartKind::Number | ChartKind::Table);
@@ -151,7 +163,13 @@ fn list(text: &str) -> Vec<String> {
 }
 
 /// Looks a word up among the known ones; an unknown one is recorded.
-pub(super) fn word<T: Copy>(source: &Source<'_>, span: Range<usize>, text: &str, what: &str, known: &[(&str, T)]) -> Option<T> {
+pub(super) fn word<T: Copy>(
+    source: &Source<'_>,
+    span: Range<usize>,
+    text: &str,
+    what: &str,
+    known: &[(&str, T)],
+) -> Option<T> {
     if let Some((_, value)) = known.iter().find(|(name, _)| *name == text) {
         return Some(*value);
     }
@@ -208,7 +226,11 @@ fn params(source: &Source<'_>, head: &head::Head<'_>) -> Vec<Param> {
         if let Some(default) = &default
             && let Some(hint) = unfit(param_type, default)
         {
-            source.wrong(field.span.clone(), format!("the default `{default}` does not fit the type {type_name}"), Some(hint.to_owned()));
+            source.wrong(
+                field.span.clone(),
+                format!("the default `{default}` does not fit the type {type_name}"),
+                Some(hint.to_owned()),
+            );
         }
         params.push(Param { name: name.to_owned(), param_type, label, default, choices_sql: None });
     }
@@ -239,17 +261,29 @@ pub(super) fn unfit(param_type: ParamType, text: &str) -> Option<&'static str> {
 fn choices(source: &Source<'_>, head: &head::Head<'_>, params: &mut [Param]) {
     for field in head.all("choices") {
         let Some((name, statement)) = field.value.split_once(':') else {
-            source.wrong(field.span.clone(), "a parameter's name and a colon must come first", Some("write: -- choices: segment: SELECT …".to_owned()));
+            source.wrong(
+                field.span.clone(),
+                "a parameter's name and a colon must come first",
+                Some("write: -- choices: segment: SELECT …".to_owned()),
+            );
             continue;
         };
         let (name, statement) = (name.trim(), statement.trim());
         let names: Vec<String> = params.iter().map(|p| p.name.clone()).collect();
         match params.iter_mut().find(|p| p.name == name) {
             Some(param) if !statement.is_empty() => param.choices_sql = Some(statement.to_owned()),
-            Some(_) => source.wrong(field.span.clone(), "the statement is missing", Some("write: -- choices: segment: SELECT …".to_owned())),
+            Some(_) => source.wrong(
+                field.span.clone(),
+                "the statement is missing",
+                Some("write: -- choices: segment: SELECT …".to_owned()),
+            ),
             None => {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                source.wrong(field.span.clone(), format!("unknown parameter `{name}`"), suggest(name, "parameters", &names));
+                source.wrong(
+                    field.span.clone(),
+                    format!("unknown parameter `{name}`"),
+                    suggest(name, "parameters", &names),
+                );
             }
         }
     }
@@ -265,7 +299,11 @@ fn formats(source: &Source<'_>, head: &head::Head<'_>) -> Vec<(String, Format)> 
                 let known = word(source, span, format.trim(), "format", FORMATS);
                 formats.extend(known.map(|f| (column.trim().to_owned(), f)));
             }
-            None => source.wrong(span, format!("`{part}` is not column=format"), Some("write: -- format: revenue=money, month=month".to_owned())),
+            None => source.wrong(
+                span,
+                format!("`{part}` is not column=format"),
+                Some("write: -- format: revenue=money, month=month".to_owned()),
+            ),
         }
     }
     formats
