@@ -11,3 +11,16 @@ pub struct ModelError {
     pub message: String,
     pub hint: Option<String>,
 }
+
+impl ModelError {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds "did you mean" if a known name is near.
+    pub(crate) fn near<'a>(mut self, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+        self.hint = crate::declare::nearest(name, known).map(|found| format!("did you mean `{found}`?"));
+        self
+    }
+}
