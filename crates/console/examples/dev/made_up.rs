@@ -1,0 +1,300 @@
+//! Figures that look like a lender's, from arithmetic alone.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use millrace_base::{Clock, Lsn, Micros, SystemClock};
+use millrace_console::{Users, UsersError};
+use millrace_contract::{
+    Query, QueryError, Reader, RowStream, Value,
+    operate::{Check, OperateError, Operator, Proof},
+    query::{Freshness, ResultColumn, ValueType},
+    report::{ChartKind, Dashboard, Drill, Format, Param, ParamType, Report, ReportCatalog, Tile},
+    status::{
+        CaptureState, CaptureStatus, DiskStatus, Finding, ListenerStatus, NodeRole, NodeState, NodeStatus,
+        PlatformStatus, RunStatus, Severity, SlotStatus,
+    },
+};
+
+#[derive(Debug, Default)]
+pub(crate) struct People(Mutex<HashMap<String, String>>);
+
+impl Users for People {
+    fn password_hash(&self, name: &str) -> BoxFuture<'_, Result<Option<String>, UsersError>> {
+        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        Box::pin(async { Ok(found) })
+    }
+
+    fn count(&self) -> BoxFuture<'_, Result<u64, UsersError>> {
+        Box::pin(async { Ok(1) })
+    }
+
+    fn put(&self, name: &str, hash: String) -> BoxFuture<'_, Result<(), UsersError>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), hash);
+        Box::pin(async { Ok(()) })
+    }
+}
+
+fn param(name: &str, param_type: ParamType, label: &str, choices: Option<&str>) -> Param {
+    Param { name: name.into(), param_type, label: label.into(), default: None, choices_sql: choices.map(Into::into) }
+}
+
+fn params() -> Vec<Param> {
+    vec![
+        param("from", ParamType::Date, "From", None),
+        param("to", ParamType::Date, "To", None),
+        param("branch", ParamType::Text, "Branch", Some("branches")),
+    ]
+}
+
+fn report(name: &str, title: &str, chart: ChartKind, x: Option<&str>, y: &[(&str, Format)], drill: Option<&str>) -> Arc<Report> {
+    Arc::new(Report {
+        name: name.into(),
+        title: title.into(),
+        description: "Payments received, by the date they were booked.".into(),
+        source_sql: format!("-- {title}\nSELECT *\n  FROM warehouse.vw_{name}\n WHERE payment_date >= :from\n   AND branch_code = coalesce(:branch, branch_code)"),
+        sql: name.into(),
+        params: params(),
+        chart,
+        x: x.map(Into::into),
+        y: y.iter().map(|(y, _)| (*y).to_owned()).collect(),
+        formats: y.iter().map(|(y, format)| ((*y).to_owned(), *format)).chain(x.map(|x| (x.to_owned(), if x == "month" { Format::Month } else { Format::Plain }))).collect(),
+        drill: drill.map(|column| Drill { report: "payments".into(), bind: vec![(column.to_owned(), x.unwrap_or("month").to_owned())] }),
+    })
+}
+
+pub(crate) fn catalog() -> ReportCatalog {
+    use ChartKind::{Bar, HorizontalBar, Line, Number, Pie, Table};
+    use Format::{Integer, Money, Percent, Plain};
+    let reports = vec![
+        report("loans_issued", "Loans issued", Number, None, &[("loans_issued", Integer)], None),
+        report("revenue", "Revenue", Number, None, &[("revenue", Money)], None),
+        report("outstanding", "Outstanding balance", Number, None, &[("outstanding", Money)], None),
+        report("default_rate", "Default rate", Number, None, &[("default_rate", Percent)], None),
+        report("monthly_revenue", "Monthly revenue", Bar, Some("month"), &[("interest", Money), ("penalties", Money)], Some("from")),
+        report("status", "Loan status", Pie, Some("status"), &[("loans", Integer)], Some("status")),
+        report("methods", "Payment methods", Pie, Some("method"), &[("amount", Money)], Some("method")),
+        report("top_customers", "Top customers", HorizontalBar, Some("customer"), &[("total_paid", Money)], Some("customer")),
+        report("payments_line", "Payments a month", Line, Some("month"), &[("payments", Integer)], Some("from")),
+        report("branches", "Branch performance", Table, Some("branch"), &[("loans", Integer), ("collected", Money), ("default_rate", Percent)], Some("branch")),
+        report("payments", "Payments", Table, Some("payment_id"), &[("amount", Money), ("customer", Plain)], None),
+    ];
+    let tile = |report: &str, width| Tile { report: report.into(), width, title: None };
+    let dashboard = Dashboard {
+        slug: "loans".into(),
+        title: "Loans".into(),
+        description: "What was lent, what came back, and who pays.".into(),
+        filters: params(),
+        tiles: vec![
+            tile("loans_issued", 3), tile("revenue", 3), tile("outstanding", 3), tile("default_rate", 3),
+            tile("monthly_revenue", 8), tile("status", 4),
+            tile("top_customers", 6), tile("payments_line", 6),
+            tile("methods", 4), tile("branches", 8),
+        ],
+    };
+    ReportCatalog { reports, dashboards: vec![Arc::new(dashboard)], currency: Some("KES".into()) }
+}
+
+#[derive(Debug)]
+pub(crate) struct Source {
+    clock: SystemClock,
+    runs: i64,
+}
+
+fn column(name: &str, value_type: ValueType) -> ResultColumn {
+    ResultColumn { name: name.into(), value_type }
+}
+
+const MONEY: ValueType = ValueType::Decimal { precision: 38, scale: 2 };
+
+fn money(cents: i64) -> Value {
+    Value::Decimal { unscaled: i128::from(cents), scale: 2 }
+}
+
+fn text(text: impl Into<String>) -> Value {
+    Value::Text(text.into().into())
+}
+
+type Answer = (Vec<ResultColumn>, Vec<Vec<Value>>);
+
+impl Source {
+    pub(crate) fn new() -> Self {
+        Self { clock: SystemClock::new(), runs: 4200 }
+    }
+
+    fn beat(&self) -> i64 {
+        i64::try_from(self.clock.monotonic().as_secs() / 2).unwrap_or(0)
+    }
+
+    fn now(&self) -> Freshness {
+        let now = self.clock.wall().0;
+        Freshness {
+            watermark: Lsn(0x1_4A3B_0000 + u64::try_from(self.beat() * 7919).unwrap_or(0)),
+            commit_time: Micros(now - 1_400_000),
+            confirmed_at: Micros(now - 600_000),
+            run_id: self.runs + self.beat(),
+        }
+    }
+
+    fn answer(&self, sql: &str) -> Answer {
+        let b = self.beat();
+        let customers = ["Amina Otieno", "Njoroge & Sons Ltd", "Lakeview Agrovet", "Grace Wanjiku", "Baraka Transporters", "Mwangi Hardware", "Coastal Fisheries Cooperative Society", "Joseph Kiptoo", "Zawadi Textiles", "Halima Abdi"];
+        let branches = ["NBO-01", "MBA-02", "KSM-03", "NKR-04", "ELD-05", "THK-06"];
+        let month = |i: i64| Value::Date(i32::try_from(19_358 + i * 365 / 12 + 10).unwrap_or(0) / 1);
+        match sql {
+            "loans_issued" => (vec![column("loans_issued", ValueType::Int8)], vec![vec![Value::Int(18_204 + b)]]),
+            "revenue" => (vec![column("revenue", MONEY)], vec![vec![money(8_412_903_455 + b * 1_733_21)]]),
+            "outstanding" => (vec![column("outstanding", MONEY)], vec![vec![money(31_220_118_040 - b * 99_100)]]),
+            "default_rate" => (vec![column("default_rate", ValueType::Float8)], vec![vec![Value::Float(0.0374)]]),
+            "monthly_revenue" => (
+                vec![column("month", ValueType::Date), column("interest", MONEY), column("penalties", MONEY)],
+                (0..24i64).map(|i| {
+                    let wave = (i * 37) % 11 * 900_000;
+                    let grow = if i == 23 { b * 300_000 } else { 0 };
+                    vec![month(i), money(18_000_000 + i * 1_450_000 + wave + grow), money(900_000 + (i * 53) % 7 * 210_000)]
+                }).collect(),
+            ),
+            "payments_line" => (
+                vec![column("month", ValueType::Date), column("payments", ValueType::Int8)],
+                (0..24i64).map(|i| vec![month(i), Value::Int(3_100 + i * 95 + (i * 29) % 13 * 60)]).collect(),
+            ),
+            "status" => (
+                vec![column("status", ValueType::Text), column("loans", ValueType::Int8)],
+                [("active", 9_120 + b), ("repaid", 7_844), ("pending", 560), ("defaulted", 680)].map(|(s, n)| vec![text(s), Value::Int(n)]).to_vec(),
+            ),
+            "methods" => (
+                vec![column("method", ValueType::Text), column("amount", MONEY)],
+                [("mpesa", 4_912_000_000i64), ("bank_transfer", 2_204_000_000), ("cash", 901_000_000), ("cheque", 212_000_000), ("online", 640_000_000)].map(|(m, n)| vec![text(m), money(n)]).to_vec(),
+            ),
+            "top_customers" => (
+                vec![column("customer", ValueType::Text), column("total_paid", MONEY)],
+                customers.iter().zip(0i64..).map(|(c, i)| vec![text(*c), money(182_000_000 - i * 14_350_000 + i * i * 310_000)]).collect(),
+            ),
+            "branches" => (
+                vec![column("branch", ValueType::Text), column("loans", ValueType::Int8), column("collected", MONEY), column("default_rate", ValueType::Float8)],
+                branches.iter().zip(0i32..).map(|(name, i)| vec![text(*name), Value::Int(4_200 - i64::from(i) * 512), money(2_300_000_000 - i64::from(i) * 301_000_000), Value::Float(0.021 + f64::from(i * 7 % 5) * 0.006)]).collect(),
+            ),
+            "branches_list" | "branches;" => (vec![], vec![]),
+            _ => (
+                vec![column("payment_id", ValueType::Int8), column("paid_at", ValueType::TimestampTz), column("customer", ValueType::Text), column("amount", MONEY)],
+                (0..240i64).map(|i| vec![Value::Int(90_000 + i), Value::TimestampTz(1_704_000_000_000_000 + i * 86_400_000_000 / 5), text(customers[usize::try_from(i % 10).unwrap_or(0)]), money(120_000 + (i * 7_919) % 90_000)]).collect(),
+            ),
+        }
+    }
+}
+
+impl Reader for Source {
+    fn query(&self, query: Query) -> BoxFuture<'_, Result<RowStream, QueryError>> {
+        Box::pin(async move {
+            for value in &query.params {
+                match value {
+                    Value::Text(text) if &**text == "FAIL" => {
+                        return Err(QueryError { sqlstate: "22012", message: "division by zero".into(), hint: Some("choose another branch".into()) });
+                    }
+                    Value::Text(text) if &**text == "LATE" && query.sql == "methods" => tokio::time::sleep(Duration::from_secs(3)).await,
+                    _ => {}
+                }
+            }
+            let (columns, rows) = if query.sql == "branches" && query.params.is_empty() {
+                let list = ["NBO-01", "MBA-02", "KSM-03", "FAIL", "LATE"];
+                (vec![column("branch", ValueType::Text)], list.map(|b| vec![text(b)]).to_vec())
+            } else {
+                self.answer(query.sql.split_whitespace().find(|w| !["SELECT", "*", "FROM", "("].contains(w)).unwrap_or(&query.sql))
+            };
+            let (sender, receiver) = tokio::sync::mpsc::channel(1);
+            let sent = sender.try_send(Ok(rows));
+            debug_assert!(sent.is_ok());
+            Ok(RowStream { columns, freshness: self.now(), rows: receiver })
+        })
+    }
+
+    fn describe(&self, sql: &str) -> BoxFuture<'_, Result<(Vec<ResultColumn>, usize), QueryError>> {
+        let (columns, _) = self.answer(sql);
+        Box::pin(async move { Ok((columns, 3)) })
+    }
+
+    fn freshness(&self) -> BoxFuture<'_, Result<Freshness, QueryError>> {
+        Box::pin(async { Ok(self.now()) })
+    }
+
+    fn release(&self, _name: &str) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+fn run(id: i64, now: Micros) -> RunStatus {
+    let failed = id % 37 == 0;
+    RunStatus {
+        run_id: id,
+        kind: if id == 1 { "initial_copy" } else { "changes" }.into(),
+        status: if failed { "failed" } else { "succeeded" }.into(),
+        started_at: Micros(now.0 - (4300 - id) * 2_000_000),
+        duration_ms: Some(u64::try_from(20 + id * 7 % 60).unwrap_or(0)),
+        rows_inserted: u64::try_from(id * 13 % 900).unwrap_or(0),
+        rows_updated: u64::try_from(id * 31 % 300).unwrap_or(0),
+        rows_deleted: u64::try_from(id % 5).unwrap_or(0),
+        watermark: Lsn(0x1_4A3B_0000 + u64::try_from(id * 100).unwrap_or(0)),
+        error: failed.then(|| "the warehouse cannot commit now: no space left on device".into()),
+    }
+}
+
+impl Operator for Source {
+    fn status(&self) -> BoxFuture<'_, PlatformStatus> {
+        let now = self.clock.wall();
+        let node = |name: &str, port, role, lag: Option<u64>| NodeStatus {
+            name: name.into(),
+            port,
+            role,
+            state: NodeState::Running,
+            pid: Some(4711),
+            since: Some(Micros(now.0 - 7_412_000_000)),
+            timeline: Some(1),
+            lsn: Some(self.now().watermark),
+            lag_bytes: lag,
+            streaming: lag.map(|_| true),
+            doing: "watches it".into(),
+        };
+        let status = PlatformStatus {
+            name: "Kilima Finance".into(),
+            version: "0.1.0".into(),
+            pid: 4242,
+            started_at: Micros(now.0 - 7_420_000_000),
+            now,
+            nodes: vec![node("a", 5440, NodeRole::Primary, None), node("b", 5441, NodeRole::Replica, Some(0)), node("c", 5442, NodeRole::Replica, Some(18_440))],
+            slots: vec![
+                SlotStatus { name: "node_b".into(), slot_type: "physical".into(), active: true, retained_bytes: Some(0), safe_wal_bytes: Some(4_000_000_000), wal_status: Some("reserved".into()) },
+                SlotStatus { name: "node_c".into(), slot_type: "physical".into(), active: true, retained_bytes: Some(18_440), safe_wal_bytes: Some(4_000_000_000), wal_status: Some("reserved".into()) },
+                SlotStatus { name: "millrace_capture".into(), slot_type: "logical".into(), active: true, retained_bytes: Some(55_000), safe_wal_bytes: Some(4_000_000_000), wal_status: Some("reserved".into()) },
+            ],
+            capture: CaptureStatus { state: CaptureState::Streaming, watermark: self.now().watermark, source_lsn: self.now().watermark, lag_bytes: 812, lag_ms: 340, changes_applied: 1_204_881, quarantined: vec![] },
+            last_run: Some(run(4200 + self.beat(), now)),
+            disks: vec![DiskStatus { path: "/srv/platform".into(), free_bytes: 61_000_000_000, total_bytes: 100_000_000_000, used_bytes: 3_400_000_000 }],
+            listeners: vec![ListenerStatus { name: "console".into(), address: "127.0.0.1:8400".into() }, ListenerStatus { name: "warehouse".into(), address: "127.0.0.1:5435".into() }],
+            memory_bytes: 412_000_000,
+            findings: if self.beat() % 40 < 20 { vec![] } else { vec![Finding { severity: Severity::Warning, subject: "node c".into(), what: "replays 18 KiB behind the primary".into(), since: Some(Micros(now.0 - 61_000_000)), what_to_do: "millrace logs c".into() }] },
+        };
+        Box::pin(async { status })
+    }
+
+    fn runs(&self, limit: usize) -> BoxFuture<'_, Result<Vec<RunStatus>, OperateError>> {
+        let now = self.clock.wall();
+        let newest = 4200 + self.beat();
+        Box::pin(async move { Ok((1..=newest).rev().take(limit).map(|id| run(id, now)).collect()) })
+    }
+
+    fn verify(&self) -> BoxFuture<'_, Result<Vec<Check>, OperateError>> {
+        Box::pin(async { Ok(vec![]) })
+    }
+
+    fn prove(&self) -> BoxFuture<'_, Result<Proof, OperateError>> {
+        Box::pin(async { Err(OperateError { message: "there is nothing to compare".into(), hint: None }) })
+    }
+
+    fn resync(&self, _table: &str) -> BoxFuture<'_, Result<(), OperateError>> {
+        Box::pin(async { Ok(()) })
+    }
+}

@@ -1,0 +1,94 @@
+//! The browser's files, embedded: script and style bundled by `web/`, the icon.
+
+use axum::{
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use sha2::{Digest, Sha256};
+
+use crate::Shared;
+
+#[derive(Debug)]
+struct Asset {
+    name: &'static str,
+    content_type: &'static str,
+    plain: &'static [u8],
+    gzip: Option<&'static [u8]>,
+    brotli: Option<&'static [u8]>,
+    version: String,
+}
+
+/// All files with the version that their URLs carry.
+#[derive(Debug)]
+pub(crate) struct Assets(Vec<Asset>);
+
+macro_rules! bundled {
+    ($name:literal, $content_type:literal) => {
+        Asset {
+            name: $name,
+            content_type: $content_type,
+            plain: include_bytes!(concat!("../../../web/dist/", $name)),
+            gzip: Some(include_bytes!(concat!("../../../web/dist/", $name, ".gz"))),
+            brotli: Some(include_bytes!(concat!("../../../web/dist/", $name, ".br"))),
+            version: String::new(),
+        }
+    };
+}
+
+impl Assets {
+    pub(crate) fn new() -> Self {
+        let mut assets = vec![
+            bundled!("app.css", "text/css; charset=utf-8"),
+            bundled!("app.js", "text/javascript; charset=utf-8"),
+            bundled!("boot.js", "text/javascript; charset=utf-8"),
+            bundled!("charts.js", "text/javascript; charset=utf-8"),
+            Asset {
+                name: "icon.svg",
+                content_type: "image/svg+xml",
+                plain: include_bytes!("icon.svg"),
+                gzip: None,
+                brotli: None,
+                version: String::new(),
+            },
+        ];
+        for asset in &mut assets {
+            asset.version =
+                Sha256::digest(asset.plain).iter().take(5).fold(String::new(), |hex, b| format!("{hex}{b:02x}"));
+        }
+        Self(assets)
+    }
+
+    /// The URL of a file; it changes with the content.
+    pub(crate) fn url(&self, name: &str) -> String {
+        let version = self.0.iter().find(|a| a.name == name).map_or("", |a| a.version.as_str());
+        format!("/assets/{name}?v={version}")
+    }
+}
+
+/// `GET /assets/{name}`: the URL carries the content's hash, so it may be kept for ever.
+pub(crate) async fn serve(State(console): State<Shared>, Path(name): Path<String>, headers: HeaderMap) -> Response {
+    let Some(asset) = console.assets.0.iter().find(|a| a.name == name) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let accepts = |encoding| accepted.split(',').any(|part| part.trim().split(';').next() == Some(encoding));
+    let (body, encoding) = match (asset.brotli, asset.gzip) {
+        (Some(brotli), _) if accepts("br") => (brotli, Some("br")),
+        (_, Some(gzip)) if accepts("gzip") => (gzip, Some("gzip")),
+        _ => (asset.plain, None),
+    };
+    let mut response = (
+        [
+            (header::CONTENT_TYPE, asset.content_type),
+            (header::CACHE_CONTROL, "public, max-age=31536000, immutable"),
+            (header::VARY, "Accept-Encoding"),
+        ],
+        body,
+    )
+        .into_response();
+    if let Some(encoding) = encoding {
+        response.headers_mut().insert(header::CONTENT_ENCODING, axum::http::HeaderValue::from_static(encoding));
+    }
+    response
+}

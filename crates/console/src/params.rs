@@ -1,0 +1,183 @@
+//! Filters of a URL → values of a report's parameters.
+
+use millrace_contract::{
+    query::Value,
+    report::{Param, ParamType, Report},
+};
+
+/// A value in the URL does not fit its parameter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not {expected} for “{label}”")]
+pub(crate) struct BadParam {
+    label: String,
+    text: String,
+    expected: &'static str,
+}
+
+/// The query part of a URL, in its order. Names that begin with `_` are the console's own.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Filters(Vec<(String, String)>);
+
+impl Filters {
+    pub(crate) fn new(pairs: Vec<(String, String)>) -> Self {
+        Self(pairs)
+    }
+
+    /// What the reader gave; an empty text is as good as none.
+    pub(crate) fn given(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    /// Whether the name is in the URL at all, even empty: then a default does not apply.
+    fn names(&self, name: &str) -> bool {
+        self.0.iter().any(|(key, _)| key == name)
+    }
+
+    /// What applies to a parameter: the given text, else its default.
+    pub(crate) fn effective<'a>(&'a self, param: &'a Param) -> Option<&'a str> {
+        if self.names(&param.name) { self.given(&param.name) } else { param.default.as_deref() }
+    }
+
+    /// Fills in the defaults of a dashboard's filters, which go before those of its reports.
+    pub(crate) fn with_defaults(mut self, params: &[Param]) -> Self {
+        for param in params {
+            if let (false, Some(default)) = (self.names(&param.name), &param.default) {
+                self.0.push((param.name.clone(), default.clone()));
+            }
+        }
+        self
+    }
+
+    /// Whether the reader gave any of `params`.
+    pub(crate) fn any_given(&self, params: &[Param]) -> bool {
+        params.iter().any(|p| self.given(&p.name).is_some())
+    }
+
+    /// The pairs that concern `params`, for the link to another page about the same data.
+    pub(crate) fn for_params(&self, params: &[Param]) -> Vec<(String, String)> {
+        self.0.iter().filter(|(key, _)| params.iter().any(|p| p.name == *key)).cloned().collect()
+    }
+
+    /// Binds all parameters of a report in their order.
+    ///
+    /// # Errors
+    /// The first value that does not fit.
+    pub(crate) fn bind(&self, report: &Report) -> Result<Vec<Value>, BadParam> {
+        report.params.iter().map(|param| value(param, self.effective(param))).collect()
+    }
+
+    /// This URL's pairs with one replaced (or taken out).
+    pub(crate) fn with(&self, name: &str, value: Option<&str>) -> Vec<(String, String)> {
+        let mut pairs: Vec<_> = self.0.iter().filter(|(key, _)| key != name).cloned().collect();
+        if let Some(value) = value {
+            pairs.push((name.to_owned(), value.to_owned()));
+        }
+        pairs
+    }
+}
+
+fn value(param: &Param, text: Option<&str>) -> Result<Value, BadParam> {
+    let Some(text) = text else { return Ok(Value::Null) };
+    let bad = |expected| BadParam { label: param.label.clone(), text: text.chars().take(80).collect(), expected };
+    Ok(match param.param_type {
+        ParamType::Text => Value::Text(text.into()),
+        ParamType::Integer => Value::Int(text.parse().map_err(|_| bad("a whole number"))?),
+        ParamType::Decimal => decimal(text).ok_or_else(|| bad("a number"))?,
+        ParamType::Date => {
+            let date: jiff::civil::Date = text.parse().map_err(|_| bad("a date like 2024-01-31"))?;
+            let epoch = jiff::civil::Date::constant(1970, 1, 1);
+            Value::Date(epoch.until(date).map_err(|_| bad("a date"))?.get_days())
+        }
+    })
+}
+
+fn decimal(text: &str) -> Option<Value> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = whole.strip_prefix('-').unwrap_or(whole);
+    if digits.is_empty() || !digits.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let scale = u8::try_from(fraction.len()).ok().filter(|scale| *scale <= 38)?;
+    Some(Value::Decimal { unscaled: format!("{whole}{fraction}").parse().ok()?, scale })
+}
+
+/// `?a=1&b=2`, or nothing; percent-encoded.
+pub(crate) fn query_string<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let mut text = String::new();
+    for (key, value) in pairs {
+        text.push(if text.is_empty() { '?' } else { '&' });
+        encode(key, &mut text);
+        text.push('=');
+        encode(value, &mut text);
+    }
+    text
+}
+
+/// As [`query_string`], of owned pairs.
+pub(crate) fn query_of(pairs: &[(String, String)]) -> String {
+    query_string(pairs.iter().map(|(k, v)| (k.as_str(), v.as_str())))
+}
+
+fn encode(text: &str, to: &mut String) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => to.push(char::from(byte)),
+            _ => {
+                to.push('%');
+                to.push(char::from(HEX[usize::from(byte >> 4)]));
+                to.push(char::from(HEX[usize::from(byte & 15)]));
+            }
+        }
+    }
+}
+
+/// A path of this console to go back to; anything else could lead a reader to another site.
+pub(crate) fn local_path(text: &str) -> Option<&str> {
+    let good = ["/dashboards/", "/reports/"].iter().any(|start| text.starts_with(start));
+    (good && !text.contains("//") && !text.contains('\\') && text.bytes().all(|b| b.is_ascii_graphic())).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn param(param_type: ParamType, default: Option<&str>) -> Param {
+        Param { name: "p".into(), param_type, label: "P".into(), default: default.map(Into::into), choices_sql: None }
+    }
+
+    #[test]
+    fn texts_become_values_or_clear_errors() {
+        let cases = [
+            (ParamType::Date, "2024-03-01", Ok(Value::Date(19_783))),
+            (ParamType::Date, "1969-12-31", Ok(Value::Date(-1))),
+            (ParamType::Date, "2024-02-30", Err("`2024-02-30` is not a date like 2024-01-31 for “P”")),
+            (ParamType::Integer, "-7", Ok(Value::Int(-7))),
+            (ParamType::Integer, "1; drop table x", Err("`1; drop table x` is not a whole number for “P”")),
+            (ParamType::Decimal, "-1.50", Ok(Value::Decimal { unscaled: -150, scale: 2 })),
+            (ParamType::Decimal, "1e5", Err("`1e5` is not a number for “P”")),
+            (ParamType::Decimal, "-", Err("`-` is not a number for “P”")),
+            (ParamType::Text, "it's", Ok(Value::Text("it's".into()))),
+        ];
+        for (param_type, text, expected) in cases {
+            let found = value(&param(param_type, None), Some(text)).map_err(|e| e.to_string());
+            assert_eq!(found, expected.map_err(str::to_owned), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_empty_filter_overrides_the_default() {
+        let param = param(ParamType::Text, Some("all"));
+        assert_eq!(Filters::default().effective(&param), Some("all"));
+        assert_eq!(Filters::new(vec![("p".into(), " ".into())]).effective(&param), None);
+    }
+
+    #[test]
+    fn only_own_paths_are_followed_back() {
+        assert!(local_path("/dashboards/loans?from=2024-01-01").is_some());
+        for bad in ["//evil.example/dashboards/", "https://x", "/dashboards//evil", "javascript:x", "/dashboards/\\x", "/login"] {
+            assert_eq!(local_path(bad), None, "{bad}");
+        }
+        assert_eq!(query_string([("a b", "ä&=")]), "?a%20b=%C3%A4%26%3D");
+    }
+}

@@ -1,0 +1,139 @@
+//! Who may pass, and the headers that every answer carries.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::{
+    extract::{ConnectInfo, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Redirect, Response},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use millrace_base::Secret;
+
+use crate::{Shared, error::ApiError, params::query_string, users};
+
+/// No inline script or style, nothing from elsewhere, no framing.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; \
+    connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// Puts the security headers on every answer; pages and data are not kept by caches.
+pub(crate) async fn headers(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "same-origin"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (HeaderName::from_static("permissions-policy"), "camera=(), microphone=(), geolocation=()"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+/// The peer's address, when the server passes it on.
+pub(crate) fn address(request: &axum::http::Extensions) -> Option<IpAddr> {
+    request.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip())
+}
+
+/// Whether a changing request comes from one of our own pages. Browsers say so by `Sec-Fetch-Site`,
+/// old ones by `Origin`; clients that are no browsers send neither and carry a form token anyway.
+pub(crate) fn is_same_origin(headers: &HeaderMap) -> bool {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(site) = text(HeaderName::from_static("sec-fetch-site")) {
+        return matches!(site, "same-origin" | "none");
+    }
+    match (text(header::ORIGIN), text(header::HOST)) {
+        (Some(origin), Some(host)) => origin.split_once("://").is_some_and(|(_, rest)| rest == host),
+        (Some(_), None) => false,
+        (None, _) => true,
+    }
+}
+
+/// Pages: without a session the reader is led to the login and back again.
+pub(crate) async fn require_session(State(console): State<Shared>, mut request: Request, next: Next) -> Response {
+    let Some(session) = console.sessions.find(request.headers()) else {
+        let wanted = request.uri().path_and_query().map_or("/", |p| p.as_str());
+        let follow = request.method() == Method::GET && !wanted.starts_with("/events") && wanted != "/";
+        let query = if follow { query_string([("next", wanted)]) } else { String::new() };
+        return if wanted.starts_with("/events") {
+            StatusCode::UNAUTHORIZED.into_response()
+        } else {
+            Redirect::to(&format!("/login{query}")).into_response()
+        };
+    };
+    let renewal = console.sessions.renewal(&session);
+    request.extensions_mut().insert(session);
+    let mut response = next.run(request).await;
+    if let Some(cookie) = renewal.and_then(|cookie| HeaderValue::from_str(&cookie).ok())
+        && !response.headers().contains_key(header::SET_COOKIE)
+    {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    response
+}
+
+/// JSON and metrics: a session, or HTTP Basic.
+pub(crate) async fn require_login(State(console): State<Shared>, request: Request, next: Next) -> Response {
+    if console.sessions.find(request.headers()).is_some() {
+        return next.run(request).await;
+    }
+    let address = address(request.extensions());
+    match basic(request.headers()) {
+        None => unauthorized("log in to see this"),
+        Some((user, password)) => {
+            if let Some(wait) = console.limits.wait(address, &user) {
+                return too_many(wait.as_secs());
+            }
+            match users::verify(&console.state.users, &user, password).await {
+                Ok(true) => {
+                    console.limits.passed(address, &user);
+                    next.run(request).await
+                }
+                Ok(false) => {
+                    console.limits.failed(address, &user);
+                    unauthorized("the user name or password is wrong")
+                }
+                Err(error) => {
+                    tracing::error!(%error, "logins cannot be checked");
+                    ApiError { status: StatusCode::SERVICE_UNAVAILABLE, message: error.message, hint: error.hint }
+                        .into_response()
+                }
+            }
+        }
+    }
+}
+
+fn unauthorized(message: &str) -> Response {
+    let error = ApiError {
+        status: StatusCode::UNAUTHORIZED,
+        message: message.to_owned(),
+        hint: Some("open /login, or send HTTP Basic credentials".to_owned()),
+    };
+    ([(header::WWW_AUTHENTICATE, "Basic realm=\"millrace\", charset=\"UTF-8\"")], error).into_response()
+}
+
+fn too_many(seconds: u64) -> Response {
+    let error = ApiError {
+        status: StatusCode::TOO_MANY_REQUESTS,
+        message: "too many failed logins".to_owned(),
+        hint: Some(format!("wait {seconds} s")),
+    };
+    ([(header::RETRY_AFTER, seconds.to_string())], error).into_response()
+}
+
+fn basic(headers: &HeaderMap) -> Option<(String, Secret)> {
+    let text = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, encoded) = text.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let pair = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
+    let (user, password) = pair.split_once(':')?;
+    Some((user.to_owned(), Secret::new(password)))
+}

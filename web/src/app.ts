@@ -1,0 +1,83 @@
+// On every page: theme, keyboard, search, help, filters, the live indicator.
+import { $, $$, announce, isDark, isTyping } from "./dom";
+import { connect } from "./live";
+import { openPalette } from "./palette";
+
+function toggleTheme(): void {
+  const theme = isDark() ? "light" : "dark";
+  document.documentElement.dataset["theme"] = theme;
+  const secure = location.protocol === "https:" ? "; Secure" : "";
+  document.cookie = `millrace-theme=${theme}; Path=/; Max-Age=31536000; SameSite=Lax${secure}`;
+  document.dispatchEvent(new Event("themechange"));
+  announce(`${theme} theme`);
+}
+
+function openHelp(): void {
+  $<HTMLDialogElement>("#help")?.showModal();
+}
+
+const actions: Record<string, () => void> = {
+  theme: toggleTheme,
+  help: openHelp,
+  palette: openPalette,
+};
+
+document.addEventListener("click", (event) => {
+  const button = event.target instanceof Element ? event.target.closest<HTMLElement>("[data-do]") : null;
+  if (button) actions[button.dataset["do"] ?? ""]?.();
+});
+
+// a click beside a dialog closes it
+for (const dialog of $$<HTMLDialogElement>("dialog")) {
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close();
+  });
+}
+
+let goPending = 0;
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event) || $("dialog[open]")) return;
+  if (performance.now() - goPending < 1500) {
+    goPending = 0;
+    const dashboard = $<HTMLAnchorElement>('nav a[href^="/dashboards/"]')?.getAttribute("href");
+    const target = { o: "/", d: dashboard, r: "/reports", l: "/runs", t: "/topology" }[event.key];
+    if (target) location.assign(target);
+    return;
+  }
+  switch (event.key) {
+    case "/":
+      event.preventDefault();
+      openPalette();
+      break;
+    case "?":
+      openHelp();
+      break;
+    case "t":
+      toggleTheme();
+      break;
+    case "g":
+      goPending = performance.now();
+      break;
+    case "f":
+      event.preventDefault();
+      $<HTMLElement>(".filters input:not([type=hidden]), .filters select")?.focus();
+      break;
+  }
+});
+
+// a filter applies as soon as it is chosen; empty ones that have no default stay out of the URL
+for (const form of $$<HTMLFormElement>("form.filters")) {
+  form.addEventListener("change", (event) => {
+    if (event.target instanceof HTMLSelectElement) form.requestSubmit();
+  });
+  form.addEventListener("formdata", (event) => {
+    for (const [name, value] of [...event.formData.entries()]) {
+      const field = form.elements.namedItem(name);
+      const hadDefault = field instanceof HTMLElement && field.dataset["default"];
+      if (value === "" && !hadDefault) event.formData.delete(name);
+    }
+  });
+}
+
+if ($("#live")) connect();

@@ -1,0 +1,71 @@
+// The server says when the watermark moves; ages on the page go on by themselves.
+import { $, $$ } from "./dom";
+
+export interface Freshness {
+  lsn: string;
+  commit_time: number;
+  confirmed_at: number;
+  run_id: number;
+}
+
+interface Beat {
+  now: number;
+  freshness: Freshness | null;
+}
+
+/** Server clock minus ours, in milliseconds. */
+let skew = 0;
+
+export function age(ms: number): string {
+  const s = Math.max(0, ms) / 1000;
+  if (s < 10) return `${s.toFixed(1)} s`;
+  if (s < 60) return `${Math.floor(s)} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${Math.floor(s % 60)} s`;
+  if (s < 86_400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  return `${Math.floor(s / 86_400)} d ${Math.floor((s % 86_400) / 3600)} h`;
+}
+
+/** Writes every age on the page anew; old data change colour. */
+export function tick(): void {
+  const now = Date.now() + skew;
+  for (const badge of $$(".fresh[data-as-of]")) {
+    const asOf = Number(badge.dataset["asOf"]);
+    if (!asOf) continue;
+    const old = now - asOf / 1000;
+    const text = `${age(old)} old`;
+    const place = $(".age", badge);
+    if (place && place.textContent !== text) place.textContent = text;
+    badge.dataset["level"] = old < 15_000 ? "good" : old < 120_000 ? "busy" : "warn";
+  }
+}
+
+export const asOf = (f: Freshness): number => Math.max(f.commit_time, f.confirmed_at);
+
+function show(word: string, level: string): void {
+  const live = $("#live");
+  if (!live || live.dataset["level"] === level) return;
+  live.dataset["level"] = level;
+  const place = $(".word", live);
+  if (place) place.textContent = word;
+}
+
+/** Listens as long as the page is open; the browser reconnects by itself. */
+export function connect(): void {
+  const events = new EventSource("/events");
+  let last = 0;
+  events.addEventListener("watermark", (event) => {
+    const beat = JSON.parse((event as MessageEvent<string>).data) as Beat;
+    skew = beat.now / 1000 - Date.now();
+    last = Date.now();
+    show("live", "good");
+    if (beat.freshness) document.dispatchEvent(new CustomEvent<Freshness>("watermark", { detail: beat.freshness }));
+  });
+  events.addEventListener("error", () => {
+    if (Date.now() - last > 8000) show("offline", "bad");
+  });
+  setInterval(() => {
+    if (last && Date.now() - last > 12_000) show("offline", "bad");
+    tick();
+  }, 1000);
+  addEventListener("pagehide", () => events.close());
+}
