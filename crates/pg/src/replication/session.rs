@@ -2,16 +2,13 @@
 
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use fallible_iterator::FallibleIterator;
 use millrace_base::{Ident, Lsn};
 use postgres_protocol::{
-    authentication::{
-        md5_hash,
-        sasl::{self, ChannelBinding, ScramSha256},
-    },
+    authentication::sasl::{self, ChannelBinding, ScramSha256},
     message::{
-        backend::{self, COPY_DATA_TAG, COPY_DONE_TAG, Message, NOTICE_RESPONSE_TAG, PARAMETER_STATUS_TAG},
+        backend::{self, Message},
         frontend,
     },
 };
@@ -19,11 +16,11 @@ use postgres_protocol::{
 use super::{
     SESSION_SETTINGS, StreamOptions,
     stream::LogicalStream,
-    transport::{Raw, Transport, protocol, server_error},
+    transport::{Transport, protocol, server_error},
 };
 use crate::{connect::ConnectParams, error::PgError};
 
-/// How long a query may take that only reads or sets something.
+/// How long a command may take that waits for nothing.
 const QUICK: Duration = Duration::from_secs(15);
 
 /// `IDENTIFY_SYSTEM`.
@@ -40,17 +37,19 @@ pub struct SystemIdentity {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreatedSlot {
     pub name: String,
-    /// The stream will bring exactly the transactions whose commit record is not before this.
+    /// The stream brings exactly the transactions whose commit record does not lie before this.
     pub consistent_point: Lsn,
     /// For `SET TRANSACTION SNAPSHOT`, while the connection that made it runs nothing else.
     pub snapshot: String,
 }
 
+/// A row of a simple query's result, as text.
+pub type TextRow = Vec<Option<String>>;
+
 /// A connection that runs one thing at a time. Dropping it closes it.
 #[derive(Debug)]
 pub struct RawConnection {
     transport: Transport,
-    copying: bool,
 }
 
 impl RawConnection {
@@ -62,7 +61,7 @@ impl RawConnection {
         Self::open(params, false, deadline).await
     }
 
-    /// A session that can also make slots and stream changes of `params.database`.
+    /// A session that can also make slots and stream the changes of `params.database`.
     ///
     /// # Errors
     /// [`PgError`] by cause.
@@ -72,7 +71,7 @@ impl RawConnection {
 
     async fn open(params: &ConnectParams, replication: bool, deadline: Duration) -> Result<Self, PgError> {
         Transport::within(&params.address(), deadline, async {
-            let mut connection = Self { transport: Transport::open(params).await?, copying: false };
+            let mut connection = Self { transport: Transport::open(params).await? };
             connection.start_up(params, replication).await?;
             Ok(connection)
         })
@@ -95,18 +94,13 @@ impl RawConnection {
     }
 
     async fn authenticate(&mut self, params: &ConnectParams) -> Result<(), PgError> {
-        let password = params.password.reveal().as_bytes();
+        let wrong = |what: &str| PgError::Protocol(format!("authentication: {what}"));
         let mut scram: Option<ScramSha256> = None;
-        let refused = |what: &str| PgError::Protocol(format!("the server's {what} is wrong: it may not know the password"));
+        let mut proven = false;
         loop {
-            let out = &mut self.transport.outgoing;
-            match (self_message(&mut self.transport_in(), None), ()) {
-                _ if false => {}
-                _ => {}
-            }
-            let _ = out;
-            match self.message().await? {
-                Message::AuthenticationOk => return Ok(()),
+            let reply = match self.message().await? {
+                Message::AuthenticationOk if scram.is_none() || proven => return Ok(()),
+                Message::AuthenticationOk => return Err(wrong("the server did not prove that it knows the password")),
                 Message::AuthenticationSasl(body) => {
                     let mut mechanisms = body.mechanisms();
                     let mut offered = false;
@@ -114,28 +108,197 @@ impl RawConnection {
                         offered |= mechanism == sasl::SCRAM_SHA_256;
                     }
                     if !offered {
-                        return Err(PgError::Protocol("the server does not offer SCRAM-SHA-256".to_owned()));
+                        return Err(wrong("the server does not offer SCRAM-SHA-256"));
                     }
-                    let client = ScramSha256::new(password, ChannelBinding::unsupported());
+                    let password = params.password.reveal().as_bytes();
+                    let client = scram.insert(ScramSha256::new(password, ChannelBinding::unsupported()));
                     frontend::sasl_initial_response(sasl::SCRAM_SHA_256, client.message(), &mut self.transport.outgoing)
-                        .map_err(|e| protocol(&e))?;
-                    scram = Some(client);
                 }
                 Message::AuthenticationSaslContinue(body) => {
-                    let client = scram.as_mut().ok_or_else(|| refused("order of authentication"))?;
-                    client.update(body.data()).map_err(|_| refused("SCRAM challenge"))?;
-                    frontend::sasl_response(client.message(), &mut self.transport.outgoing).map_err(|e| protocol(&e))?;
+                    let client = scram.as_mut().ok_or_else(|| wrong("a challenge before its time"))?;
+                    client.update(body.data()).map_err(|e| wrong(&e.to_string()))?;
+                    frontend::sasl_response(client.message(), &mut self.transport.outgoing)
                 }
                 Message::AuthenticationSaslFinal(body) => {
-                    let client = scram.as_mut().ok_or_else(|| refused("order of authentication"))?;
-                    client.finish(body.data()).map_err(|_| refused("SCRAM proof"))?;
+                    let client = scram.as_mut().ok_or_else(|| wrong("a proof before its time"))?;
+                    client.finish(body.data()).map_err(|e| wrong(&e.to_string()))?;
+                    proven = true;
+                    Ok(())
                 }
-                _ => {
-                    let what = "the server wants a way of authentication other than SCRAM-SHA-256";
-                    return Err(PgError::Protocol(what.to_owned()));
-                }
-            }
+                _ => return Err(wrong("the server wants something other than SCRAM-SHA-256")),
+            };
+            reply.map_err(|e| protocol(&e))?;
             self.transport.flush().await?;
         }
     }
+
+    /// The next message that means something here; an error of the server becomes one of ours.
+    async fn message(&mut self) -> Result<Message, PgError> {
+        loop {
+            let message = self.transport.next_parsed().await?;
+            match message {
+                Message::ErrorResponse(body) => return Err(server_error(&body)),
+                Message::NoticeResponse(_) | Message::ParameterStatus(_) | Message::NotificationResponse(_) => {}
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// Runs one statement without parameters; the rows of its last result.
+    ///
+    /// # Errors
+    /// The server's error, after which the connection can go on; [`PgError::Timeout`], after which it cannot.
+    pub async fn query(&mut self, sql: &str, deadline: Duration) -> Result<Vec<TextRow>, PgError> {
+        let address = self.transport.address.clone();
+        Transport::within(&address, deadline, async {
+            self.send_query(sql).await?;
+            let mut rows = Vec::new();
+            let mut failed = None;
+            loop {
+                match self.message().await {
+                    Ok(Message::DataRow(row)) => rows.push(text_row(&row)?),
+                    Ok(Message::RowDescription(_)) => rows.clear(),
+                    Ok(Message::ReadyForQuery(_)) => break,
+                    Ok(Message::CommandComplete(_) | Message::EmptyQueryResponse) => {}
+                    Ok(_) => return Err(PgError::Protocol("an answer that a query does not have".to_owned())),
+                    Err(error @ PgError::Server { .. }) => failed = Some(error),
+                    Err(error) => return Err(error),
+                }
+            }
+            failed.map_or(Ok(rows), Err)
+        })
+        .await
+    }
+
+    async fn send_query(&mut self, sql: &str) -> Result<(), PgError> {
+        frontend::query(sql, &mut self.transport.outgoing).map_err(|e| protocol(&e))?;
+        self.transport.flush().await
+    }
+
+    /// Starts `COPY … TO STDOUT`; read it with [`RawConnection::copy_next`] to its end.
+    ///
+    /// # Errors
+    /// The server's error.
+    pub async fn copy_out(&mut self, sql: &str, deadline: Duration) -> Result<(), PgError> {
+        let address = self.transport.address.clone();
+        Transport::within(&address, deadline, async {
+            self.send_query(sql).await?;
+            match self.message().await {
+                Ok(Message::CopyOutResponse(_)) => Ok(()),
+                Ok(_) => Err(PgError::Protocol("the statement is not a COPY TO STDOUT".to_owned())),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+    }
+
+    /// The next piece of a running copy (one row, with its newline); `None` at its end.
+    /// `deadline` bounds the wait for the next bytes, not the whole copy.
+    ///
+    /// # Errors
+    /// The server's error; the connection is of no more use then.
+    #[inline]
+    pub async fn copy_next(&mut self, deadline: Duration) -> Result<Option<BytesMut>, PgError> {
+        loop {
+            while let Some(raw) = self.transport.buffered()? {
+                match raw.tag {
+                    backend::COPY_DATA_TAG => return Ok(Some(raw.body)),
+                    backend::READY_FOR_QUERY_TAG => return Ok(None),
+                    backend::ERROR_RESPONSE_TAG => return Err(raw.into_error()),
+                    backend::COPY_DONE_TAG
+                    | backend::COMMAND_COMPLETE_TAG
+                    | backend::NOTICE_RESPONSE_TAG
+                    | backend::PARAMETER_STATUS_TAG => {}
+                    other => return Err(PgError::Protocol(format!("message {other:#04x} within a copy"))),
+                }
+            }
+            let address = self.transport.address.clone();
+            Transport::within(&address, deadline, self.transport.fill()).await?;
+        }
+    }
+
+    /// Which server this is.
+    ///
+    /// # Errors
+    /// [`PgError`]; the connection must be one for replication.
+    pub async fn identify_system(&mut self) -> Result<SystemIdentity, PgError> {
+        let rows = self.query("IDENTIFY_SYSTEM", QUICK).await?;
+        let row = rows.first().map(Vec::as_slice).unwrap_or_default();
+        let identity = match row {
+            [Some(system_id), Some(timeline), Some(position), ..] => {
+                system_id.parse().ok().zip(timeline.parse().ok()).zip(position.parse().ok())
+            }
+            _ => None,
+        };
+        let ((system_id, timeline), position) =
+            identity.ok_or_else(|| PgError::Protocol("IDENTIFY_SYSTEM gave something else".to_owned()))?;
+        Ok(SystemIdentity { system_id, timeline, position })
+    }
+
+    /// Makes a logical slot for `pgoutput` and exports the snapshot of its consistent point.
+    ///
+    /// The server waits for every transaction that is open at this moment: `deadline` bounds that.
+    ///
+    /// # Errors
+    /// The server's error (the name is taken, no slot is free, the role may not), or a timeout.
+    pub async fn create_logical_slot(
+        &mut self,
+        name: &str,
+        temporary: bool,
+        deadline: Duration,
+    ) -> Result<CreatedSlot, PgError> {
+        let temporary = if temporary { "TEMPORARY " } else { "" };
+        // this form is understood by all versions from 10 on
+        let sql = format!("CREATE_REPLICATION_SLOT {} {temporary}LOGICAL pgoutput EXPORT_SNAPSHOT", Ident(name));
+        let rows = self.query(&sql, deadline).await?;
+        let slot = match rows.into_iter().next().unwrap_or_default().as_slice() {
+            [Some(name), Some(point), Some(snapshot), ..] => point.parse().ok().map(|consistent_point| CreatedSlot {
+                name: name.clone(),
+                consistent_point,
+                snapshot: snapshot.clone(),
+            }),
+            _ => None,
+        };
+        slot.ok_or_else(|| PgError::Protocol("CREATE_REPLICATION_SLOT gave something else".to_owned()))
+    }
+
+    /// Drops a slot that no one uses.
+    ///
+    /// # Errors
+    /// The server's error (there is none of that name, it is in use).
+    pub async fn drop_slot(&mut self, name: &str) -> Result<(), PgError> {
+        self.query(&format!("DROP_REPLICATION_SLOT {}", Ident(name)), QUICK).await.map(drop)
+    }
+
+    /// Begins to stream; the connection does nothing else from now on.
+    ///
+    /// # Errors
+    /// The server's error (slot absent, in use or invalidated).
+    pub async fn start_logical(mut self, options: &StreamOptions<'_>, deadline: Duration) -> Result<LogicalStream, PgError> {
+        let address = self.transport.address.clone();
+        Transport::within(&address, deadline, async {
+            self.send_query(&options.to_command()).await?;
+            loop {
+                let raw = self.transport.next().await?;
+                match raw.tag {
+                    b'W' => break,
+                    backend::ERROR_RESPONSE_TAG => return Err(raw.into_error()),
+                    backend::NOTICE_RESPONSE_TAG | backend::PARAMETER_STATUS_TAG => {}
+                    other => return Err(PgError::Protocol(format!("message {other:#04x} instead of a stream"))),
+                }
+            }
+            Ok(LogicalStream::new(self.transport))
+        })
+        .await
+    }
+}
+
+fn text_row(row: &backend::DataRowBody) -> Result<TextRow, PgError> {
+    let buffer = row.buffer();
+    row.ranges()
+        .map(|range| {
+            Ok(range.and_then(|range| buffer.get(range)).map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
+        })
+        .collect()
+        .map_err(|e| protocol(&e))
 }

@@ -2,10 +2,10 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::{
-    backend::{self, ErrorResponseBody},
+    backend::{self, ErrorResponseBody, Message},
     frontend,
 };
 use rustls_pki_types::ServerName;
@@ -44,6 +44,20 @@ impl std::fmt::Debug for Transport {
 pub(super) struct Raw {
     pub(super) tag: u8,
     pub(super) body: BytesMut,
+}
+
+impl Raw {
+    /// What an ErrorResponse says.
+    pub(super) fn into_error(self) -> PgError {
+        let mut whole = BytesMut::with_capacity(self.body.len() + 5);
+        whole.put_u8(self.tag);
+        whole.put_u32(u32::try_from(self.body.len() + 4).unwrap_or(u32::MAX));
+        whole.extend_from_slice(&self.body);
+        match Message::parse(&mut whole) {
+            Ok(Some(Message::ErrorResponse(body))) => server_error(&body),
+            _ => PgError::Protocol("an error that could not be read".to_owned()),
+        }
+    }
 }
 
 impl Transport {
@@ -95,6 +109,18 @@ impl Transport {
     pub(super) async fn next(&mut self) -> Result<Raw, PgError> {
         loop {
             if let Some(message) = self.buffered()? {
+                return Ok(message);
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// The next message, parsed. May be dropped and called again.
+    pub(super) async fn next_parsed(&mut self) -> Result<Message, PgError> {
+        loop {
+            // checks the length before the buffer is made that long
+            header(&self.incoming)?;
+            if let Some(message) = Message::parse(&mut self.incoming).map_err(|e| protocol(&e))? {
                 return Ok(message);
             }
             self.fill().await?;
