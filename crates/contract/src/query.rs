@@ -146,6 +146,14 @@ impl RowStream {
     }
 }
 
+/// What a statement takes and gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    pub columns: Vec<ResultColumn>,
+    /// Of `$1`, `$2`, … in order.
+    pub params: Vec<ValueType>,
+}
+
 /// A warehouse as its readers see it. Statements that would change anything are refused
 /// with SQLSTATE 25006.
 pub trait Reader: Send + Sync + std::fmt::Debug {
@@ -154,6 +162,20 @@ pub trait Reader: Send + Sync + std::fmt::Debug {
 
     /// The columns a statement would return and its number of parameters, without running it.
     fn describe(&self, sql: &str) -> BoxFuture<'_, Result<(Vec<ResultColumn>, usize), QueryError>>;
+
+    /// Like [`Reader::describe`], with the types of the parameters. `declared` are those that the
+    /// client has named; the others are found from their use, or are text.
+    fn prepare<'a>(
+        &'a self,
+        sql: &'a str,
+        declared: &'a [Option<ValueType>],
+    ) -> BoxFuture<'a, Result<Description, QueryError>> {
+        Box::pin(async move {
+            let (columns, count) = self.describe(sql).await?;
+            let params = (0..count).map(|i| declared.get(i).copied().flatten().unwrap_or(ValueType::Text)).collect();
+            Ok(Description { columns, params })
+        })
+    }
 
     /// The newest committed state.
     fn freshness(&self) -> BoxFuture<'_, Result<Freshness, QueryError>>;
