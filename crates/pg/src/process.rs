@@ -328,11 +328,7 @@ impl Postmaster {
         let data = self.spec.data_dir();
         let until = Instant::now() + deadline;
         loop {
-            if let Some(file) = PidFile::read(&data)
-                && file.pid == self.pid
-                && file.status == "ready"
-            {
-                self.started_at = file.started_at;
+            if self.is_ready() {
                 return Ok(());
             }
             if timeout(Duration::from_millis(20), self.exited())
@@ -351,6 +347,33 @@ impl Postmaster {
                 });
             }
         }
+    }
+
+    /// Whether the server accepts connections by its own word, without asking it.
+    pub fn is_ready(&mut self) -> bool {
+        match PidFile::read(&self.spec.data_dir()) {
+            Some(file) if file.pid == self.pid && file.status == "ready" => {
+                self.started_at = file.started_at;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A future that ends when the server does, apart from this handle.
+    ///
+    /// # Errors
+    /// If the process can be watched no more.
+    pub fn watcher(&self) -> Result<impl Future<Output = ()> + Send + 'static + use<>, ServerError> {
+        let pid = self.pid;
+        let pidfd = (self.pidfd.get_ref().try_clone())
+            .and_then(register)
+            .map_err(ServerError::io("watch", format!("process {pid}")))?;
+        Ok(async move {
+            if let Err(error) = pidfd.readable().await {
+                tracing::error!(pid, %error, "cannot watch a server any more");
+            }
+        })
     }
 
     /// Why the server ended, from what it wrote since its start.

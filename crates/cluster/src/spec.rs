@@ -1,0 +1,232 @@
+//! What a cluster is to be: the immutable value that the configuration gives.
+
+use std::{collections::BTreeSet, fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use millrace_base::{Secret, tls::TlsFiles};
+use millrace_pg::{Binaries, ConnectParams, HbaRule, RunAs, ServerSpec, Setting, server::Upstream};
+use serde::{Deserialize, Serialize};
+
+use crate::{error::ClusterError, settings};
+
+/// The platform's superuser on every server.
+pub const SUPERUSER: &str = "postgres";
+/// The role as which replicas receive log.
+pub const REPLICATOR: &str = "replicator";
+
+/// A node's name: lowercase letters, digits and `_`, so that it can be part of a slot's name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeName(Arc<str>);
+
+impl NodeName {
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The physical slot on the primary that this node, as a replica, uses.
+    #[must_use]
+    pub fn slot(&self) -> String {
+        format!("node_{}", self.0)
+    }
+
+    fn is_valid(&self) -> bool {
+        (1..=40).contains(&self.0.len())
+            && self.0.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One server's place.
+#[derive(Debug, Clone)]
+pub struct NodeSpec {
+    pub name: NodeName,
+    pub port: u16,
+    /// Holds `data/` and what belongs to it ([`ServerSpec`]).
+    pub folder: PathBuf,
+}
+
+/// Sizes and times.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub shared_buffers_mb: u32,
+    pub max_connections: u32,
+    /// Log that slots may keep before they are given up, in MB.
+    pub max_slot_wal_keep_mb: u32,
+    /// A server that does not answer a probe within this is unresponsive.
+    pub probe_timeout: Duration,
+    /// Between looks at everything when nothing happens.
+    pub observe_interval: Duration,
+    /// A server's orderly stop; after it an immediate one.
+    pub stop_timeout: Duration,
+    pub base_backup_timeout: Duration,
+    /// A replica that answers but receives nothing for this long, and cannot, is rebuilt.
+    pub not_streaming_max: Duration,
+    pub restart_delay_first: Duration,
+    pub restart_delay_max: Duration,
+    /// A server that ran this long starts from the first delay again.
+    pub stable_after: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            shared_buffers_mb: 256,
+            max_connections: 100,
+            max_slot_wal_keep_mb: 8 * 1024,
+            probe_timeout: Duration::from_secs(2),
+            observe_interval: Duration::from_secs(1),
+            stop_timeout: Duration::from_secs(30),
+            base_backup_timeout: Duration::from_secs(6 * 3600),
+            not_streaming_max: Duration::from_secs(15),
+            restart_delay_first: Duration::from_millis(200),
+            restart_delay_max: Duration::from_secs(30),
+            stable_after: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A cluster.
+#[derive(Debug, Clone)]
+pub struct ClusterSpec {
+    /// The first becomes the primary of a new cluster.
+    pub nodes: Vec<NodeSpec>,
+    pub binaries: Binaries,
+    pub run_as: RunAs,
+    /// Addresses that the servers listen on.
+    pub listen: Vec<String>,
+    /// How the platform and the nodes reach a server; the certificate names it.
+    pub host: String,
+    /// The user's own, in force over the platform's.
+    pub settings: Vec<Setting>,
+    /// Who may come in besides the superuser and the replicas.
+    pub hba: Vec<HbaRule>,
+    pub superuser_password: Secret,
+    pub replicator_password: Secret,
+    pub tls: TlsFiles,
+    /// Holds the cluster's record; exists.
+    pub state_dir: PathBuf,
+    /// Holds a log for each node; exists.
+    pub log_dir: PathBuf,
+    pub limits: Limits,
+}
+
+/// Settings that the platform's own working rests on.
+const RESERVED: [&str; 16] = [
+    "listen_addresses",
+    "port",
+    "unix_socket_directories",
+    "ssl",
+    "ssl_cert_file",
+    "ssl_key_file",
+    "password_encryption",
+    "lc_messages",
+    "logging_collector",
+    "log_destination",
+    "primary_conninfo",
+    "primary_slot_name",
+    "wal_level",
+    "hot_standby",
+    "fsync",
+    "full_page_writes",
+];
+
+impl ClusterSpec {
+    /// Whether it can be a cluster at all.
+    ///
+    /// # Errors
+    /// [`ClusterError::Spec`] names what is wrong.
+    pub fn validate(&self) -> Result<(), ClusterError> {
+        let wrong = |text: String| Err(ClusterError::Spec(text));
+        if self.nodes.is_empty() {
+            return wrong("it has no nodes".to_owned());
+        }
+        let (mut names, mut ports, mut folders) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for node in &self.nodes {
+            if !node.name.is_valid() {
+                return wrong(format!(
+                    "`{}` is no name for a node; use at most 40 lowercase letters, digits and _",
+                    node.name
+                ));
+            }
+            if !names.insert(&node.name) {
+                return wrong(format!("two nodes are named {}", node.name));
+            }
+            if !ports.insert(node.port) {
+                return wrong(format!("two nodes use port {}", node.port));
+            }
+            if !folders.insert(&node.folder) {
+                return wrong(format!("two nodes use the folder {}", node.folder.display()));
+            }
+        }
+        match self.settings.iter().find(|s| RESERVED.contains(&s.name.to_ascii_lowercase().as_str())) {
+            Some(setting) => wrong(format!("the setting {} is the platform's to decide", setting.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// A node by name.
+    #[must_use]
+    pub fn node(&self, name: &NodeName) -> Option<&NodeSpec> {
+        self.nodes.iter().find(|node| node.name == *name)
+    }
+
+    /// What the node's server is made and started from.
+    #[must_use]
+    pub fn server(&self, node: &NodeSpec) -> ServerSpec {
+        let mut all = settings::of_platform(&self.limits, self.nodes.len());
+        all.push(Setting::new("cluster_name", format!("millrace {}", node.name), "shown in the process list"));
+        all.extend(self.settings.iter().cloned());
+        ServerSpec {
+            binaries: self.binaries.clone(),
+            run_as: self.run_as.clone(),
+            folder: node.folder.clone(),
+            log_file: self.log_dir.join(format!("{}.log", node.name)),
+            listen: self.listen.clone(),
+            port: node.port,
+            tls: self.tls.clone(),
+            settings: all,
+            hba: settings::hba(&self.hba),
+        }
+    }
+
+    /// Where `replica` gets its log from.
+    #[must_use]
+    pub fn upstream(&self, primary: &NodeSpec, replica: &NodeName) -> Upstream {
+        Upstream {
+            host: self.host.clone(),
+            port: primary.port,
+            user: REPLICATOR.to_owned(),
+            password: self.replicator_password.clone(),
+            slot: replica.slot(),
+            application_name: replica.to_string(),
+        }
+    }
+
+    /// How the superuser reaches a node's database `postgres`.
+    ///
+    /// # Errors
+    /// If the authority's certificate cannot be read.
+    pub fn superuser(&self, node: &NodeSpec) -> Result<ConnectParams, ClusterError> {
+        let tls = self.tls.client_config().map_err(|error| ClusterError::Spec(error.to_string()))?;
+        Ok(ConnectParams {
+            host: self.host.clone(),
+            port: node.port,
+            database: "postgres".to_owned(),
+            user: SUPERUSER.to_owned(),
+            password: self.superuser_password.clone(),
+            tls: Some(tls),
+            application_name: "millrace supervisor".to_owned(),
+        })
+    }
+}
