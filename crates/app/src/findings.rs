@@ -19,10 +19,11 @@ const SAFE_WAL_BYTES_MIN: i64 = 1 << 30;
 const FREE_BYTES_WARN: u64 = 5 << 30;
 const FREE_BYTES_CRITICAL: u64 = 1 << 30;
 
-/// All findings, worst first. `since` is filled by [`Book`].
-pub fn assess(status: &PlatformStatus) -> Vec<Finding> {
-    let mut found = Vec::new();
-    nodes(status, &mut found);
+/// All findings, worst first: the cluster's own about its nodes, and what the rest shows.
+/// `since` is filled by [`Book`].
+pub fn assess(status: &PlatformStatus, of_cluster: Vec<Finding>) -> Vec<Finding> {
+    let mut found = of_cluster;
+    lag(status, &mut found);
     slots(status, &mut found);
     capture(status, &mut found);
     disks(status, &mut found);
@@ -44,39 +45,16 @@ fn finding(severity: Severity, subject: String, what: String, what_to_do: String
     Finding { severity, subject, what, since: None, what_to_do }
 }
 
-fn nodes(status: &PlatformStatus, found: &mut Vec<Finding>) {
-    for node in &status.nodes {
-        let subject = format!("node {}", node.name);
-        let severity = match node.role {
-            NodeRole::Primary => Severity::Critical,
-            NodeRole::Replica => Severity::Warning,
-        };
-        let logs = format!("wait; if it lasts, see `millrace logs {}`", node.name);
-        match node.state {
-            NodeState::Running => {}
-            NodeState::Starting => {
-                found.push(finding(Severity::Notice.max(severity_while_starting(node.role)), subject.clone(), node.doing.clone(), logs));
-            }
-            NodeState::Stopped => found.push(finding(severity, subject.clone(), format!("does not run: {}", node.doing), logs)),
-            NodeState::Unresponsive => {
-                found.push(finding(severity, subject.clone(), "runs but does not answer".into(), format!("see `millrace logs {}` and the load of the machine", node.name)));
-            }
+fn lag(status: &PlatformStatus, found: &mut Vec<Finding>) {
+    for node in status.nodes.iter().filter(|node| node.role == NodeRole::Replica && node.state == NodeState::Running) {
+        if let Some(lag) = node.lag_bytes.filter(|lag| *lag > REPLICA_LAG_BYTES_MAX) {
+            found.push(finding(
+                Severity::Warning,
+                format!("node {}", node.name),
+                format!("is {} behind the primary", bytes_text(lag)),
+                "wait if a large load runs; else look at the machine's disk".into(),
+            ));
         }
-        if node.role == NodeRole::Replica && node.state == NodeState::Running {
-            if node.streaming == Some(false) {
-                found.push(finding(Severity::Warning, subject.clone(), "does not stream from the primary".into(), format!("see `millrace logs {}`", node.name)));
-            }
-            if let Some(lag) = node.lag_bytes.filter(|lag| *lag > REPLICA_LAG_BYTES_MAX) {
-                found.push(finding(Severity::Warning, subject, format!("is {} behind the primary", bytes_text(lag)), "wait if a large load runs; else look at the machine's disk".into()));
-            }
-        }
-    }
-}
-
-fn severity_while_starting(role: NodeRole) -> Severity {
-    match role {
-        NodeRole::Primary => Severity::Warning,
-        NodeRole::Replica => Severity::Notice,
     }
 }
 
@@ -219,7 +197,7 @@ pub(crate) mod tests {
     }
 
     fn subjects(status: &PlatformStatus) -> Vec<(Severity, String)> {
-        assess(status).into_iter().map(|f| (f.severity, f.subject)).collect()
+        assess(status, Vec::new()).into_iter().map(|f| (f.severity, f.subject)).collect()
     }
 
     #[test]
@@ -230,7 +208,7 @@ pub(crate) mod tests {
     #[test]
     fn each_fault_is_found_and_the_worst_comes_first() {
         let mut status = healthy();
-        status.nodes[1].streaming = Some(false);
+        status.nodes[1].lag_bytes = Some(1 << 30);
         status.slots[0].wal_status = Some("lost".into());
         status.capture.quarantined.push(("operational.loans".into(), "NaN".into()));
         status.disks[0].free_bytes = 2 << 30;
@@ -243,8 +221,6 @@ pub(crate) mod tests {
                 (Severity::Warning, "node b".to_owned()),
             ]
         );
-        status.nodes[0].state = NodeState::Stopped;
-        assert_eq!(subjects(&status)[0], (Severity::Critical, "node a".to_owned()));
     }
 
     #[test]
@@ -253,12 +229,12 @@ pub(crate) mod tests {
         let mut status = healthy();
         status.disks[0].free_bytes = 0;
         for (now, since) in [(10, 10), (20, 10)] {
-            let mut found = assess(&status);
+            let mut found = assess(&status, Vec::new());
             book.note(&mut found, Micros(now));
             assert_eq!(found[0].since, Some(Micros(since)));
         }
         book.note(&mut [], Micros(30));
-        let mut found = assess(&status);
+        let mut found = assess(&status, Vec::new());
         book.note(&mut found, Micros(40));
         assert_eq!(found[0].since, Some(Micros(40)));
     }

@@ -1,1 +1,56 @@
-fn main() {}
+//! The `millrace` binary: reads the command line, wires the capabilities, prints.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod bench;
+mod cli;
+mod commands;
+mod context;
+mod control;
+mod explain;
+mod findings;
+mod layout;
+mod lock;
+mod logging;
+mod output;
+mod platform;
+mod users;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use millrace_config::Environment;
+
+use crate::{explain::Usage, output::Output};
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let environment = Environment::read();
+    let output = Output::new(cli.global.json, environment.no_color);
+    #[cfg(debug_assertions)]
+    if let Some(text) = &cli.global.failpoint
+        && let Err(error) = millrace_base::failpoint::arm(text)
+    {
+        output.note(format!("millrace: {error}"));
+        return ExitCode::from(2);
+    }
+    match commands::run(cli, environment, output) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let usage = error.downcast_ref::<Usage>().is_some();
+            let text = explain::chain(error.as_ref());
+            if output.json {
+                let (message, hint) = match text.split_once("\n  hint: ") {
+                    Some((message, hint)) => (message.to_owned(), Some(hint.to_owned())),
+                    None => (text, None),
+                };
+                let error = serde_json::json!({ "error": message, "hint": hint });
+                output.note(error.to_string());
+            } else {
+                output.note(format!("{} {text}", output.red("millrace:")));
+            }
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}

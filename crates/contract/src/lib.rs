@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod operate;
+pub mod param;
 pub mod query;
 pub mod report;
 pub mod schema;

@@ -1,0 +1,179 @@
+//! How status, checks and proofs look on a screen.
+
+use millrace_contract::{
+    operate::{Check, Proof},
+    status::{CaptureState, NodeRole, NodeState, PlatformStatus, Severity},
+};
+
+use crate::output::{Output, age_text, bytes_text, table};
+
+/// One screen: what is wrong comes first.
+pub fn status(status: &PlatformStatus, output: Output) -> String {
+    let mut text = String::new();
+    let mut line = |content: String| {
+        text.push_str(&content);
+        text.push('\n');
+    };
+    let verdict = match status.findings.iter().map(|f| f.severity).max() {
+        None | Some(Severity::Notice) => output.green("all is well"),
+        Some(Severity::Warning) => output.yellow("needs attention"),
+        Some(Severity::Critical) => output.red("needs action now"),
+    };
+    line(format!(
+        "{}  {verdict}   {}",
+        output.bold(&status.name),
+        output.faint(&format!(
+            "millrace {} · process {} · up {} · {} resident",
+            status.version,
+            status.pid,
+            age_text(status.now.since(status.started_at)),
+            bytes_text(status.memory_bytes)
+        )),
+    ));
+    for finding in &status.findings {
+        let mark = match finding.severity {
+            Severity::Critical => output.red("✖"),
+            Severity::Warning => output.yellow("▲"),
+            Severity::Notice => output.faint("·"),
+        };
+        let since = finding.since.map_or_else(String::new, |since| format!(" (for {})", age_text(status.now.since(since))));
+        line(format!("{mark} {}: {}{since}", finding.subject, finding.what));
+        line(format!("  → {}", finding.what_to_do));
+    }
+    line(String::new());
+    let nodes: Vec<Vec<String>> = status
+        .nodes
+        .iter()
+        .map(|node| {
+            vec![
+                node.name.clone(),
+                match node.role {
+                    NodeRole::Primary => "primary".into(),
+                    NodeRole::Replica => "replica".into(),
+                },
+                match node.state {
+                    NodeState::Stopped => "stopped".into(),
+                    NodeState::Starting => "starting".into(),
+                    NodeState::Running => "running".into(),
+                    NodeState::Unresponsive => "unresponsive".into(),
+                },
+                node.port.to_string(),
+                node.pid.map_or_else(String::new, |pid| pid.to_string()),
+                node.timeline.map_or_else(String::new, |timeline| timeline.to_string()),
+                node.lsn.map_or_else(String::new, |lsn| lsn.to_string()),
+                match (node.role, node.lag_bytes) {
+                    (NodeRole::Replica, Some(lag)) => bytes_text(lag),
+                    _ => String::new(),
+                },
+                node.doing.clone(),
+            ]
+        })
+        .collect();
+    line(table(&["node", "role", "state", "port", "pid", "tl", "lsn", "behind", "doing"], &nodes));
+    let slots: Vec<Vec<String>> = status
+        .slots
+        .iter()
+        .map(|slot| {
+            vec![
+                slot.name.clone(),
+                slot.slot_type.clone(),
+                if slot.active { "yes" } else { "no" }.into(),
+                slot.retained_bytes.map_or_else(String::new, bytes_text),
+                slot.safe_wal_bytes.map_or_else(String::new, |bytes| bytes_text(u64::try_from(bytes).unwrap_or(0))),
+                slot.wal_status.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    line(table(&["slot", "kind", "active", "retains", "may retain", "state"], &slots));
+    let capture = &status.capture;
+    line(format!(
+        "capture    {}   watermark {} · {} behind · {} · {} changes since start",
+        match &capture.state {
+            CaptureState::Waiting { reason } => format!("waits: {reason}"),
+            CaptureState::Copying { tables_done, tables, rows } => format!("copies: {tables_done} of {tables} tables, {rows} rows"),
+            CaptureState::Streaming => output.green("streaming"),
+            CaptureState::Retrying { .. } => output.yellow("tries again"),
+            CaptureState::Stopped { .. } => output.red("stopped"),
+        },
+        capture.watermark,
+        bytes_text(capture.lag_bytes),
+        age_text(std::time::Duration::from_millis(capture.lag_ms)),
+        capture.changes_applied,
+    ));
+    if let Some(run) = &status.last_run {
+        line(format!(
+            "last run   {} {} {}   +{} ~{} -{} rows · {} ago{}",
+            run.run_id,
+            run.kind,
+            run.status,
+            run.rows_inserted,
+            run.rows_updated,
+            run.rows_deleted,
+            age_text(status.now.since(run.started_at)),
+            run.duration_ms.map_or_else(String::new, |ms| format!(" · took {ms} ms")),
+        ));
+    }
+    for disk in &status.disks {
+        line(format!(
+            "disk       {}   {} free of {} · {} used by the platform",
+            disk.path,
+            bytes_text(disk.free_bytes),
+            bytes_text(disk.total_bytes),
+            bytes_text(disk.used_bytes),
+        ));
+    }
+    for listener in &status.listeners {
+        line(format!("{:<10} {}", listener.name, listener.address));
+    }
+    text
+}
+
+/// One line for each promise looked at.
+pub fn checks(checks: &[Check], output: Output) -> String {
+    let width = checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for check in checks {
+        let mark = if check.passed { output.green("✔") } else { output.red("✖") };
+        text.push_str(&format!("{mark} {:<width$}  {}\n", check.name, check.detail));
+    }
+    let failed = checks.iter().filter(|check| !check.passed).count();
+    text.push_str(&match failed {
+        0 => output.green(&format!("all {} checks passed\n", checks.len())),
+        failed => output.red(&format!("{failed} of {} checks failed\n", checks.len())),
+    });
+    text
+}
+
+/// One line for each table and model, and the keys that differ.
+pub fn proof(proof: &Proof, output: Output) -> String {
+    let mut text = String::new();
+    for (heading, compared) in [("source and warehouse", &proof.tables), ("models and their rebuild", &proof.models)] {
+        text.push_str(&format!("{}\n", output.bold(heading)));
+        for one in compared {
+            let mark = if one.differing == 0 { output.green("✔") } else { output.red("✖") };
+            text.push_str(&format!(
+                "{mark} {:<32} {:>12} rows  {:>12} rows  {} differ\n",
+                one.what, one.rows_source, one.rows_warehouse, one.differing
+            ));
+            for example in &one.examples {
+                text.push_str(&format!("    {example}\n"));
+            }
+        }
+    }
+    let verdict = if proof.is_clean() { output.green("identical") } else { output.red("they differ") };
+    text.push_str(&format!("{verdict} as of {} · compared in {} ms\n", proof.lsn, proof.duration_ms));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_screen_says_what_is_wrong_first() {
+        let mut status_ = crate::findings::tests::healthy();
+        status_.capture.quarantined.push(("operational.loans".into(), "NaN in amount".into()));
+        status_.findings = crate::findings::assess(&status_, Vec::new());
+        insta::assert_snapshot!(status(&status_, Output::new(false, true)));
+    }
+}

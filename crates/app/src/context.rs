@@ -1,0 +1,189 @@
+//! What every command starts from: the platform's folder, read and checked.
+
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+use millrace_base::Secret;
+use millrace_cluster::spec::{ClusterSpec, Limits, NodeName, NodeSpec, SUPERUSER};
+use millrace_config::{Config, ConfigError, Environment, Pack, Secrets};
+use millrace_pg::{Binaries, ConnectParams, HbaDatabase, HbaRule, HbaSource, RunAs, Setting};
+
+use crate::{
+    explain::{Explained, explain},
+    layout::Layout,
+    output::Output,
+};
+
+/// The database of the platform's own tables.
+pub const PLATFORM_DATABASE: &str = "millrace";
+/// The role as which capture reads.
+pub const CAPTURE_ROLE: &str = "etl_reader";
+/// The role at the warehouse's endpoint.
+pub const WAREHOUSE_ROLE: &str = "warehouse_reader";
+/// The database name at the warehouse's endpoint.
+pub const WAREHOUSE_DATABASE: &str = "warehouse";
+
+impl<T> Explained<T> for Result<T, ConfigError> {
+    fn explained(self) -> anyhow::Result<T> {
+        self.map_err(|error| explain(&error, error.hint()))
+    }
+}
+
+/// One platform, as its files describe it.
+#[derive(Debug)]
+pub struct Context {
+    pub output: Output,
+    pub config: Config,
+    pub secrets: Secrets,
+    pub pack: Pack,
+    pub layout: Layout,
+}
+
+/// The folder that a command means: the one given, the one of the environment, this one, or `platform` in it.
+pub fn folder(given: Option<&PathBuf>, environment: &Environment) -> PathBuf {
+    if let Some(folder) = given.or(environment.dir.as_ref()) {
+        return folder.clone();
+    }
+    let here = PathBuf::from(".");
+    let beside = here.join("platform");
+    let is_platform = |folder: &PathBuf| folder.join("millrace.toml").is_file();
+    if !is_platform(&here) && is_platform(&beside) { beside } else { here }
+}
+
+impl Context {
+    pub fn load(folder: &std::path::Path, output: Output) -> anyhow::Result<Self> {
+        // absolute, because a detached platform and its servers do not run where this command does
+        let folder = std::path::absolute(folder)?;
+        let config = Config::load(&folder).explained()?;
+        let secrets = Secrets::load(&config.secrets_path()).explained()?;
+        let pack = Pack::load(&config.pack_dir).explained()?;
+        let layout = Layout::new(&config.folder, &config.platform.data_dir);
+        Ok(Self { output, config, secrets, pack, layout })
+    }
+
+    /// Every role that may log in, with its password and the databases that it may reach.
+    pub fn login_roles(&self) -> anyhow::Result<Vec<(String, Secret, Vec<String>)>> {
+        self.pack
+            .roles
+            .iter()
+            .filter(|role| role.login)
+            .map(|role| {
+                let password = self.secrets.roles.get(&role.name).cloned().ok_or_else(|| {
+                    anyhow!(
+                        "{} has no password for role `{}`\n  hint: add `{} = \"…\"` under [roles]",
+                        self.config.secrets_path().display(),
+                        role.name,
+                        role.name
+                    )
+                })?;
+                Ok((role.name.clone(), password, role.connect.clone()))
+            })
+            .collect()
+    }
+
+    /// What the servers are made and run from.
+    pub fn cluster_spec(&self) -> anyhow::Result<ClusterSpec> {
+        let config = &self.config;
+        let binaries = Binaries::find(config.postgres.bin_dir.as_deref()).explained()?;
+        let run_as = RunAs::resolve(self.wanted_user()).explained()?;
+        let mut hba = Vec::new();
+        for (role, _, databases) in self.login_roles()? {
+            hba.push(HbaRule {
+                databases: databases.into_iter().map(HbaDatabase::Named).collect(),
+                users: vec![role],
+                source: HbaSource::Anywhere,
+            });
+        }
+        hba.retain(|rule| !rule.databases.is_empty());
+        let settings = config
+            .postgres
+            .settings
+            .iter()
+            .map(|(name, value)| Setting::new(name, value, "from [postgres.settings] of millrace.toml"))
+            .collect();
+        let mebibytes = config.capture.slot_retention_max_bytes.div_ceil(1 << 20);
+        let limits = Limits { max_slot_wal_keep_mb: u32::try_from(mebibytes).unwrap_or(u32::MAX), ..Limits::default() };
+        let spec = ClusterSpec {
+            nodes: config
+                .cluster
+                .nodes
+                .iter()
+                .map(|node| NodeSpec { name: NodeName::new(&node.name), port: node.port, folder: config.node_dir(node) })
+                .collect(),
+            binaries,
+            run_as,
+            listen: vec![config.cluster.listen.to_string()],
+            host: self.host(config.cluster.listen),
+            settings,
+            hba,
+            superuser_password: self.secrets.superuser.clone(),
+            replicator_password: self.secrets.replicator.clone(),
+            tls: config.tls(),
+            state_dir: self.layout.cluster(),
+            log_dir: self.layout.logs(),
+            limits,
+        };
+        spec.validate().map_err(|error| explain(&error, error.hint()))?;
+        Ok(spec)
+    }
+
+    /// The unprivileged user to switch to; none when this process is not root.
+    fn wanted_user(&self) -> Option<&str> {
+        rustix::process::geteuid().is_root().then_some(self.config.platform.user.as_str())
+    }
+
+    /// How to reach a listener of this host: a wildcard address is reached by the loopback.
+    fn host(&self, listen: std::net::IpAddr) -> String {
+        match listen {
+            std::net::IpAddr::V4(address) if address.is_unspecified() => "127.0.0.1".to_owned(),
+            std::net::IpAddr::V6(address) if address.is_unspecified() => "::1".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
+    /// Superuser access to a node's database `postgres`.
+    pub fn superuser(&self, port: u16) -> anyhow::Result<ConnectParams> {
+        Ok(ConnectParams {
+            host: self.host(self.config.cluster.listen),
+            port,
+            database: "postgres".to_owned(),
+            user: SUPERUSER.to_owned(),
+            password: self.secrets.superuser.clone(),
+            tls: Some(self.config.tls().client_config()?),
+            application_name: "millrace".to_owned(),
+        })
+    }
+
+    /// Superuser access to the primary. One host and no fail-over yet: it is the first node.
+    pub fn primary(&self) -> anyhow::Result<ConnectParams> {
+        let first = self.config.cluster.nodes.first().ok_or_else(|| anyhow!("the cluster has no nodes"))?;
+        self.superuser(first.port)
+    }
+
+    /// Access to the pack's database on the primary as one of its roles.
+    pub fn as_role(&self, role: &str) -> anyhow::Result<ConnectParams> {
+        let password = self.login_roles()?.into_iter().find(|(name, ..)| name == role).map(|(_, password, _)| password);
+        let password = password.ok_or_else(|| anyhow!("the pack has no role `{role}` that may log in\n  hint: add it to [[roles]] in pack.toml"))?;
+        Ok(self.primary()?.to_database(&self.pack.database).as_user(role, password))
+    }
+
+    /// The read-only way into the warehouse.
+    pub fn warehouse(&self) -> anyhow::Result<ConnectParams> {
+        Ok(ConnectParams {
+            host: self.host(self.config.warehouse.listen),
+            port: self.config.warehouse.port,
+            database: WAREHOUSE_DATABASE.to_owned(),
+            user: WAREHOUSE_ROLE.to_owned(),
+            password: self.secrets.warehouse_reader.clone(),
+            tls: Some(self.config.tls().client_config()?),
+            application_name: "millrace".to_owned(),
+        })
+    }
+
+    /// Where the console is.
+    pub fn console_url(&self) -> String {
+        let host = self.host(self.config.console.listen);
+        let host = if host == "127.0.0.1" { "localhost".to_owned() } else { host };
+        format!("https://{host}:{}/", self.config.console.port)
+    }
+}

@@ -1,0 +1,78 @@
+//! Where the platform's files are.
+
+use std::path::{Path, PathBuf};
+
+/// The folders of one platform.
+///
+/// ```text
+/// DIR/millrace.toml, secrets.toml, tls/, pack/      what the user owns
+/// DATA/nodes/<name>/                                data directories of the servers
+/// DATA/warehouse/warehouse.duckdb, temp/            the warehouse
+/// DATA/logs/millrace.log, <node>.log                logs
+/// DATA/run/platform.lock, control.sock, pgpass      of the running platform, mode 0700
+/// ```
+#[derive(Debug, Clone)]
+pub struct Layout {
+    dir: PathBuf,
+    data: PathBuf,
+}
+
+impl Layout {
+    pub fn new(dir: impl Into<PathBuf>, data: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), data: data.into() }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    pub fn tls(&self) -> PathBuf {
+        self.dir.join("tls")
+    }
+
+    pub fn nodes(&self) -> PathBuf {
+        self.data.join("nodes")
+    }
+
+    /// The cluster's own record.
+    pub fn cluster(&self) -> PathBuf {
+        self.data.join("cluster")
+    }
+
+    pub fn run(&self) -> PathBuf {
+        self.data.join("run")
+    }
+
+    pub fn lock(&self) -> PathBuf {
+        self.run().join("platform.lock")
+    }
+
+    /// Passwords in libpq's file format, for psql; mode 0600.
+    pub fn pgpass(&self) -> PathBuf {
+        self.run().join("pgpass")
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.data.join("logs")
+    }
+
+    pub fn platform_log(&self) -> PathBuf {
+        self.logs().join("millrace.log")
+    }
+
+    pub fn node_log(&self, node: &str) -> PathBuf {
+        self.logs().join(format!("{node}.log"))
+    }
+
+    pub fn warehouse(&self) -> PathBuf {
+        self.data.join("warehouse")
+    }
+
+    pub fn warehouse_file(&self) -> PathBuf {
+        self.warehouse().join("warehouse.duckdb")
+    }
+}

@@ -1,0 +1,178 @@
+//! The listeners: the console over HTTPS, and the control socket for the command line.
+
+use std::{net::TcpListener, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use axum::{
+    Json, Router,
+    extract::{Path, Query as UrlQuery, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use millrace_contract::{
+    operate::{OperateError, Operator},
+    report::Param,
+};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+use super::operator::{ModelWork, PlatformOperator};
+
+/// Binds a TCP port at once, so that a port in use is known before anything starts.
+pub fn bind(name: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = match TcpListener::bind(address) {
+        Ok(listener) => listener,
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => anyhow::bail!(
+            "port {} of the {name} is in use\n  hint: stop what listens there (ss -ltnp 'sport = :{}') or change [{name}] port in millrace.toml",
+            address.port(),
+            address.port()
+        ),
+        Err(error) => return Err(error).with_context(|| format!("the {name} cannot listen on {address}")),
+    };
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Serves the console until the token is cancelled.
+pub async fn console(
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    router: Router,
+    token: CancellationToken,
+) -> anyhow::Result<()> {
+    let handle = axum_server::Handle::new();
+    let config = axum_server::tls_rustls::RustlsConfig::from_config(tls);
+    let server = axum_server::from_tcp_rustls(listener, config)
+        .context("the console cannot use its listener")?
+        .handle(handle.clone())
+        .serve(router.into_make_service_with_connect_info::<std::net::SocketAddr>());
+    let mut server = std::pin::pin!(server);
+    tokio::select! {
+        ended = &mut server => return ended.context("the console's server ended"),
+        () = token.cancelled() => handle.graceful_shutdown(Some(Duration::from_secs(3))),
+    }
+    server.await.context("the console's server ended badly")
+}
+
+/// Serves the control socket until the token is cancelled.
+pub async fn control(listener: UnixListener, operator: Arc<PlatformOperator>, token: CancellationToken) -> anyhow::Result<()> {
+    let router = Router::new()
+        .route("/ready", get(ready))
+        .route("/status", get(status))
+        .route("/runs", get(runs))
+        .route("/verify", post(verify))
+        .route("/prove", post(prove))
+        .route("/resync/{table}", post(resync))
+        .route("/model/{work}", post(model))
+        .route("/report", post(report))
+        .route("/down", post(down))
+        .with_state(operator);
+    axum::serve(listener, router)
+        .with_graceful_shutdown(token.cancelled_owned())
+        .await
+        .context("the control socket's server ended badly")
+}
+
+/// An error as JSON, which the command line reads back.
+struct Refused(OperateError);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (StatusCode::CONFLICT, Json(self.0)).into_response()
+    }
+}
+
+impl From<OperateError> for Refused {
+    fn from(error: OperateError) -> Self {
+        Self(error)
+    }
+}
+
+type Shared = State<Arc<PlatformOperator>>;
+
+async fn ready(State(operator): Shared) -> Json<bool> {
+    Json(operator.is_ready())
+}
+
+async fn status(State(operator): Shared) -> Response {
+    Json(operator.status().await).into_response()
+}
+
+#[derive(Deserialize)]
+struct Limit {
+    limit: usize,
+}
+
+async fn runs(State(operator): Shared, UrlQuery(limit): UrlQuery<Limit>) -> Result<Response, Refused> {
+    Ok(Json(operator.runs(limit.limit).await?).into_response())
+}
+
+async fn verify(State(operator): Shared) -> Result<Response, Refused> {
+    Ok(Json(operator.verify().await?).into_response())
+}
+
+async fn prove(State(operator): Shared) -> Result<Response, Refused> {
+    Ok(Json(operator.prove().await?).into_response())
+}
+
+async fn resync(State(operator): Shared, Path(table): Path<String>) -> Result<Response, Refused> {
+    Ok(Json(operator.resync(&table).await?).into_response())
+}
+
+async fn model(State(operator): Shared, Path(work): Path<ModelWork>) -> Result<Response, Refused> {
+    Ok(Json(operator.model(work).await?).into_response())
+}
+
+async fn down(State(operator): Shared) -> Json<()> {
+    operator.stop();
+    Json(())
+}
+
+/// A report to run, its parameters as texts.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ReportRequest {
+    pub name: String,
+    pub params: Vec<(String, String)>,
+    pub limit: usize,
+}
+
+/// A report's rows as PostgreSQL's texts.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ReportAnswer {
+    pub columns: Vec<String>,
+    pub rows: Vec<Vec<Option<String>>>,
+    pub truncated: bool,
+    pub watermark: millrace_base::Lsn,
+    pub commit_time: millrace_base::Micros,
+}
+
+async fn report(State(operator): Shared, Json(request): Json<ReportRequest>) -> Result<Json<ReportAnswer>, Refused> {
+    let catalog = operator.catalog();
+    let report = catalog.report(&request.name).ok_or_else(|| OperateError {
+        message: format!("there is no report called `{}`", request.name),
+        hint: Some("`millrace report list` names them".to_owned()),
+    })?;
+    for (name, _) in &request.params {
+        if !report.params.iter().any(|param| param.name == *name) {
+            let known: Vec<_> = report.params.iter().map(|param| param.name.as_str()).collect();
+            let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
+            return Err(OperateError { message: format!("report {} has no parameter `{name}`", report.name), hint: Some(known) }.into());
+        }
+    }
+    let value = |param: &Param| {
+        let given = request.params.iter().find(|(name, _)| *name == param.name).map(|(_, text)| text.as_str());
+        param.value(given.or(param.default.as_deref()))
+    };
+    let values = report.params.iter().map(value).collect::<Result<Vec<_>, _>>();
+    let values = values.map_err(|error| OperateError { message: error.to_string(), hint: None })?;
+    let rows = operator.query(report.sql.clone(), values, request.limit).await?;
+    Ok(Json(ReportAnswer {
+        columns: rows.columns.into_iter().map(|column| column.name).collect(),
+        rows: rows.rows.iter().map(|row| row.iter().map(millrace_contract::Value::to_text).collect()).collect(),
+        truncated: rows.truncated,
+        watermark: rows.freshness.watermark,
+        commit_time: rows.freshness.commit_time,
+    }))
+}
