@@ -7,9 +7,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use millrace_base::Micros;
 use millrace_pg::{
-    Connection, PgError, Postmaster, ServerError, StopMode, catalog, connect, control_file,
-    process::Exit,
-    roles,
+    Connection, PgError, Postmaster, ServerError, StopMode, catalog, connect, control_file, process::Exit, roles,
 };
 
 use crate::{
@@ -47,10 +45,7 @@ pub async fn make_replica(
 ) -> Result<(), ClusterError> {
     let server = spec.server(&node);
     if let Some(mut postmaster) = postmaster {
-        postmaster
-            .stop(StopMode::Fast, Duration::from_secs(10))
-            .await
-            .map_err(ClusterError::node(&node.name))?;
+        postmaster.stop(StopMode::Fast, Duration::from_secs(10)).await.map_err(ClusterError::node(&node.name))?;
     }
     remove_discarded(&node).await?;
     discard_data(&node, server.data_dir(), discard, now).await?;

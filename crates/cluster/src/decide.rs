@@ -91,9 +91,11 @@ impl Case<'_> {
         if view.process == ProcessState::None {
             return NodePlan::wait("stopped");
         }
-        let primary_is_up = self.observed.nodes.get(&self.intent.primary).is_some_and(|primary| {
-            primary.process != ProcessState::None || primary.busy.is_some()
-        });
+        let primary_is_up = self
+            .observed
+            .nodes
+            .get(&self.intent.primary)
+            .is_some_and(|primary| primary.process != ProcessState::None || primary.busy.is_some());
         if *name != self.intent.primary && primary_is_up {
             return NodePlan::wait(format!("receives the last log of {} before it stops", self.intent.primary));
         }
@@ -118,19 +120,15 @@ impl Case<'_> {
                 Severity::Critical,
                 format!("bring the data directory of {name} back, or restore a backup there"),
             ),
-            (DataState::Whole { system_id, .. }, Some(known)) if *system_id != known => {
-                NodePlan::wait("the data directory belongs to another cluster")
-                    .trouble(Severity::Critical, format!("put this cluster's data directory back in the place of {name}"))
-            }
-            (DataState::Whole { standby: true, .. }, _) => {
-                NodePlan::wait("this is the primary, but its data directory is a replica's").trouble(
-                    Severity::Critical,
-                    format!("bring the primary's data directory back in the place of {name}"),
-                )
-            }
-            (DataState::Whole { standby: false, .. }, _) => {
-                NodePlan::act(Action::Start { from: None }, starting(view))
-            }
+            (DataState::Whole { system_id, .. }, Some(known)) if *system_id != known => NodePlan::wait(
+                "the data directory belongs to another cluster",
+            )
+            .trouble(Severity::Critical, format!("put this cluster's data directory back in the place of {name}")),
+            (DataState::Whole { standby: true, .. }, _) => NodePlan::wait(
+                "this is the primary, but its data directory is a replica's",
+            )
+            .trouble(Severity::Critical, format!("bring the primary's data directory back in the place of {name}")),
+            (DataState::Whole { standby: false, .. }, _) => NodePlan::act(Action::Start { from: None }, starting(view)),
             (DataState::Damaged { why, .. }, _) => NodePlan::wait(format!("the primary's data is damaged: {why}"))
                 .trouble(Severity::Critical, format!("restore a backup in the place of {name}; nothing was touched")),
             (other, _) => unusable(other, name),
@@ -188,7 +186,9 @@ impl Case<'_> {
         let primary = &self.intent.primary;
         let broken_start = view.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::Damaged);
         match &view.data {
-            DataState::Absent => self.rebuild(view, Discard::Nothing, format!("is made from a base backup of {primary}")),
+            DataState::Absent => {
+                self.rebuild(view, Discard::Nothing, format!("is made from a base backup of {primary}"))
+            }
             DataState::Whole { standby, .. } if broken_start => {
                 self.rebuild(view, discard(view, *standby), format!("cannot start and is rebuilt from {primary}"))
             }
@@ -198,11 +198,12 @@ impl Case<'_> {
                 }
                 NodePlan::act(Action::Start { from: Some(primary.clone()) }, starting(view))
             }
-            DataState::Whole { standby: false, system_id } if self.intent.system_id == Some(*system_id) => self.rebuild(
-                view,
-                Discard::MoveAside,
-                format!("holds a primary's data, which is kept aside, and is made anew from {primary}"),
-            ),
+            DataState::Whole { standby: false, system_id } if self.intent.system_id == Some(*system_id) => self
+                .rebuild(
+                    view,
+                    Discard::MoveAside,
+                    format!("holds a primary's data, which is kept aside, and is made anew from {primary}"),
+                ),
             DataState::Whole { .. } => self.rebuild(
                 view,
                 Discard::MoveAside,
@@ -295,9 +296,10 @@ impl Case<'_> {
     fn primary_server(&self) -> Option<&ServerState> {
         let primary = self.observed.nodes.get(&self.intent.primary)?;
         let usable = primary.busy.is_none() && matches!(primary.process, ProcessState::Running { .. });
-        primary.server.as_ref().filter(|server| {
-            usable && !server.in_recovery && self.intent.system_id == Some(server.system_id)
-        })
+        primary
+            .server
+            .as_ref()
+            .filter(|server| usable && !server.in_recovery && self.intent.system_id == Some(server.system_id))
     }
 
     fn slot(&self, replica: &NodeName) -> Option<&Slot> {

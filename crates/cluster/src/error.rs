@@ -12,15 +12,9 @@ pub enum ClusterError {
     #[error("the cluster's configuration is wrong: {0}")]
     Spec(String),
     #[error("node {node}: {source}")]
-    Node {
-        node: NodeName,
-        source: ServerError,
-    },
+    Node { node: NodeName, source: ServerError },
     #[error("node {node}: {source}")]
-    Sql {
-        node: NodeName,
-        source: PgError,
-    },
+    Sql { node: NodeName, source: PgError },
     #[error("nodes {} both hold a primary's data", list(.0))]
     TwoPrimaries(Vec<NodeName>),
     #[error("nodes {} hold replicas' data, but none holds the primary's", list(.0))]

@@ -24,7 +24,7 @@ pub mod supervisor;
 
 pub use decide::decide;
 pub use error::ClusterError;
-pub use observed::{DataState, Failure, Intent, Goal, NodeView, Observed, ProcessState};
+pub use observed::{DataState, Failure, Goal, Intent, NodeView, Observed, ProcessState};
 pub use plan::{Action, Discard, NodePlan, Plan};
 pub use spec::{ClusterSpec, Limits, NodeName, NodeSpec};
 pub use status::ClusterStatus;

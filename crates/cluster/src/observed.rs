@@ -32,7 +32,9 @@ pub enum DataState {
 pub enum ProcessState {
     None,
     /// A server of an earlier supervisor runs here; it is to be adopted.
-    Unadopted { pid: u32 },
+    Unadopted {
+        pid: u32,
+    },
     Running {
         pid: u32,
         /// It accepts connections by its own word.

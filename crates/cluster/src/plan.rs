@@ -26,14 +26,21 @@ pub enum Action {
     /// Make a new cluster here.
     Initdb,
     /// Start the server; `from` is its upstream, if it is a replica.
-    Start { from: Option<NodeName> },
+    Start {
+        from: Option<NodeName>,
+    },
     Stop(StopMode),
     /// Stop the server if it runs, discard its data, make its slot anew, copy `from`.
-    MakeReplica { from: NodeName, discard: Discard },
+    MakeReplica {
+        from: NodeName,
+        discard: Discard,
+    },
     /// On the primary: the roles of the cluster itself.
     EnsureRoles,
     /// On the primary: the slot that `replica` uses.
-    CreateSlot { replica: NodeName },
+    CreateSlot {
+        replica: NodeName,
+    },
 }
 
 impl Action {

@@ -14,11 +14,7 @@ pub fn of_platform(limits: &Limits, nodes: usize) -> Vec<Setting> {
     let slots = nodes.saturating_add(12).to_string();
     vec![
         set("wal_level", "logical", "changes are captured for the warehouse by logical replication"),
-        set(
-            "max_wal_senders",
-            &senders,
-            "for each node a replica and a base backup, and some for capture",
-        ),
+        set("max_wal_senders", &senders, "for each node a replica and a base backup, and some for capture"),
         set("max_replication_slots", &slots, "a slot for each node, some for capture and its comparisons"),
         set(
             "max_slot_wal_keep_size",
@@ -26,11 +22,7 @@ pub fn of_platform(limits: &Limits, nodes: usize) -> Vec<Setting> {
             "a slot whose user is away must not fill the disk: past this it is given up, and said so",
         ),
         set("wal_keep_size", "128MB", "a replica whose slot was dropped by hand can still catch up"),
-        set(
-            "wal_sender_timeout",
-            "30s",
-            "a replica that hangs must not hold up the primary's stop for longer",
-        ),
+        set("wal_sender_timeout", "30s", "a replica that hangs must not hold up the primary's stop for longer"),
         set("wal_receiver_timeout", "30s", "a primary that hangs is noticed"),
         set("wal_retrieve_retry_interval", "500ms", "a replica is back soon after its primary; the default is 5 s"),
         set("hot_standby", "on", "replicas can be read"),
@@ -39,11 +31,7 @@ pub fn of_platform(limits: &Limits, nodes: usize) -> Vec<Setting> {
             "on",
             "long reads on a replica are not cancelled; the price is that they delay vacuum on the primary",
         ),
-        set(
-            "synchronous_commit",
-            "on",
-            "a commit is on the primary's disk when it is acknowledged",
-        ),
+        set("synchronous_commit", "on", "a commit is on the primary's disk when it is acknowledged"),
         set("shared_buffers", format!("{}MB", limits.shared_buffers_mb), ""),
         set("max_connections", limits.max_connections.to_string(), ""),
         set("max_wal_size", "4GB", "checkpoints come by time, not by volume, under usual load"),

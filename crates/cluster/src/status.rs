@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millrace_base::{Lsn, Micros};
-use millrace_contract::status::{Finding, NodeRole, NodeState, NodeStatus, SlotStatus};
+use millrace_contract::status::{Finding, NodeRole, NodeState, NodeStatus, Severity, SlotStatus};
 use millrace_pg::catalog::Slot;
 use serde::Serialize;
 
@@ -50,7 +50,9 @@ pub(crate) fn assemble(
         ..ClusterStatus::default()
     };
     for node in &spec.nodes {
-        let (Some(view), Some(planned)) = (observed.nodes.get(&node.name), plan.nodes.get(&node.name)) else { continue };
+        let (Some(view), Some(planned)) = (observed.nodes.get(&node.name), plan.nodes.get(&node.name)) else {
+            continue;
+        };
         let role = if node.name == intent.primary { NodeRole::Primary } else { NodeRole::Replica };
         let server = view.server.as_ref();
         let replica = role == NodeRole::Replica;
@@ -70,6 +72,15 @@ pub(crate) fn assemble(
             streaming: replica.then(|| server.map(|server| server.streaming)).flatten(),
             doing: planned.sentence.clone(),
         });
+        if let Some(server) = server.filter(|server| !server.pending_restart.is_empty()) {
+            status.findings.push(Finding {
+                severity: Severity::Notice,
+                subject: format!("node {}", node.name),
+                what: format!("settings wait for a restart: {}", server.pending_restart.join(", ")),
+                since: None,
+                what_to_do: "restart the platform when it suits".to_owned(),
+            });
+        }
         if let Some(trouble) = &planned.trouble {
             let since = view.failure.as_ref().map(|failure| {
                 let ago = i64::try_from(now.1.saturating_sub(failure.at).as_micros()).unwrap_or(i64::MAX);
@@ -86,7 +97,10 @@ pub(crate) fn assemble(
     }
     status.findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.subject.cmp(&b.subject)));
     status.all_ready = status.primary_ready
-        && status.nodes.iter().all(|node| node.state == NodeState::Running && node.streaming != Some(false));
+        && observed.nodes.values().all(|view| view.busy.is_none())
+        && status.nodes.iter().all(|node| {
+            node.state == NodeState::Running && (node.role == NodeRole::Primary || node.streaming == Some(true))
+        });
     status
 }
 
@@ -100,7 +114,7 @@ fn state_of(view: &NodeView) -> NodeState {
         (ProcessState::Unadopted { .. } | ProcessState::Running { ready: false, .. }, _)
         | (ProcessState::None, Some(_)) => NodeState::Starting,
         (ProcessState::Running { ready: true, .. }, _) if view.server.is_some() => NodeState::Running,
-        // just ready, or on its way out: not yet asked, or not asked any more
+        // on its way out: not asked any more
         (ProcessState::Running { .. }, Some(_)) => NodeState::Running,
         (ProcessState::Running { .. }, None) => NodeState::Unresponsive,
     }

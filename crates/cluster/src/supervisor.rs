@@ -94,11 +94,11 @@ impl Supervisor {
         let steps = CancellationToken::new();
         let (sender, receiver) = watch::channel(ClusterStatus::default());
         let mut supervisor = Self {
-            nodes: spec.nodes.iter().map(|node| Ok((node.name.clone(), Node::new(&spec, node)?))).collect::<Result<
-                _,
-                ClusterError,
-            >>(
-            )?,
+            nodes: spec
+                .nodes
+                .iter()
+                .map(|node| Ok((node.name.clone(), Node::new(&spec, node)?)))
+                .collect::<Result<_, ClusterError>>()?,
             intent: Intent {
                 goal: Goal::Run,
                 primary: spec.nodes.first().map_or_else(|| NodeName::new(""), |node| node.name.clone()),
@@ -228,9 +228,8 @@ impl Supervisor {
         let now = self.clock.monotonic();
         let probe = self.spec.limits.probe_timeout;
         let stable = self.spec.limits.stable_after;
-        let asked = self.nodes.iter_mut().map(|(name, node)| async move {
-            (name.clone(), node.ask(now, probe, stable).await)
-        });
+        let asked =
+            self.nodes.iter_mut().map(|(name, node)| async move { (name.clone(), node.ask(now, probe, stable).await) });
         let answers: BTreeMap<_, _> =
             join_all(asked).await.into_iter().filter_map(|(name, answer)| Some((name, answer?))).collect();
 
@@ -285,8 +284,11 @@ impl Supervisor {
                 node.server.configure(upstream.as_ref()).map_err(ClusterError::node(name))?;
                 let postmaster = node.server.start().await.map_err(ClusterError::node(name))?;
                 if from.is_none() {
-                    observe::mark_primary(&node.spec)
-                        .map_err(|source| ClusterError::Io { doing: "mark", path: node.spec.folder.clone(), source })?;
+                    observe::mark_primary(&node.spec).map_err(|source| ClusterError::Io {
+                        doing: "mark",
+                        path: node.spec.folder.clone(),
+                        source,
+                    })?;
                 }
                 self.took(name, postmaster, now)
             }
@@ -420,11 +422,15 @@ impl Supervisor {
             ClusterError::Node { source: ServerError::Damaged { .. }, .. } => FailureKind::Damaged,
             _ => FailureKind::Other,
         };
-        let what = match error {
+        let whole = match error {
             ClusterError::Node { source, .. } => source.to_string(),
             other => other.to_string(),
         };
-        self.record(name, kind, what, error.hint());
+        let (what, said) = whole.split_once('\n').unwrap_or((&whole, ""));
+        if !said.is_empty() {
+            tracing::warn!(node = %name, said, "a server's last lines");
+        }
+        self.record(name, kind, what.trim_end_matches("; it said:").to_owned(), error.hint());
     }
 
     fn record(&mut self, name: &NodeName, kind: FailureKind, what: String, what_to_do: Option<String>) {
@@ -469,9 +475,7 @@ impl Node {
         match (self.pid, &self.busy) {
             (Some(pid), _) => ProcessState::Running { pid, ready: self.ready },
             (None, Some(_)) => ProcessState::None,
-            (None, None) => {
-                self.server.running_pid().map_or(ProcessState::None, |pid| ProcessState::Unadopted { pid })
-            }
+            (None, None) => self.server.running_pid().map_or(ProcessState::None, |pid| ProcessState::Unadopted { pid }),
         }
     }
 

@@ -26,11 +26,8 @@ struct Cluster {
 fn spec_in(folder: &Path, names: &[&str]) -> ClusterSpec {
     let tls = TlsFiles::in_folder(folder.join("tls"));
     tls.generate(&default_hosts(&[]), SystemClock::new().wall()).unwrap();
-    let nodes = names.iter().map(|name| NodeSpec {
-        name: NodeName::new(name),
-        port: free_port(),
-        folder: folder.join(name),
-    });
+    let nodes =
+        names.iter().map(|name| NodeSpec { name: NodeName::new(name), port: free_port(), folder: folder.join(name) });
     ClusterSpec {
         nodes: nodes.collect(),
         binaries: Binaries::find(None).unwrap(),
@@ -128,7 +125,10 @@ impl Cluster {
 
     async fn client(&self, name: &str) -> Connection {
         let node = self.spec.node(&NodeName::new(name)).unwrap();
-        connect(&self.spec.superuser(node).unwrap(), Duration::from_secs(10)).await.unwrap()
+        match connect(&self.spec.superuser(node).unwrap(), Duration::from_secs(10)).await {
+            Ok(connection) => connection,
+            Err(error) => panic!("{error}; {:#?}\n{}", self.status.borrow(), self.logs()),
+        }
     }
 
     fn kill(&self, name: &str) {
@@ -290,7 +290,9 @@ async fn slots_are_made_again_and_a_replica_left_behind_is_rebuilt() {
     cluster.drop_supervisor();
     let before = cluster.pids();
     cluster.kill("b");
-    for setting in ["max_slot_wal_keep_size = '16MB'", "wal_keep_size = 0", "max_wal_size = '48MB'", "min_wal_size = '32MB'"] {
+    for setting in
+        ["max_slot_wal_keep_size = '16MB'", "wal_keep_size = 0", "max_wal_size = '48MB'", "min_wal_size = '32MB'"]
+    {
         primary.batch_execute(&format!("ALTER SYSTEM SET {setting}")).await.unwrap();
     }
     primary.batch_execute("SELECT pg_reload_conf()").await.unwrap();
@@ -329,7 +331,9 @@ async fn a_lost_primary_is_never_made_anew() {
     let data = cluster.folder("a").join("data");
     std::fs::rename(&data, cluster.folder("a").join("elsewhere")).unwrap();
     cluster.supervise();
-    cluster.until("the trouble", |status| status.findings.iter().any(|f| f.what == "the primary's data directory is gone")).await;
+    cluster
+        .until("the trouble", |status| status.findings.iter().any(|f| f.what == "the primary's data directory is gone"))
+        .await;
     assert!(!data.exists());
     cluster.stop().await;
     std::fs::rename(cluster.folder("a").join("elsewhere"), &data).unwrap();

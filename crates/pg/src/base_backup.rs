@@ -19,11 +19,7 @@ impl ServerSpec {
     ///
     /// # Errors
     /// If there is a data directory already, or the copy fails; then nothing is left.
-    pub async fn base_backup(
-        &self,
-        upstream: &Upstream,
-        deadline: Duration,
-    ) -> Result<(), ServerError> {
+    pub async fn base_backup(&self, upstream: &Upstream, deadline: Duration) -> Result<(), ServerError> {
         let data = self.data_dir();
         if data.exists() {
             return Err(ServerError::NotADataDirectory { path: data });
@@ -68,10 +64,7 @@ impl ServerSpec {
     fn end_copies(&self) {
         for process in process_table::working_in(&self.folder) {
             if process.program == "pg_basebackup" {
-                tracing::info!(
-                    pid = process.pid,
-                    "ending a base backup left by an earlier supervisor"
-                );
+                tracing::info!(pid = process.pid, "ending a base backup left by an earlier supervisor");
                 process_table::signal(process.pid, Signal::KILL);
             }
         }

@@ -23,10 +23,7 @@ impl Binaries {
     /// # Errors
     /// [`ServerError::NoPostgres`] if there is none of version [`OLDEST`] or later.
     pub fn find(folder: Option<&Path>) -> Result<Self, ServerError> {
-        let none = || ServerError::NoPostgres {
-            place: folder.map(Path::to_owned),
-            oldest: OLDEST,
-        };
+        let none = || ServerError::NoPostgres { place: folder.map(Path::to_owned), oldest: OLDEST };
         match folder {
             Some(folder) => Self::probe(folder).ok_or_else(none),
             None => Self::newest_in(Path::new(DEBIAN)).ok_or_else(none),
@@ -35,9 +32,7 @@ impl Binaries {
 
     fn newest_in(root: &Path) -> Option<Self> {
         let versions = std::fs::read_dir(root).ok()?;
-        versions
-            .filter_map(|entry| Self::probe(&entry.ok()?.path().join("bin")))
-            .max_by_key(|found| found.major)
+        versions.filter_map(|entry| Self::probe(&entry.ok()?.path().join("bin"))).max_by_key(|found| found.major)
     }
 
     /// Asks `postgres --version`: `postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)`.
@@ -47,23 +42,12 @@ impl Binaries {
                 return None;
             }
         }
-        let output = std::process::Command::new(folder.join("postgres"))
-            .arg("--version")
-            .output()
-            .ok()?;
+        let output = std::process::Command::new(folder.join("postgres")).arg("--version").output().ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
-        let version = text
-            .strip_prefix("postgres (PostgreSQL) ")?
-            .split_whitespace()
-            .next()?
-            .to_owned();
+        let version = text.strip_prefix("postgres (PostgreSQL) ")?.split_whitespace().next()?.to_owned();
         let digits = version.split(|c: char| !c.is_ascii_digit()).next()?;
         let major: u32 = digits.parse().ok()?;
-        (major >= OLDEST).then(|| Self {
-            folder: folder.to_owned(),
-            major,
-            version,
-        })
+        (major >= OLDEST).then(|| Self { folder: folder.to_owned(), major, version })
     }
 
     /// The path of one program.
@@ -107,11 +91,7 @@ mod tests {
     fn none_is_a_clear_error() {
         let empty = tempfile::tempdir().unwrap();
         let error = Binaries::find(Some(empty.path())).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("no PostgreSQL of version 14 or later was found in /")
-        );
+        assert!(error.to_string().starts_with("no PostgreSQL of version 14 or later was found in /"));
         assert!(error.hint().unwrap().contains("apt install postgresql-15"));
     }
 }

@@ -182,10 +182,7 @@ pub async fn standbys(client: &Client) -> Result<Vec<Standby>, PgError> {
 /// See [`server_state`].
 pub async fn database_sizes(client: &Client) -> Result<Vec<DatabaseSize>, PgError> {
     all(client, include_str!("../sql/database_sizes.sql"), |row| {
-        Ok(DatabaseSize {
-            name: row.try_get("name")?,
-            size_bytes: unsigned(row, "size_bytes")?.unwrap_or_default(),
-        })
+        Ok(DatabaseSize { name: row.try_get("name")?, size_bytes: unsigned(row, "size_bytes")?.unwrap_or_default() })
     })
     .await
 }

@@ -4,10 +4,10 @@
 
 use std::{ops::Deref, sync::Arc, time::Duration};
 
-use millrace_base::{Secret, Tasks};
+use millrace_base::Secret;
 use tokio_postgres::{Client, Config, NoTls, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::PgError;
 
@@ -29,20 +29,13 @@ impl ConnectParams {
     /// The same server and role, another database.
     #[must_use]
     pub fn to_database(&self, database: impl Into<String>) -> Self {
-        Self {
-            database: database.into(),
-            ..self.clone()
-        }
+        Self { database: database.into(), ..self.clone() }
     }
 
     /// The same server and database, another role.
     #[must_use]
     pub fn as_user(&self, user: impl Into<String>, password: Secret) -> Self {
-        Self {
-            user: user.into(),
-            password,
-            ..self.clone()
-        }
+        Self { user: user.into(), password, ..self.clone() }
     }
 
     /// `host:port`, for messages.
@@ -52,12 +45,14 @@ impl ConnectParams {
     }
 }
 
-/// An open connection; used as the [`Client`] that it owns. Dropping it closes the connection.
+/// An open connection; used as the [`Client`] that it owns. Dropping it closes the connection,
+/// in order if the server takes part, within [`CLOSE`] in any case.
 #[derive(Debug)]
 pub struct Connection {
     client: Client,
     tls: Option<MakeTls>,
-    _driver: Tasks,
+    /// Dropped after the client.
+    _open: DropGuard,
 }
 
 impl Deref for Connection {
@@ -113,37 +108,53 @@ pub async fn connect(params: &ConnectParams, deadline: Duration) -> Result<Conne
         .connect_timeout(deadline)
         .tcp_user_timeout(Duration::from_secs(30))
         .keepalives_idle(Duration::from_secs(30))
-        .ssl_mode(if params.tls.is_some() {
-            SslMode::Require
-        } else {
-            SslMode::Disable
-        });
+        .ssl_mode(if params.tls.is_some() { SslMode::Require } else { SslMode::Disable });
 
     let address = params.address();
     let opening = async {
-        let mut driver = Tasks::new(CancellationToken::new());
+        let open = CancellationToken::new();
         let (client, tls) = match &params.tls {
             Some(tls) => {
                 let tls = MakeRustlsConnect::new(tls.as_ref().clone());
                 let (client, connection) = config.connect(tls.clone()).await?;
-                driver.spawn("pg connection", connection);
+                drive(connection, open.clone());
                 (client, Some(MakeTls(tls)))
             }
             None => {
                 let (client, connection) = config.connect(NoTls).await?;
-                driver.spawn("pg connection", connection);
+                drive(connection, open.clone());
                 (client, None)
             }
         };
-        Ok(Connection {
-            client,
-            tls,
-            _driver: driver,
-        })
+        Ok(Connection { client, tls, _open: open.drop_guard() })
     };
     match tokio::time::timeout(deadline, opening).await {
-        Ok(opened) => opened
-            .map_err(|error| PgError::connecting(error, &address, &params.user, &params.database)),
+        Ok(opened) => opened.map_err(|error| PgError::connecting(error, &address, &params.user, &params.database)),
         Err(_) => Err(PgError::Timeout { address, deadline }),
     }
+}
+
+/// How long a dropped connection may take to say goodbye.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// Runs the connection until it ends, at most [`CLOSE`] after its owner dropped it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it must outlive the drop of its owner by a moment, to end the session in order"
+)]
+fn drive(
+    connection: impl Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static,
+    dropped: CancellationToken,
+) {
+    tokio::spawn(async move {
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = dropped.cancelled() => tokio::time::timeout(CLOSE, connection).await.unwrap_or(Ok(())),
+        };
+        if let Err(error) = ended {
+            // whoever uses the client is told by its own error
+            tracing::debug!(%error, "connection lost");
+        }
+    });
 }

@@ -25,28 +25,17 @@ const SHUT_DOWN: [u32; 2] = [1, 2];
 /// # Errors
 /// [`ServerError::Damaged`] if it is absent, too short or of an unknown layout.
 pub fn read(data_dir: &Path) -> Result<ControlFile, ServerError> {
-    let damaged = |line: String| ServerError::Damaged {
-        data_dir: data_dir.to_owned(),
-        line,
-    };
+    let damaged = |line: String| ServerError::Damaged { data_dir: data_dir.to_owned(), line };
     let bytes = fs::read(data_dir.join("global/pg_control"))
         .map_err(|error| damaged(format!("global/pg_control cannot be read: {error}")))?;
-    let word = |at: usize| -> Option<u32> {
-        Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-    };
+    let word = |at: usize| -> Option<u32> { Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?)) };
     let parsed = (|| {
         let system_id = u64::from_le_bytes(bytes.get(0..8)?.try_into().ok()?);
         let version = word(8)?;
         if !(1300..1800).contains(&version) || system_id == 0 {
             return None;
         }
-        Some(ControlFile {
-            system_id,
-            timeline: word(48)?,
-            shut_down: SHUT_DOWN.contains(&word(16)?),
-        })
+        Some(ControlFile { system_id, timeline: word(48)?, shut_down: SHUT_DOWN.contains(&word(16)?) })
     })();
-    parsed.ok_or_else(|| {
-        damaged("global/pg_control is not a control file of PostgreSQL 14 to 17".to_owned())
-    })
+    parsed.ok_or_else(|| damaged("global/pg_control is not a control file of PostgreSQL 14 to 17".to_owned()))
 }

@@ -19,41 +19,27 @@ pub fn log_tail(log: &Path, offset: u64) -> Vec<String> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(log)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(
-            offset.max(length.saturating_sub(TAIL_BYTES)).min(length),
-        ))?;
+        file.seek(SeekFrom::Start(offset.max(length.saturating_sub(TAIL_BYTES)).min(length)))?;
         let mut bytes = Vec::new();
         file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
-    lines
-        .iter()
-        .skip(lines.len().saturating_sub(TAIL_LINES))
-        .map(|line| (*line).to_owned())
-        .collect()
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines.iter().skip(lines.len().saturating_sub(TAIL_LINES)).map(|line| (*line).to_owned()).collect()
 }
 
 /// The error that the log tells of.
 #[must_use]
 pub fn cause(data_dir: &Path, port: u16, log_tail: Vec<String>) -> ServerError {
     let line_with = |texts: &[&str]| {
-        log_tail
-            .iter()
-            .find(|line| texts.iter().any(|text| line.contains(text)))
-            .map(|line| message_of(line))
+        log_tail.iter().find(|line| texts.iter().any(|text| line.contains(text))).map(|line| message_of(line))
     };
     if line_with(&["Address already in use"]).is_some() {
         return ServerError::PortInUse { port };
     }
     if line_with(&["No space left on device"]).is_some() {
-        return ServerError::DiskFull {
-            path: data_dir.to_owned(),
-        };
+        return ServerError::DiskFull { path: data_dir.to_owned() };
     }
     if let Some(line) = line_with(&[
         "unrecognized configuration parameter",
@@ -78,26 +64,18 @@ pub fn cause(data_dir: &Path, port: u16, log_tail: Vec<String>) -> ServerError {
         "could not open directory",
         "could not access directory",
         "pg_filenode.map",
+        "required WAL directory",
     ]) {
-        return ServerError::Damaged {
-            data_dir: data_dir.to_owned(),
-            line,
-        };
+        return ServerError::Damaged { data_dir: data_dir.to_owned(), line };
     }
-    ServerError::Ended {
-        data_dir: data_dir.to_owned(),
-        log_tail,
-    }
+    ServerError::Ended { data_dir: data_dir.to_owned(), log_tail }
 }
 
 /// A log line without its prefix: what follows the severity.
 fn message_of(line: &str) -> String {
     ["FATAL:", "PANIC:", "ERROR:", "LOG:"]
         .iter()
-        .find_map(|severity| {
-            line.split_once(severity)
-                .map(|(_, message)| message.trim().to_owned())
-        })
+        .find_map(|severity| line.split_once(severity).map(|(_, message)| message.trim().to_owned()))
         .unwrap_or_else(|| line.trim().to_owned())
 }
 
@@ -106,11 +84,7 @@ mod tests {
     use super::*;
 
     fn caused_by(line: &str) -> ServerError {
-        cause(
-            Path::new("/data"),
-            5440,
-            vec!["LOG:  starting".into(), line.into()],
-        )
+        cause(Path::new("/data"), 5440, vec!["LOG:  starting".into(), line.into()])
     }
 
     #[test]
@@ -120,29 +94,20 @@ mod tests {
             ServerError::PortInUse { port: 5440 }
         ));
         assert!(matches!(
-            caused_by(
-                "PANIC:  could not write to file \"pg_wal/xlogtemp.9\": No space left on device"
-            ),
+            caused_by("PANIC:  could not write to file \"pg_wal/xlogtemp.9\": No space left on device"),
             ServerError::DiskFull { .. }
         ));
-        match caused_by(
-            "2026-01-01 [9] FATAL:  could not open directory \"pg_notify\": No such file or directory",
-        ) {
+        match caused_by("2026-01-01 [9] FATAL:  could not open directory \"pg_notify\": No such file or directory") {
             ServerError::Damaged { line, .. } => {
                 assert!(line.starts_with("could not open directory"), "{line}")
             }
             other => panic!("{other:?}"),
         }
         assert!(matches!(
-            caused_by(
-                "LOG:  unrecognized configuration parameter \"wal_lvl\" in file \"x\" line 3"
-            ),
+            caused_by("LOG:  unrecognized configuration parameter \"wal_lvl\" in file \"x\" line 3"),
             ServerError::BadSetting { .. }
         ));
-        assert!(matches!(
-            caused_by("something new"),
-            ServerError::Ended { .. }
-        ));
+        assert!(matches!(caused_by("something new"), ServerError::Ended { .. }));
     }
 
     #[test]

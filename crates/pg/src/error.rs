@@ -55,16 +55,11 @@ impl PgError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Unreachable { .. } => {
-                Some("is the server running, and is the port right?".to_owned())
+            Self::Unreachable { .. } => Some("is the server running, and is the port right?".to_owned()),
+            Self::Tls { .. } => {
+                Some("the server's certificate must be made by the trusted authority and name this host".to_owned())
             }
-            Self::Tls { .. } => Some(
-                "the server's certificate must be made by the trusted authority and name this host"
-                    .to_owned(),
-            ),
-            Self::Timeout { .. } => {
-                Some("the server hangs or is overloaded; look at its log".to_owned())
-            }
+            Self::Timeout { .. } => Some("the server hangs or is overloaded; look at its log".to_owned()),
             Self::Server { hint, .. } => hint.clone(),
             Self::Closed(_) | Self::Protocol(_) => None,
         }
@@ -88,12 +83,7 @@ impl PgError {
     }
 
     /// An error met while connecting to `address` as `user` to `database`.
-    pub(crate) fn connecting(
-        error: tokio_postgres::Error,
-        address: &str,
-        user: &str,
-        database: &str,
-    ) -> Self {
+    pub(crate) fn connecting(error: tokio_postgres::Error, address: &str, user: &str, database: &str) -> Self {
         if error.as_db_error().is_some() {
             return Self::from(error).with_connect_hint(user, database);
         }
@@ -101,62 +91,39 @@ impl PgError {
         let text = error.to_string();
         let reason = deepest(&error);
         if text.contains("TLS") {
-            return Self::Tls {
-                address: address.to_owned(),
-                reason,
-            };
+            return Self::Tls { address: address.to_owned(), reason };
         }
         if text.contains("authentication") {
             return Self::Server {
                 sqlstate: SqlState::INVALID_PASSWORD.code().to_owned(),
                 message: format!("authentication as \"{user}\" failed: {reason}"),
                 detail: None,
-                hint: Some(
-                    "the server and this client do not agree on how to authenticate".to_owned(),
-                ),
+                hint: Some("the server and this client do not agree on how to authenticate".to_owned()),
             };
         }
-        match error
-            .into_source()
-            .map(|source| source.downcast::<io::Error>())
-        {
-            Some(Ok(source)) => Self::Unreachable {
-                address: address.to_owned(),
-                source: *source,
-            },
-            _ => Self::Unreachable {
-                address: address.to_owned(),
-                source: io::Error::other(reason),
-            },
+        match error.into_source().map(|source| source.downcast::<io::Error>()) {
+            Some(Ok(source)) => Self::Unreachable { address: address.to_owned(), source: *source },
+            _ => Self::Unreachable { address: address.to_owned(), source: io::Error::other(reason) },
         }
     }
 
     fn with_connect_hint(self, user: &str, database: &str) -> Self {
-        let Self::Server {
-            sqlstate,
-            message,
-            detail,
-            hint,
-        } = self
-        else {
+        let Self::Server { sqlstate, message, detail, hint } = self else {
             return self;
         };
         let hint = hint.or_else(|| {
             Some(match sqlstate.as_str() {
                 "28P01" => format!("the password of role \"{user}\" is not the one the server knows"),
-                "28000" => format!("pg_hba.conf of the server lets \"{user}\" into \"{database}\" only as it says there"),
+                "28000" => {
+                    format!("pg_hba.conf of the server lets \"{user}\" into \"{database}\" only as it says there")
+                }
                 "3D000" => format!("database \"{database}\" does not exist on this server"),
                 "57P03" => "the server is starting, stopping or recovering: try again shortly".to_owned(),
                 "53300" => "all connections are taken: close some or raise max_connections".to_owned(),
                 _ => return None,
             })
         });
-        Self::Server {
-            sqlstate,
-            message,
-            detail,
-            hint,
-        }
+        Self::Server { sqlstate, message, detail, hint }
     }
 }
 
@@ -170,13 +137,9 @@ impl From<tokio_postgres::Error> for PgError {
                 hint: db.hint().map(str::to_owned),
             };
         }
-        let lost = error.is_closed()
-            || std::error::Error::source(&error).is_some_and(|source| source.is::<io::Error>());
-        if lost {
-            Self::Closed(error)
-        } else {
-            Self::Protocol(format!("{error}: {}", deepest(&error)))
-        }
+        let lost =
+            error.is_closed() || std::error::Error::source(&error).is_some_and(|source| source.is::<io::Error>());
+        if lost { Self::Closed(error) } else { Self::Protocol(format!("{error}: {}", deepest(&error))) }
     }
 }
 
@@ -195,9 +158,7 @@ pub enum ServerError {
     NoPostgres { place: Option<PathBuf>, oldest: u32 },
     #[error("the user \"{0}\", as which the servers are to run, does not exist")]
     NoUser(String),
-    #[error(
-        "servers cannot run as \"{wanted}\": this process runs as uid {uid} and may not change that"
-    )]
+    #[error("servers cannot run as \"{wanted}\": this process runs as uid {uid} and may not change that")]
     CannotSwitchUser { wanted: String, uid: u32 },
     #[error("PostgreSQL refuses to run as root")]
     Root,
@@ -206,17 +167,9 @@ pub enum ServerError {
     #[error("port {port} is in use")]
     PortInUse { port: u16 },
     #[error("{} belongs to {owner}, not to \"{expected}\", as which the servers run", path.display())]
-    WrongOwner {
-        path: PathBuf,
-        owner: String,
-        expected: String,
-    },
+    WrongOwner { path: PathBuf, owner: String, expected: String },
     #[error("{} was made by PostgreSQL {found}; the server found is version {expected}", data_dir.display())]
-    WrongVersion {
-        data_dir: PathBuf,
-        found: String,
-        expected: u32,
-    },
+    WrongVersion { data_dir: PathBuf, found: String, expected: u32 },
     #[error("{} is not empty and not a PostgreSQL data directory", path.display())]
     NotADataDirectory { path: PathBuf },
     #[error("a server runs on {} already (process {pid})", data_dir.display())]
@@ -228,26 +181,13 @@ pub enum ServerError {
     #[error("the data directory {} is damaged: {line}", data_dir.display())]
     Damaged { data_dir: PathBuf, line: String },
     #[error("the server on {} ended while it started{}", data_dir.display(), tail_of(log_tail))]
-    Ended {
-        data_dir: PathBuf,
-        log_tail: Vec<String>,
-    },
+    Ended { data_dir: PathBuf, log_tail: Vec<String> },
     #[error("the server on {} was not ready within {:.0} s{}", data_dir.display(), deadline.as_secs_f64(), tail_of(log_tail))]
-    NotReady {
-        data_dir: PathBuf,
-        deadline: Duration,
-        log_tail: Vec<String>,
-    },
+    NotReady { data_dir: PathBuf, deadline: Duration, log_tail: Vec<String> },
     #[error("{program} failed{}", tail_of(output))]
-    Program {
-        program: &'static str,
-        output: Vec<String>,
-    },
+    Program { program: &'static str, output: Vec<String> },
     #[error("{program} did not end within {:.0} s", deadline.as_secs_f64())]
-    ProgramTimeout {
-        program: &'static str,
-        deadline: Duration,
-    },
+    ProgramTimeout { program: &'static str, deadline: Duration },
     #[error("process {pid} did not end")]
     WillNotStop { pid: u32 },
     #[error("cannot {doing} {}", path.display())]
@@ -280,29 +220,20 @@ impl ServerError {
                 )
             }
             Self::PortInUse { port } => {
-                format!(
-                    "stop what listens there (ss -ltnp 'sport = :{port}') or choose another port"
-                )
+                format!("stop what listens there (ss -ltnp 'sport = :{port}') or choose another port")
             }
             Self::WrongOwner { path, expected, .. } => {
-                format!(
-                    "choose another place, or chown -R {expected} {}",
-                    path.display()
-                )
+                format!("choose another place, or chown -R {expected} {}", path.display())
             }
             Self::WrongVersion { found, .. } => {
                 format!("install PostgreSQL {found}, or upgrade the data with pg_upgrade")
             }
-            Self::NotADataDirectory { .. } => {
-                "choose another place; nothing there was touched".to_owned()
-            }
+            Self::NotADataDirectory { .. } => "choose another place; nothing there was touched".to_owned(),
             Self::AlreadyRunning { .. } => "stop it first, or let the platform adopt it".to_owned(),
             Self::DiskFull { .. } => "free some space; nothing is lost".to_owned(),
             Self::BadSetting { .. } => "correct the setting in the configuration".to_owned(),
             Self::Damaged { .. } => "restore it, or rebuild it from another node".to_owned(),
-            Self::NotReady { .. } => {
-                "it may still be recovering; its log says how far it is".to_owned()
-            }
+            Self::NotReady { .. } => "it may still be recovering; its log says how far it is".to_owned(),
             Self::Ended { .. }
             | Self::Program { .. }
             | Self::ProgramTimeout { .. }
@@ -311,29 +242,18 @@ impl ServerError {
         })
     }
 
-    pub(crate) fn io(
-        doing: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| {
             if source.kind() == io::ErrorKind::StorageFull {
                 Self::DiskFull { path }
             } else {
-                Self::Io {
-                    doing,
-                    path,
-                    source,
-                }
+                Self::Io { doing, path, source }
             }
         }
     }
 }
 
 fn tail_of(lines: &[String]) -> String {
-    if lines.is_empty() {
-        String::new()
-    } else {
-        format!("; it said:\n  {}", lines.join("\n  "))
-    }
+    if lines.is_empty() { String::new() } else { format!("; it said:\n  {}", lines.join("\n  ")) }
 }

@@ -36,11 +36,7 @@ impl HbaRule {
     /// One role into one kind of database from one place.
     #[must_use]
     pub fn new(database: HbaDatabase, user: impl Into<String>, source: HbaSource) -> Self {
-        Self {
-            databases: vec![database],
-            users: vec![user.into()],
-            source,
-        }
+        Self { databases: vec![database], users: vec![user.into()], source }
     }
 }
 
@@ -101,16 +97,8 @@ mod tests {
     #[test]
     fn names_are_quoted_and_the_rest_is_refused() {
         let text = render(&[
-            HbaRule::new(
-                HbaDatabase::Named("loans_db".into()),
-                "etl_reader",
-                HbaSource::SameHost,
-            ),
-            HbaRule::new(
-                HbaDatabase::Replication,
-                "replicator",
-                HbaSource::Cidr("10.0.0.0/8".into()),
-            ),
+            HbaRule::new(HbaDatabase::Named("loans_db".into()), "etl_reader", HbaSource::SameHost),
+            HbaRule::new(HbaDatabase::Replication, "replicator", HbaSource::Cidr("10.0.0.0/8".into())),
         ]);
         assert!(text.contains("hostssl  \"loans_db\"  \"etl_reader\"  samehost  scram-sha-256\n"));
         assert!(text.contains("hostssl  replication  \"replicator\"  10.0.0.0/8  scram-sha-256\n"));

@@ -81,17 +81,8 @@ impl PidFile {
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         Some(Self {
             // negative for a stand-alone backend
-            pid: lines
-                .first()?
-                .parse::<i64>()
-                .ok()?
-                .unsigned_abs()
-                .try_into()
-                .ok()?,
-            started_at: lines
-                .get(2)
-                .and_then(|s| s.parse::<i64>().ok())
-                .map(|s| Micros(s.saturating_mul(1_000_000))),
+            pid: lines.first()?.parse::<i64>().ok()?.unsigned_abs().try_into().ok()?,
+            started_at: lines.get(2).and_then(|s| s.parse::<i64>().ok()).map(|s| Micros(s.saturating_mul(1_000_000))),
             status: lines.get(7).unwrap_or(&"").to_string(),
         })
     }
@@ -106,12 +97,8 @@ impl ServerSpec {
     pub fn running_pid(&self) -> Option<u32> {
         let file = PidFile::read(&self.data_dir())?;
         let processes = process_table::working_in(&self.data_dir());
-        let found = processes
-            .iter()
-            .find(|p| p.pid == file.pid && p.program.starts_with("postgres"))?;
-        let is_child = processes
-            .iter()
-            .any(|p| p.pid == found.parent && p.program.starts_with("postgres"));
+        let found = processes.iter().find(|p| p.pid == file.pid && p.program.starts_with("postgres"))?;
+        let is_child = processes.iter().any(|p| p.pid == found.parent && p.program.starts_with("postgres"));
         (!is_child).then_some(found.pid)
     }
 
@@ -131,14 +118,7 @@ impl ServerSpec {
             return Ok(None);
         }
         let started_at = PidFile::read(&self.data_dir()).and_then(|file| file.started_at);
-        Ok(Some(Postmaster {
-            pid,
-            started_at,
-            pidfd,
-            child: None,
-            spec: self.clone(),
-            log_offset: 0,
-        }))
+        Ok(Some(Postmaster { pid, started_at, pidfd, child: None, spec: self.clone(), log_offset: 0 }))
     }
 
     /// Starts the server; [`Postmaster::ready`] waits for it.
@@ -152,10 +132,7 @@ impl ServerSpec {
         let data = self.data_dir();
         self.check_startable()?;
         if let Some(pid) = self.running_pid() {
-            return Err(ServerError::AlreadyRunning {
-                data_dir: data,
-                pid,
-            });
+            return Err(ServerError::AlreadyRunning { data_dir: data, pid });
         }
         self.end_orphans().await?;
 
@@ -165,9 +142,7 @@ impl ServerSpec {
             .open(&self.log_file)
             .map_err(ServerError::io("open", &self.log_file))?;
         let log_offset = log.metadata().map_or(0, |metadata| metadata.len());
-        let second = log
-            .try_clone()
-            .map_err(ServerError::io("open", &self.log_file))?;
+        let second = log.try_clone().map_err(ServerError::io("open", &self.log_file))?;
         let mut command = self.command("postgres");
         command
             .arg("-D")
@@ -176,23 +151,11 @@ impl ServerSpec {
             .stderr(Stdio::from(second))
             // a Ctrl-C in the terminal is for the supervisor, which stops servers in order
             .process_group(0);
-        let child = command
-            .spawn()
-            .map_err(ServerError::io("run", self.binaries.program("postgres")))?;
+        let child = command.spawn().map_err(ServerError::io("run", self.binaries.program("postgres")))?;
         let pid = child.id();
-        let pidfd = watch(pid)?.ok_or(ServerError::Ended {
-            data_dir: data,
-            log_tail: Vec::new(),
-        })?;
+        let pidfd = watch(pid)?.ok_or(ServerError::Ended { data_dir: data, log_tail: Vec::new() })?;
         tracing::info!(pid, port = self.port, folder = %self.folder.display(), "server started");
-        Ok(Postmaster {
-            pid,
-            started_at: None,
-            pidfd,
-            child: Some(child),
-            spec: self.clone(),
-            log_offset,
-        })
+        Ok(Postmaster { pid, started_at: None, pidfd, child: Some(child), spec: self.clone(), log_offset })
     }
 
     /// What PostgreSQL itself would refuse, with words of our own.
@@ -208,11 +171,7 @@ impl ServerSpec {
             Err(error) => return Err(ServerError::io("read", version)(error)),
         };
         if found != self.binaries.major().to_string() {
-            return Err(ServerError::WrongVersion {
-                data_dir: data,
-                found,
-                expected: self.binaries.major(),
-            });
+            return Err(ServerError::WrongVersion { data_dir: data, found, expected: self.binaries.major() });
         }
         self.run_as.check_owner(&data)
     }
@@ -223,10 +182,8 @@ impl ServerSpec {
         let data = self.data_dir();
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let orphans: Vec<_> = process_table::working_in(&data)
-                .into_iter()
-                .filter(|p| p.program.starts_with("postgres"))
-                .collect();
+            let orphans: Vec<_> =
+                process_table::working_in(&data).into_iter().filter(|p| p.program.starts_with("postgres")).collect();
             let Some(first) = orphans.first() else { break };
             if Instant::now() >= deadline {
                 return Err(ServerError::WillNotStop { pid: first.pid });
@@ -245,15 +202,11 @@ impl ServerSpec {
     }
 }
 
-#[expect(
-    unsafe_code,
-    reason = "tokio has no safe way to register a descriptor that it knows to be owned"
-)]
+#[expect(unsafe_code, reason = "tokio has no safe way to register a descriptor that it knows to be owned")]
 fn register(pidfd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` keeps its descriptor open and the same for as long as it lives, and
     // the `AsyncFd` owns it from here on.
-    unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
-        .map_err(std::io::Error::from)
+    unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(std::io::Error::from)
 }
 
 /// `None` if the process is gone.
@@ -262,13 +215,9 @@ fn watch(pid: u32) -> Result<Option<AsyncFd<OwnedFd>>, ServerError> {
         return Ok(None);
     };
     match pidfd_open(raw, PidfdFlags::empty()) {
-        Ok(pidfd) => register(pidfd)
-            .map(Some)
-            .map_err(ServerError::io("watch", format!("process {pid}"))),
+        Ok(pidfd) => register(pidfd).map(Some).map_err(ServerError::io("watch", format!("process {pid}"))),
         Err(rustix::io::Errno::SRCH) => Ok(None),
-        Err(errno) => Err(ServerError::io("watch", format!("process {pid}"))(
-            errno.into(),
-        )),
+        Err(errno) => Err(ServerError::io("watch", format!("process {pid}"))(errno.into())),
     }
 }
 
@@ -306,16 +255,11 @@ impl Postmaster {
     }
 
     fn reap(&mut self) -> Exit {
-        let status = self
-            .child
-            .as_mut()
-            .and_then(|child| child.try_wait().ok().flatten());
+        let status = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
         match status {
-            Some(status) => status
-                .code()
-                .map(Exit::Code)
-                .or(status.signal().map(Exit::Signal))
-                .unwrap_or(Exit::Unknown),
+            Some(status) => {
+                status.code().map(Exit::Code).or(status.signal().map(Exit::Signal)).unwrap_or(Exit::Unknown)
+            }
             None => Exit::Unknown,
         }
     }
@@ -331,20 +275,13 @@ impl Postmaster {
             if self.is_ready() {
                 return Ok(());
             }
-            if timeout(Duration::from_millis(20), self.exited())
-                .await
-                .is_ok()
-            {
+            if timeout(Duration::from_millis(20), self.exited()).await.is_ok() {
                 let tail = diagnose::log_tail(&self.spec.log_file, self.log_offset);
                 return Err(diagnose::cause(&data, self.spec.port, tail));
             }
             if Instant::now() >= until {
                 let log_tail = diagnose::log_tail(&self.spec.log_file, self.log_offset);
-                return Err(ServerError::NotReady {
-                    data_dir: data,
-                    deadline,
-                    log_tail,
-                });
+                return Err(ServerError::NotReady { data_dir: data, deadline, log_tail });
             }
         }
     }

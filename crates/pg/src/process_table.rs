@@ -43,11 +43,7 @@ pub(crate) fn look_at(pid: u32) -> Option<Process> {
     let mut fields = tail.split_whitespace();
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
-    (!matches!(state, "Z" | "X" | "x")).then_some(Process {
-        pid,
-        parent,
-        program,
-    })
+    (!matches!(state, "Z" | "X" | "x")).then_some(Process { pid, parent, program })
 }
 
 pub(crate) fn working_folder(pid: u32) -> Option<PathBuf> {

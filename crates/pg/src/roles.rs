@@ -20,18 +20,8 @@ pub async fn ensure_login_role(
     password: &Secret,
 ) -> Result<(), PgError> {
     let verifier = postgres_protocol::password::scram_sha_256(password.reveal().as_bytes());
-    let exists = client
-        .query_opt(
-            "SELECT FROM pg_catalog.pg_roles WHERE rolname = $1",
-            &[&name],
-        )
-        .await?
-        .is_some();
+    let exists = client.query_opt("SELECT FROM pg_catalog.pg_roles WHERE rolname = $1", &[&name]).await?.is_some();
     let verb = if exists { "ALTER" } else { "CREATE" };
-    let sql = format!(
-        "{verb} ROLE {} WITH LOGIN {attributes} PASSWORD {}",
-        Ident(name),
-        Literal(&verifier)
-    );
+    let sql = format!("{verb} ROLE {} WITH LOGIN {attributes} PASSWORD {}", Ident(name), Literal(&verifier));
     Ok(client.batch_execute(&sql).await?)
 }

@@ -33,22 +33,14 @@ impl RunAs {
     /// If the named user does not exist, is root, or cannot be switched to.
     pub fn resolve(wanted: Option<&str>) -> Result<Self, ServerError> {
         let own = geteuid().as_raw();
-        let named = wanted
-            .map(|name| lookup(name).ok_or_else(|| ServerError::NoUser(name.to_owned())))
-            .transpose()?;
+        let named = wanted.map(|name| lookup(name).ok_or_else(|| ServerError::NoUser(name.to_owned()))).transpose()?;
         if own != 0 {
             return match named {
-                Some(user) if user.uid != own => Err(ServerError::CannotSwitchUser {
-                    wanted: user.name,
-                    uid: own,
-                }),
+                Some(user) if user.uid != own => Err(ServerError::CannotSwitchUser { wanted: user.name, uid: own }),
                 Some(user) => Ok(user),
-                None => Ok(Self {
-                    name: name_of(own),
-                    uid: own,
-                    gid: rustix::process::getegid().as_raw(),
-                    switch: false,
-                }),
+                None => {
+                    Ok(Self { name: name_of(own), uid: own, gid: rustix::process::getegid().as_raw(), switch: false })
+                }
             };
         }
         let user = match named {
@@ -60,10 +52,7 @@ impl RunAs {
         if user.uid == 0 {
             return Err(ServerError::Root);
         }
-        Ok(Self {
-            switch: true,
-            ..user
-        })
+        Ok(Self { switch: true, ..user })
     }
 
     #[must_use]
@@ -92,12 +81,8 @@ impl RunAs {
         if !self.switch {
             return Ok(());
         }
-        rustix::fs::chown(
-            path,
-            Some(Uid::from_raw(self.uid)),
-            Some(Gid::from_raw(self.gid)),
-        )
-        .map_err(|errno| ServerError::io("give away", path)(errno.into()))
+        rustix::fs::chown(path, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
+            .map_err(|errno| ServerError::io("give away", path)(errno.into()))
     }
 
     /// Fails if an existing `path` belongs to someone else.
@@ -105,17 +90,11 @@ impl RunAs {
     /// # Errors
     /// [`ServerError::WrongOwner`].
     pub fn check_owner(&self, path: &Path) -> Result<(), ServerError> {
-        let owner = fs::metadata(path)
-            .map_err(ServerError::io("look at", path))?
-            .uid();
+        let owner = fs::metadata(path).map_err(ServerError::io("look at", path))?.uid();
         if owner == self.uid {
             return Ok(());
         }
-        Err(ServerError::WrongOwner {
-            path: path.to_owned(),
-            owner: name_of(owner),
-            expected: self.name.clone(),
-        })
+        Err(ServerError::WrongOwner { path: path.to_owned(), owner: name_of(owner), expected: self.name.clone() })
     }
 
     /// Whether this user can get to `path`, which need not exist yet: every existing parent must
@@ -131,10 +110,7 @@ impl RunAs {
             if !metadata.is_dir() || self.may_pass(&metadata) {
                 continue;
             }
-            return Err(ServerError::Unreachable {
-                user: self.name.clone(),
-                folder: folder.to_owned(),
-            });
+            return Err(ServerError::Unreachable { user: self.name.clone(), folder: folder.to_owned() });
         }
         Ok(())
     }
@@ -182,12 +158,7 @@ fn users() -> Option<Vec<RunAs>> {
                 let name = fields.next()?.to_owned();
                 let uid = fields.nth(1)?.parse().ok()?;
                 let gid = fields.next()?.parse().ok()?;
-                Some(RunAs {
-                    name,
-                    uid,
-                    gid,
-                    switch: false,
-                })
+                Some(RunAs { name, uid, gid, switch: false })
             })
             .collect(),
     )
@@ -208,9 +179,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let closed = folder.path().canonicalize().unwrap();
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o755)).unwrap();
-        nobody()
-            .check_reachable(&closed.join("platform/nodes/a"))
-            .unwrap();
+        nobody().check_reachable(&closed.join("platform/nodes/a")).unwrap();
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
         match nobody().check_reachable(&closed.join("platform/nodes/a")) {
             Err(ServerError::Unreachable { folder, .. }) => assert_eq!(folder, closed),
@@ -220,15 +189,9 @@ mod tests {
 
     #[test]
     fn unknown_user_and_root_are_refused() {
-        assert!(matches!(
-            RunAs::resolve(Some("no such user")),
-            Err(ServerError::NoUser(_))
-        ));
+        assert!(matches!(RunAs::resolve(Some("no such user")), Err(ServerError::NoUser(_))));
         if geteuid().is_root() {
-            assert!(matches!(
-                RunAs::resolve(Some("root")),
-                Err(ServerError::Root)
-            ));
+            assert!(matches!(RunAs::resolve(Some("root")), Err(ServerError::Root)));
         }
         assert_ne!(RunAs::resolve(None).unwrap().uid(), 0);
     }

@@ -95,19 +95,13 @@ impl ServerSpec {
         self.prepare_folder()?;
         let incoming = self.incoming_dir();
         remove(&incoming)?;
-        let password_file =
-            self.private_file("initdb.password", &format!("{}\n", password.reveal()))?;
+        let password_file = self.private_file("initdb.password", &format!("{}\n", password.reveal()))?;
 
         let mut command = self.command("initdb");
         command
             .arg("--pgdata")
             .arg(&incoming)
-            .args([
-                "--data-checksums",
-                "--encoding=UTF8",
-                "--locale=C.UTF-8",
-                "--username=postgres",
-            ])
+            .args(["--data-checksums", "--encoding=UTF8", "--locale=C.UTF-8", "--username=postgres"])
             .args(["--auth=scram-sha-256", "--no-instructions"])
             .arg("--pwfile")
             .arg(&password_file.0);
@@ -127,17 +121,10 @@ impl ServerSpec {
         self.configure_dir(&self.data_dir(), upstream)
     }
 
-    pub(crate) fn configure_dir(
-        &self,
-        data: &Path,
-        upstream: Option<&Upstream>,
-    ) -> Result<bool, ServerError> {
+    pub(crate) fn configure_dir(&self, data: &Path, upstream: Option<&Upstream>) -> Result<bool, ServerError> {
         let mut changed = self.write_private_files(upstream)?;
         changed |= self.write(&data.join("pg_hba.conf"), hba::render(&self.hba).as_bytes())?;
-        changed |= self.write(
-            &data.join(CONF),
-            settings::render(&self.all_settings(upstream)).as_bytes(),
-        )?;
+        changed |= self.write(&data.join(CONF), settings::render(&self.all_settings(upstream)).as_bytes())?;
 
         let main = data.join("postgresql.conf");
         let text = fs::read_to_string(&main).map_err(ServerError::io("read", &main))?;
@@ -152,10 +139,7 @@ impl ServerSpec {
     }
 
     /// The files of `private/`: the server's key is read by the server's user, never by another.
-    pub(crate) fn write_private_files(
-        &self,
-        upstream: Option<&Upstream>,
-    ) -> Result<bool, ServerError> {
+    pub(crate) fn write_private_files(&self, upstream: Option<&Upstream>) -> Result<bool, ServerError> {
         let tls = [
             (self.tls.server_cert(), "server.crt"),
             (self.tls.server_key(), "server.key"),
@@ -178,25 +162,13 @@ impl ServerSpec {
         let mut all = vec![
             Setting::new("listen_addresses", self.listen.join(","), ""),
             Setting::new("port", self.port.to_string(), ""),
-            Setting::new(
-                "unix_socket_directories",
-                "",
-                "no sockets: every way in is TCP with TLS and SCRAM",
-            ),
+            Setting::new("unix_socket_directories", "", "no sockets: every way in is TCP with TLS and SCRAM"),
             Setting::new("ssl", "on", "pg_hba.conf lets no one in without"),
             Setting::new("ssl_cert_file", path("server.crt"), ""),
             Setting::new("ssl_key_file", path("server.key"), ""),
             Setting::new("ssl_min_protocol_version", "TLSv1.2", ""),
-            Setting::new(
-                "password_encryption",
-                "scram-sha-256",
-                "the server never learns or keeps a password",
-            ),
-            Setting::new(
-                "lc_messages",
-                "C",
-                "the platform reads this server's messages",
-            ),
+            Setting::new("password_encryption", "scram-sha-256", "the server never learns or keeps a password"),
+            Setting::new("lc_messages", "C", "the platform reads this server's messages"),
             Setting::new(
                 "logging_collector",
                 "off",
@@ -245,9 +217,7 @@ impl ServerSpec {
         for folder in [self.folder.clone(), self.private_dir()] {
             match fs::DirBuilder::new().mode(0o700).create(&folder) {
                 Ok(()) => self.run_as.own(&folder)?,
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                    self.run_as.check_owner(&folder)?
-                }
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => self.run_as.check_owner(&folder)?,
                 Err(error) => return Err(ServerError::io("make", folder)(error)),
             }
         }
@@ -258,9 +228,7 @@ impl ServerSpec {
     pub(crate) fn settle(&self) -> Result<(), ServerError> {
         let (incoming, data) = (self.incoming_dir(), self.data_dir());
         fs::rename(&incoming, &data).map_err(ServerError::io("rename", incoming))?;
-        fs::File::open(&self.folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(ServerError::io("sync", &self.folder))
+        fs::File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(ServerError::io("sync", &self.folder))
     }
 
     /// Writes a file of mode 0600 for the unprivileged user, if it is not so already.
@@ -298,11 +266,7 @@ impl ServerSpec {
 /// `host:port:database:user:password`, colons and backslashes escaped (manual, "The Password File").
 fn passfile_line(upstream: &Upstream) -> String {
     let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
-    format!(
-        "*:*:*:{}:{}\n",
-        escape(&upstream.user),
-        escape(upstream.password.reveal())
-    )
+    format!("*:*:*:{}:{}\n", escape(&upstream.user), escape(upstream.password.reveal()))
 }
 
 struct TemporaryFile(PathBuf);
@@ -318,9 +282,7 @@ impl Drop for TemporaryFile {
 /// Removes a folder with all in it; that it is not there is no error.
 pub(crate) fn remove(folder: &Path) -> Result<(), ServerError> {
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(ServerError::io("remove", folder)(error))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(ServerError::io("remove", folder)(error)),
         _ => Ok(()),
     }
 }
@@ -333,10 +295,7 @@ pub(crate) async fn run(
 ) -> Result<(), ServerError> {
     let path = PathBuf::from(command.get_program());
     let mut command = tokio::process::Command::from(command);
-    command
-        .kill_on_drop(true)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
     let output = tokio::time::timeout(deadline, command.output())
         .await
         .map_err(|_| ServerError::ProgramTimeout { program, deadline })?
@@ -345,22 +304,10 @@ pub(crate) async fn run(
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
-    if lines
-        .iter()
-        .any(|line| line.contains("No space left on device"))
-    {
-        return Err(ServerError::DiskFull {
-            path: PathBuf::from(program),
-        });
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    if lines.iter().any(|line| line.contains("No space left on device")) {
+        return Err(ServerError::DiskFull { path: PathBuf::from(program) });
     }
-    let output = lines
-        .iter()
-        .skip(lines.len().saturating_sub(6))
-        .map(|line| (*line).to_owned())
-        .collect();
+    let output = lines.iter().skip(lines.len().saturating_sub(6)).map(|line| (*line).to_owned()).collect();
     Err(ServerError::Program { program, output })
 }

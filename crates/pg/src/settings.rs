@@ -14,11 +14,7 @@ pub struct Setting {
 impl Setting {
     #[must_use]
     pub fn new(name: impl Into<String>, value: impl Into<String>, why: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            value: value.into(),
-            why: why.into(),
-        }
+        Self { name: name.into(), value: value.into(), why: why.into() }
     }
 }
 
@@ -43,13 +39,7 @@ pub fn render(settings: &[Setting]) -> String {
 /// A value as the configuration file wants it (PostgreSQL manual, "Parameter Names and Values").
 #[must_use]
 pub fn quote(value: &str) -> String {
-    format!(
-        "'{}'",
-        value
-            .replace('\\', "\\\\")
-            .replace('\'', "''")
-            .replace('\n', "\\n")
-    )
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
 }
 
 /// A value inside a connection string (`key='value'`).
@@ -66,13 +56,11 @@ mod tests {
     fn values_are_quoted_and_reasons_kept() {
         let text = render(&[
             Setting::new("port", "5440", ""),
-            Setting::new(
-                "primary_conninfo",
-                r"host='a b' passfile='C:\x'",
-                "where the log comes from\nsecond line",
-            ),
+            Setting::new("primary_conninfo", r"host='a b' passfile='C:\x'", "where the log comes from\nsecond line"),
         ]);
         assert!(text.contains("\nport = '5440'\n"));
-        assert!(text.contains("# where the log comes from\n# second line\nprimary_conninfo = 'host=''a b'' passfile=''C:\\\\x'''\n"));
+        assert!(text.contains(
+            "# where the log comes from\n# second line\nprimary_conninfo = 'host=''a b'' passfile=''C:\\\\x'''\n"
+        ));
     }
 }

@@ -251,14 +251,13 @@ impl RawConnection {
         // this form is understood by all versions from 10 on
         let sql = format!("CREATE_REPLICATION_SLOT {} {temporary}LOGICAL pgoutput EXPORT_SNAPSHOT", Ident(name));
         let rows = self.query(&sql, deadline).await?;
-        let slot = match rows.into_iter().next().unwrap_or_default().as_slice() {
-            [Some(name), Some(point), Some(snapshot), ..] => point.parse().ok().map(|consistent_point| CreatedSlot {
-                name: name.clone(),
-                consistent_point,
-                snapshot: snapshot.clone(),
-            }),
-            _ => None,
-        };
+        let slot =
+            match rows.into_iter().next().unwrap_or_default().as_slice() {
+                [Some(name), Some(point), Some(snapshot), ..] => point.parse().ok().map(|consistent_point| {
+                    CreatedSlot { name: name.clone(), consistent_point, snapshot: snapshot.clone() }
+                }),
+                _ => None,
+            };
         slot.ok_or_else(|| PgError::Protocol("CREATE_REPLICATION_SLOT gave something else".to_owned()))
     }
 
@@ -274,7 +273,11 @@ impl RawConnection {
     ///
     /// # Errors
     /// The server's error (slot absent, in use or invalidated).
-    pub async fn start_logical(mut self, options: &StreamOptions<'_>, deadline: Duration) -> Result<LogicalStream, PgError> {
+    pub async fn start_logical(
+        mut self,
+        options: &StreamOptions<'_>,
+        deadline: Duration,
+    ) -> Result<LogicalStream, PgError> {
         let address = self.transport.address.clone();
         Transport::within(&address, deadline, async {
             self.send_query(&options.to_command()).await?;

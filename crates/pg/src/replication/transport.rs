@@ -71,12 +71,7 @@ impl Transport {
             Some(config) => Box::new(start_tls(tcp, config.clone(), &params.host, &address).await?),
             None => Box::new(tcp),
         };
-        Ok(Self {
-            io,
-            incoming: BytesMut::with_capacity(READ_BUFFER_BYTES),
-            outgoing: BytesMut::new(),
-            address,
-        })
+        Ok(Self { io, incoming: BytesMut::with_capacity(READ_BUFFER_BYTES), outgoing: BytesMut::new(), address })
     }
 
     /// Takes the next whole message out of what has been read, without waiting.
