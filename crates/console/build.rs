@@ -10,7 +10,11 @@ fn main() {
         for name in [file.to_owned(), format!("{file}.gz"), format!("{file}.br")] {
             let path = dist.join(name);
             println!("cargo:rerun-if-changed={}", path.display());
-            assert!(path.is_file(), "the browser bundle {} is absent: run `make web` (or `npm ci && npm run build` in web/)", path.display());
+            assert!(
+                path.is_file(),
+                "the browser bundle {} is absent: run `make web` (or `npm ci && npm run build` in web/)",
+                path.display()
+            );
         }
     }
 }

@@ -80,4 +80,21 @@ for (const form of $$<HTMLFormElement>("form.filters")) {
   });
 }
 
+// the overview is written anew by the server; it stays as it is while the reader is inside it
+const overview = $("[data-refresh]");
+
+async function refreshOverview(place: HTMLElement): Promise<void> {
+  if (document.hidden || place.contains(document.activeElement) || getSelection()?.isCollapsed === false) return;
+  const response = await fetch(place.dataset["refresh"] ?? "/").catch(() => undefined);
+  if (!response?.ok || response.redirected) return;
+  const fresh = new DOMParser().parseFromString(await response.text(), "text/html").querySelector("[data-refresh]");
+  if (!fresh) return;
+  // only the panels that differ, so that what is being read does not flicker
+  const [now, next] = [[...place.children], [...fresh.children]];
+  if (now.length !== next.length) place.replaceChildren(...next);
+  else now.forEach((panel, i) => panel.outerHTML !== next[i]?.outerHTML && panel.replaceWith(next[i] ?? panel));
+}
+
+if (overview) setInterval(() => void refreshOverview(overview), 3000);
+
 if ($("#live")) connect();

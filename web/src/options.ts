@@ -93,6 +93,7 @@ function pie(data: TileData, colors: Theme, width: number): EChartsCoreOption {
     ...base(data, colors),
     series: [
       {
+        id: "slices",
         type: "pie",
         radius: width < 340 ? ["38%", "62%"] : ["46%", "74%"],
         center: ["50%", "52%"],
@@ -100,7 +101,7 @@ function pie(data: TileData, colors: Theme, width: number): EChartsCoreOption {
         padAngle: 1,
         cursor: data.links ? "pointer" : "default",
         itemStyle: { borderRadius: 3 },
-        label: { color: colors.ink, fontSize: 12, lineHeight: 15, formatter: "{b}\n{d} %" },
+        label: { color: colors.ink, fontSize: 12, lineHeight: 15, formatter: (slice: { name: string; percent?: number }) => `${slice.name}\n${(slice.percent ?? 0).toFixed(1)} %` },
         labelLine: { length: 8, length2: 8, lineStyle: { color: colors.line } },
         emphasis: { scaleSize: 4 },
         data: data.rows.map((row, i) => ({ name: data.texts[i]?.[x] ?? "", value: number(row[y]) ?? 0 })),
@@ -115,6 +116,7 @@ function cartesian(data: TileData, colors: Theme, width: number): EChartsCoreOpt
   const formats = [...new Set(ys.map((y) => data.columns[y]?.format ?? "plain"))].slice(0, 2);
   const names = data.rows.map((_, i) => data.texts[i]?.[x] ?? "");
   const category = {
+    id: "category",
     type: "category",
     data: names,
     inverse: lying,
@@ -124,6 +126,7 @@ function cartesian(data: TileData, colors: Theme, width: number): EChartsCoreOpt
     axisLabel: { color: colors.muted, hideOverlap: true, ...(lying ? { width: Math.min(150, width * 0.34), overflow: "truncate" } : {}) },
   };
   const values = formats.map((format, i) => ({
+    id: `values-${i}`,
     type: "value",
     position: lying ? "bottom" : i ? "right" : "left",
     splitNumber: lying && width < 420 ? 3 : 4,
@@ -140,6 +143,7 @@ function cartesian(data: TileData, colors: Theme, width: number): EChartsCoreOpt
     series: ys.map((y, i) => {
       const axis = Math.max(0, formats.indexOf(data.columns[y]?.format ?? "plain"));
       const common = {
+        id: data.columns[y]?.name ?? String(i),
         name: data.columns[y]?.label ?? "",
         data: data.rows.map((row) => number(row[y])),
         cursor: data.links ? "pointer" : "default",

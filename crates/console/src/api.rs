@@ -35,7 +35,9 @@ pub(crate) async fn readyz(State(console): State<Shared>) -> Response {
     let answer = tokio::time::timeout(Duration::from_secs(2), console.state.reader.freshness()).await;
     match answer {
         Ok(Ok(freshness)) if freshness.watermark.is_valid() => "ready\n".into_response(),
-        Ok(Ok(_)) => (StatusCode::SERVICE_UNAVAILABLE, "not ready: the initial copy has not committed\n").into_response(),
+        Ok(Ok(_)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready: the initial copy has not committed\n").into_response()
+        }
         Ok(Err(_)) | Err(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "not ready: the warehouse does not answer\n").into_response()
         }

@@ -3,8 +3,8 @@
 //! Decimals are written from their digits, never through floating point.
 
 use jiff::{
-    civil::{Date, DateTime, Time},
     Span, Timestamp,
+    civil::{Date, DateTime, Time},
 };
 use millrace_contract::{
     query::{Value, ValueType},
@@ -243,7 +243,11 @@ mod tests {
         let cases = [
             (decimal(1_234_567_895, 3), Format::Money, "KES\u{a0}1,234,567.90"),
             (decimal(-5, 3), Format::Money, "KES\u{a0}-0.01"),
-            (decimal(99_999_999_999_999_999_999_999_999_999_999_999, 2), Format::Money, "KES\u{a0}999,999,999,999,999,999,999,999,999,999,999.99"),
+            (
+                decimal(99_999_999_999_999_999_999_999_999_999_999_999, 2),
+                Format::Money,
+                "KES\u{a0}999,999,999,999,999,999,999,999,999,999,999.99",
+            ),
             (Value::Int(-1_000_000), Format::Integer, "-1,000,000"),
             (Value::Int(999), Format::Integer, "999"),
             (decimal(125, 1), Format::Integer, "13"),
@@ -267,7 +271,10 @@ mod tests {
     fn plain_texts_and_json_keep_every_digit() {
         assert_eq!(plain(&decimal(5, 2)), "0.05");
         assert_eq!(plain(&decimal(-12345, 2)), "-123.45");
-        assert_eq!(plain(&Value::Uuid(0x1234_5678_9abc_def0_1234_5678_9abc_def0)), "12345678-9abc-def0-1234-56789abcdef0");
+        assert_eq!(
+            plain(&Value::Uuid(0x1234_5678_9abc_def0_1234_5678_9abc_def0)),
+            "12345678-9abc-def0-1234-56789abcdef0"
+        );
         assert_eq!(plain(&Value::Timestamp(1_500_000)), "1970-01-01 00:00:01.5");
         assert_eq!(plain(&Value::Bytes([1, 255].as_slice().into())), "\\x01ff");
         assert_eq!(json(&Value::Int(i64::MAX)), serde_json::json!("9223372036854775807"));

@@ -95,7 +95,7 @@ pub fn router(state: ConsoleState) -> Router {
         .route("/events", get(live::events))
         .route("/logout", post(pages::login::logout))
         .fallback(pages::missing)
-        .route_layer(middleware::from_fn_with_state(console.clone(), security::require_session));
+        .layer(middleware::from_fn_with_state(console.clone(), security::require_session));
     let machines = Router::new()
         .route("/api/v1/status", get(api::status))
         .route("/api/v1/catalog", get(catalog::show))
@@ -104,8 +104,5 @@ pub fn router(state: ConsoleState) -> Router {
         .route("/api/{*rest}", get(api::missing))
         .route("/metrics", get(metrics::show))
         .route_layer(middleware::from_fn_with_state(console.clone(), security::require_login));
-    open.merge(pages)
-        .merge(machines)
-        .layer(middleware::from_fn(security::headers))
-        .with_state(console)
+    open.merge(pages).merge(machines).layer(middleware::from_fn(security::headers)).with_state(console)
 }

@@ -45,8 +45,7 @@ impl Limits {
         keys(address, user)
             .iter()
             .filter_map(|(key, max)| {
-                let recent: Vec<_> =
-                    failures.get(key)?.iter().filter(|at| now.saturating_sub(**at) < WINDOW).collect();
+                let recent: Vec<_> = failures.get(key)?.iter().filter(|at| now.saturating_sub(**at) < WINDOW).collect();
                 let earliest = recent.len().checked_sub(*max).and_then(|i| recent.get(i))?;
                 Some((**earliest + WINDOW).saturating_sub(now))
             })
@@ -61,7 +60,8 @@ impl Limits {
             failures.retain(|_, times| times.last().is_some_and(|at| now.saturating_sub(*at) < WINDOW));
         }
         if failures.len() >= KEYS_MAX
-            && let Some(stalest) = failures.iter().min_by_key(|(_, times)| times.last().copied()).map(|(k, _)| k.clone())
+            && let Some(stalest) =
+                failures.iter().min_by_key(|(_, times)| times.last().copied()).map(|(k, _)| k.clone())
         {
             failures.remove(&stalest);
         }

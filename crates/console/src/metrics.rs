@@ -64,30 +64,45 @@ fn flag(set: bool) -> f64 {
 fn render(status: &PlatformStatus, as_of: Option<Micros>) -> String {
     let mut page = Page(String::new());
     page.metric(
-        "millrace_info", "gauge", "Version of the platform.",
+        "millrace_info",
+        "gauge",
+        "Version of the platform.",
         [(labels(&[("name", &status.name), ("version", &status.version)]), 1.0)],
     );
     nodes(&mut page, status);
     capture(&mut page, status, as_of);
     page.metric(
-        "millrace_disk_free_bytes", "gauge", "Free space where the platform writes.",
+        "millrace_disk_free_bytes",
+        "gauge",
+        "Free space where the platform writes.",
         status.disks.iter().map(|d| (labels(&[("path", &d.path)]), float(d.free_bytes))),
     );
     page.metric(
-        "millrace_disk_used_bytes", "gauge", "Space used by the platform's own files.",
+        "millrace_disk_used_bytes",
+        "gauge",
+        "Space used by the platform's own files.",
         status.disks.iter().map(|d| (labels(&[("path", &d.path)]), float(d.used_bytes))),
     );
     let severities = [("notice", Severity::Notice), ("warning", Severity::Warning), ("critical", Severity::Critical)];
     page.metric(
-        "millrace_findings", "gauge", "What is wrong now, by severity.",
+        "millrace_findings",
+        "gauge",
+        "What is wrong now, by severity.",
         severities.map(|(name, severity)| {
             let count = status.findings.iter().filter(|f| f.severity == severity).count();
             (labels(&[("severity", name)]), float(u64::try_from(count).unwrap_or(u64::MAX)))
         }),
     );
-    page.one("process_resident_memory_bytes", "gauge", "Resident memory of the platform process.", float(status.memory_bytes));
     page.one(
-        "process_start_time_seconds", "gauge", "Start of the platform process.",
+        "process_resident_memory_bytes",
+        "gauge",
+        "Resident memory of the platform process.",
+        float(status.memory_bytes),
+    );
+    page.one(
+        "process_start_time_seconds",
+        "gauge",
+        "Start of the platform process.",
         float(u64::try_from(status.started_at.0 / 1_000_000).unwrap_or(0)),
     );
     page.0
@@ -99,49 +114,86 @@ fn nodes(page: &mut Page, status: &PlatformStatus) {
         NodeRole::Replica => "replica",
     };
     page.metric(
-        "pg_up", "gauge", "Whether the server runs and answers.",
-        status.nodes.iter().map(|n| {
-            (labels(&[("node", &n.name), ("role", role(n.role))]), flag(n.state == NodeState::Running))
-        }),
+        "pg_up",
+        "gauge",
+        "Whether the server runs and answers.",
+        status
+            .nodes
+            .iter()
+            .map(|n| (labels(&[("node", &n.name), ("role", role(n.role))]), flag(n.state == NodeState::Running))),
     );
     page.metric(
-        "pg_replication_lag_bytes", "gauge", "Bytes that a replica is behind the primary.",
+        "pg_replication_lag_bytes",
+        "gauge",
+        "Bytes that a replica is behind the primary.",
         status.nodes.iter().filter_map(|n| Some((labels(&[("node", &n.name)]), float(n.lag_bytes?)))),
     );
     page.metric(
-        "pg_replication_is_streaming", "gauge", "Whether a replica streams from the primary.",
+        "pg_replication_is_streaming",
+        "gauge",
+        "Whether a replica streams from the primary.",
         status.nodes.iter().filter_map(|n| Some((labels(&[("node", &n.name)]), flag(n.streaming?)))),
     );
     page.metric(
-        "pg_replication_slots_active", "gauge", "Whether a replication slot is in use.",
+        "pg_replication_slots_active",
+        "gauge",
+        "Whether a replication slot is in use.",
         status.slots.iter().map(|s| (labels(&[("slot_name", &s.name), ("slot_type", &s.slot_type)]), flag(s.active))),
     );
     page.metric(
-        "pg_replication_slots_retained_bytes", "gauge", "Log kept because of a replication slot.",
+        "pg_replication_slots_retained_bytes",
+        "gauge",
+        "Log kept because of a replication slot.",
         status.slots.iter().filter_map(|s| Some((labels(&[("slot_name", &s.name)]), float(s.retained_bytes?)))),
     );
 }
 
 fn capture(page: &mut Page, status: &PlatformStatus, as_of: Option<Micros>) {
     let capture = &status.capture;
-    page.one("millrace_capture_streaming", "gauge", "Whether changes are being captured.", flag(capture.state == CaptureState::Streaming));
-    page.one("millrace_capture_lag_bytes", "gauge", "Log between the primary and the warehouse.", float(capture.lag_bytes));
-    page.one("millrace_capture_lag_seconds", "gauge", "Age of the oldest change not yet in the warehouse.", float(capture.lag_ms) / 1000.0);
-    page.one("millrace_capture_changes_total", "counter", "Changes applied since the start.", float(capture.changes_applied));
+    page.one(
+        "millrace_capture_streaming",
+        "gauge",
+        "Whether changes are being captured.",
+        flag(capture.state == CaptureState::Streaming),
+    );
+    page.one(
+        "millrace_capture_lag_bytes",
+        "gauge",
+        "Log between the primary and the warehouse.",
+        float(capture.lag_bytes),
+    );
+    page.one(
+        "millrace_capture_lag_seconds",
+        "gauge",
+        "Age of the oldest change not yet in the warehouse.",
+        float(capture.lag_ms) / 1000.0,
+    );
+    page.one(
+        "millrace_capture_changes_total",
+        "counter",
+        "Changes applied since the start.",
+        float(capture.changes_applied),
+    );
     let quarantined = u64::try_from(capture.quarantined.len()).unwrap_or(u64::MAX);
     page.one("millrace_capture_quarantined_tables", "gauge", "Tables stopped with an error.", float(quarantined));
     page.metric(
-        "asset_freshness_seconds", "gauge", "Age of what the warehouse shows.",
+        "asset_freshness_seconds",
+        "gauge",
+        "Age of what the warehouse shows.",
         as_of.map(|as_of| (labels(&[("asset", "warehouse")]), status.now.since(as_of).as_secs_f64())),
     );
     if let Some(run) = &status.last_run {
         let pipeline = labels(&[("pipeline", "capture")]);
         page.metric(
-            "pipeline_run_duration_seconds", "gauge", "Duration of the last load.",
+            "pipeline_run_duration_seconds",
+            "gauge",
+            "Duration of the last load.",
             run.duration_ms.map(|ms| (pipeline, float(ms) / 1000.0)),
         );
         page.metric(
-            "pipeline_last_run_rows", "gauge", "Rows of the last load.",
+            "pipeline_last_run_rows",
+            "gauge",
+            "Rows of the last load.",
             [("inserted", run.rows_inserted), ("updated", run.rows_updated), ("deleted", run.rows_deleted)]
                 .map(|(outcome, rows)| (labels(&[("pipeline", "capture"), ("outcome", outcome)]), float(rows))),
         );

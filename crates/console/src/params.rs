@@ -175,7 +175,14 @@ mod tests {
     #[test]
     fn only_own_paths_are_followed_back() {
         assert!(local_path("/dashboards/loans?from=2024-01-01").is_some());
-        for bad in ["//evil.example/dashboards/", "https://x", "/dashboards//evil", "javascript:x", "/dashboards/\\x", "/login"] {
+        for bad in [
+            "//evil.example/dashboards/",
+            "https://x",
+            "/dashboards//evil",
+            "javascript:x",
+            "/dashboards/\\x",
+            "/login",
+        ] {
             assert_eq!(local_path(bad), None, "{bad}");
         }
         assert_eq!(query_string([("a b", "ä&=")]), "?a%20b=%C3%A4%26%3D");

@@ -179,7 +179,10 @@ mod tests {
         let clock = Arc::new(ManualClock::default());
         let sessions = Sessions::new(&Secret::new("k"), clock.clone(), true);
         let (session, cookie) = sessions.start("ann.o'hara@bank");
-        assert!(cookie.starts_with("__Host-millrace-") && cookie.contains("; HttpOnly; SameSite=Lax; Secure"), "{cookie}");
+        assert!(
+            cookie.starts_with("__Host-millrace-") && cookie.contains("; HttpOnly; SameSite=Lax; Secure"),
+            "{cookie}"
+        );
         let headers = request(&cookie);
         assert_eq!(sessions.find(&headers).as_ref(), Some(&session));
         assert_eq!(sessions.renewal(&session), None);

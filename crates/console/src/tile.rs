@@ -36,9 +36,10 @@ impl TileError {
     pub(crate) fn hint(&self) -> String {
         match self {
             Self::Param(_) => "change the filter above, or clear it".to_owned(),
-            Self::Query(error) => {
-                error.hint.clone().unwrap_or_else(|| format!("try again; the warehouse says SQLSTATE {}", error.sqlstate))
-            }
+            Self::Query(error) => error
+                .hint
+                .clone()
+                .unwrap_or_else(|| format!("try again; the warehouse says SQLSTATE {}", error.sqlstate)),
             Self::Deadline(_) => "narrow the filters, or try again".to_owned(),
         }
     }
@@ -195,7 +196,12 @@ fn shape(
             .into_iter()
             .filter(|(name, _)| !drill.bind.iter().any(|(param, _)| param == name))
             .collect();
-        Some(set.rows.iter().map(|row| drill_link(&drill.bind, &target.name, &set.columns, row, &shared, origin)).collect())
+        Some(
+            set.rows
+                .iter()
+                .map(|row| drill_link(&drill.bind, &target.name, &set.columns, row, &shared, origin))
+                .collect(),
+        )
     });
     let own = query_of(&filters.for_params(&report.params));
     let mut data = TileData {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use millrace_base::{Clock, Lsn, Micros, SystemClock};
+use millrace_base::{Clock, Lsn, Micros};
 use millrace_console::{Users, UsersError};
 use millrace_contract::{
     Query, QueryError, Reader, RowStream, Value,
@@ -20,6 +20,9 @@ use millrace_contract::{
     },
 };
 
+const FIRST_RUN: i64 = 4200;
+
+/// Users in memory.
 #[derive(Debug, Default)]
 pub(crate) struct People(Mutex<HashMap<String, String>>);
 
@@ -51,19 +54,35 @@ fn params() -> Vec<Param> {
     ]
 }
 
-fn report(name: &str, title: &str, chart: ChartKind, x: Option<&str>, y: &[(&str, Format)], drill: Option<&str>) -> Arc<Report> {
+fn report(
+    name: &str,
+    title: &str,
+    chart: ChartKind,
+    x: Option<&str>,
+    y: &[(&str, Format)],
+    drill: Option<&str>,
+) -> Arc<Report> {
     Arc::new(Report {
         name: name.into(),
         title: title.into(),
         description: "Payments received, by the date they were booked.".into(),
-        source_sql: format!("-- {title}\nSELECT *\n  FROM warehouse.vw_{name}\n WHERE payment_date >= :from\n   AND branch_code = coalesce(:branch, branch_code)"),
+        source_sql: format!(
+            "-- {title}\nSELECT *\n  FROM warehouse.vw_{name}\n WHERE payment_date >= :from\n   AND branch_code = coalesce(:branch, branch_code)"
+        ),
         sql: name.into(),
         params: params(),
         chart,
         x: x.map(Into::into),
         y: y.iter().map(|(y, _)| (*y).to_owned()).collect(),
-        formats: y.iter().map(|(y, format)| ((*y).to_owned(), *format)).chain(x.map(|x| (x.to_owned(), if x == "month" { Format::Month } else { Format::Plain }))).collect(),
-        drill: drill.map(|column| Drill { report: "payments".into(), bind: vec![(column.to_owned(), x.unwrap_or("month").to_owned())] }),
+        formats: y
+            .iter()
+            .map(|(y, format)| ((*y).to_owned(), *format))
+            .chain(x.map(|x| (x.to_owned(), if x == "month" { Format::Month } else { Format::Plain })))
+            .collect(),
+        drill: drill.map(|column| Drill {
+            report: "payments".into(),
+            bind: vec![(column.to_owned(), x.unwrap_or("month").to_owned())],
+        }),
     })
 }
 
@@ -75,12 +94,33 @@ pub(crate) fn catalog() -> ReportCatalog {
         report("revenue", "Revenue", Number, None, &[("revenue", Money)], None),
         report("outstanding", "Outstanding balance", Number, None, &[("outstanding", Money)], None),
         report("default_rate", "Default rate", Number, None, &[("default_rate", Percent)], None),
-        report("monthly_revenue", "Monthly revenue", Bar, Some("month"), &[("interest", Money), ("penalties", Money)], Some("from")),
+        report(
+            "monthly_revenue",
+            "Monthly revenue",
+            Bar,
+            Some("month"),
+            &[("interest", Money), ("penalties", Money)],
+            Some("from"),
+        ),
         report("status", "Loan status", Pie, Some("status"), &[("loans", Integer)], Some("status")),
         report("methods", "Payment methods", Pie, Some("method"), &[("amount", Money)], Some("method")),
-        report("top_customers", "Top customers", HorizontalBar, Some("customer"), &[("total_paid", Money)], Some("customer")),
+        report(
+            "top_customers",
+            "Top customers",
+            HorizontalBar,
+            Some("customer"),
+            &[("total_paid", Money)],
+            Some("customer"),
+        ),
         report("payments_line", "Payments a month", Line, Some("month"), &[("payments", Integer)], Some("from")),
-        report("branches", "Branch performance", Table, Some("branch"), &[("loans", Integer), ("collected", Money), ("default_rate", Percent)], Some("branch")),
+        report(
+            "branches",
+            "Branch performance",
+            Table,
+            Some("branch"),
+            &[("loans", Integer), ("collected", Money), ("default_rate", Percent)],
+            Some("branch"),
+        ),
         report("payments", "Payments", Table, Some("payment_id"), &[("amount", Money), ("customer", Plain)], None),
     ];
     let tile = |report: &str, width| Tile { report: report.into(), width, title: None };
@@ -90,19 +130,27 @@ pub(crate) fn catalog() -> ReportCatalog {
         description: "What was lent, what came back, and who pays.".into(),
         filters: params(),
         tiles: vec![
-            tile("loans_issued", 3), tile("revenue", 3), tile("outstanding", 3), tile("default_rate", 3),
-            tile("monthly_revenue", 8), tile("status", 4),
-            tile("top_customers", 6), tile("payments_line", 6),
-            tile("methods", 4), tile("branches", 8),
+            tile("loans_issued", 3),
+            tile("revenue", 3),
+            tile("outstanding", 3),
+            tile("default_rate", 3),
+            tile("monthly_revenue", 8),
+            tile("status", 4),
+            tile("top_customers", 6),
+            tile("payments_line", 6),
+            tile("methods", 4),
+            tile("branches", 8),
         ],
     };
     ReportCatalog { reports, dashboards: vec![Arc::new(dashboard)], currency: Some("KES".into()) }
 }
 
+/// Reader and operator at once; everything follows from the clock.
 #[derive(Debug)]
 pub(crate) struct Source {
-    clock: SystemClock,
-    runs: i64,
+    clock: Arc<dyn Clock>,
+    /// Statements asked for, newest last.
+    asked: Mutex<Vec<String>>,
 }
 
 fn column(name: &str, value_type: ValueType) -> ResultColumn {
@@ -122,8 +170,14 @@ fn text(text: impl Into<String>) -> Value {
 type Answer = (Vec<ResultColumn>, Vec<Vec<Value>>);
 
 impl Source {
-    pub(crate) fn new() -> Self {
-        Self { clock: SystemClock::new(), runs: 4200 }
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, asked: Mutex::default() }
+    }
+
+    /// The last statement asked for.
+    #[allow(dead_code, reason = "for the tests that share this file")]
+    pub(crate) fn last_asked(&self) -> Option<String> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).last().cloned()
     }
 
     fn beat(&self) -> i64 {
@@ -136,15 +190,26 @@ impl Source {
             watermark: Lsn(0x1_4A3B_0000 + u64::try_from(self.beat() * 7919).unwrap_or(0)),
             commit_time: Micros(now - 1_400_000),
             confirmed_at: Micros(now - 600_000),
-            run_id: self.runs + self.beat(),
+            run_id: FIRST_RUN + self.beat(),
         }
     }
 
     fn answer(&self, sql: &str) -> Answer {
         let b = self.beat();
-        let customers = ["Amina Otieno", "Njoroge & Sons Ltd", "Lakeview Agrovet", "Grace Wanjiku", "Baraka Transporters", "Mwangi Hardware", "Coastal Fisheries Cooperative Society", "Joseph Kiptoo", "Zawadi Textiles", "Halima Abdi"];
+        let customers = [
+            "Amina Otieno",
+            "Njoroge & Sons Ltd",
+            "Lakeview Agrovet",
+            "Grace Wanjiku",
+            "Baraka Transporters",
+            "Mwangi Hardware",
+            "Coastal Fisheries Cooperative Society",
+            "Joseph Kiptoo",
+            "Zawadi Textiles",
+            "=HYPERLINK(\"http://x\",\"<b>Halima</b>\")",
+        ];
         let branches = ["NBO-01", "MBA-02", "KSM-03", "NKR-04", "ELD-05", "THK-06"];
-        let month = |i: i64| Value::Date(i32::try_from(19_358 + i * 365 / 12 + 10).unwrap_or(0) / 1);
+        let month = |i: i64| Value::Date(i32::try_from(19_368 + i * 365 / 12).unwrap_or(0));
         match sql {
             "loans_issued" => (vec![column("loans_issued", ValueType::Int8)], vec![vec![Value::Int(18_204 + b)]]),
             "revenue" => (vec![column("revenue", MONEY)], vec![vec![money(8_412_903_455 + b * 1_733_21)]]),
@@ -152,11 +217,17 @@ impl Source {
             "default_rate" => (vec![column("default_rate", ValueType::Float8)], vec![vec![Value::Float(0.0374)]]),
             "monthly_revenue" => (
                 vec![column("month", ValueType::Date), column("interest", MONEY), column("penalties", MONEY)],
-                (0..24i64).map(|i| {
-                    let wave = (i * 37) % 11 * 900_000;
-                    let grow = if i == 23 { b * 300_000 } else { 0 };
-                    vec![month(i), money(18_000_000 + i * 1_450_000 + wave + grow), money(900_000 + (i * 53) % 7 * 210_000)]
-                }).collect(),
+                (0..24i64)
+                    .map(|i| {
+                        let wave = (i * 37) % 11 * 900_000;
+                        let grow = if i == 23 { b * 300_000 } else { 0 };
+                        vec![
+                            month(i),
+                            money(18_000_000 + i * 1_450_000 + wave + grow),
+                            money(900_000 + (i * 53) % 7 * 210_000),
+                        ]
+                    })
+                    .collect(),
             ),
             "payments_line" => (
                 vec![column("month", ValueType::Date), column("payments", ValueType::Int8)],
@@ -164,24 +235,67 @@ impl Source {
             ),
             "status" => (
                 vec![column("status", ValueType::Text), column("loans", ValueType::Int8)],
-                [("active", 9_120 + b), ("repaid", 7_844), ("pending", 560), ("defaulted", 680)].map(|(s, n)| vec![text(s), Value::Int(n)]).to_vec(),
+                [("active", 9_120 + b), ("repaid", 7_844), ("pending", 560), ("defaulted", 680)]
+                    .map(|(s, n)| vec![text(s), Value::Int(n)])
+                    .to_vec(),
             ),
             "methods" => (
                 vec![column("method", ValueType::Text), column("amount", MONEY)],
-                [("mpesa", 4_912_000_000i64), ("bank_transfer", 2_204_000_000), ("cash", 901_000_000), ("cheque", 212_000_000), ("online", 640_000_000)].map(|(m, n)| vec![text(m), money(n)]).to_vec(),
+                [
+                    ("mpesa", 4_912_000_000i64),
+                    ("bank_transfer", 2_204_000_000),
+                    ("cash", 901_000_000),
+                    ("cheque", 212_000_000),
+                    ("online", 640_000_000),
+                ]
+                .map(|(m, n)| vec![text(m), money(n)])
+                .to_vec(),
             ),
             "top_customers" => (
                 vec![column("customer", ValueType::Text), column("total_paid", MONEY)],
-                customers.iter().zip(0i64..).map(|(c, i)| vec![text(*c), money(182_000_000 - i * 14_350_000 + i * i * 310_000)]).collect(),
+                customers
+                    .iter()
+                    .zip(0i64..)
+                    .map(|(c, i)| vec![text(*c), money(182_000_000 - i * 14_350_000 + i * i * 310_000)])
+                    .collect(),
             ),
             "branches" => (
-                vec![column("branch", ValueType::Text), column("loans", ValueType::Int8), column("collected", MONEY), column("default_rate", ValueType::Float8)],
-                branches.iter().zip(0i32..).map(|(name, i)| vec![text(*name), Value::Int(4_200 - i64::from(i) * 512), money(2_300_000_000 - i64::from(i) * 301_000_000), Value::Float(0.021 + f64::from(i * 7 % 5) * 0.006)]).collect(),
+                vec![
+                    column("branch", ValueType::Text),
+                    column("loans", ValueType::Int8),
+                    column("collected", MONEY),
+                    column("default_rate", ValueType::Float8),
+                ],
+                branches
+                    .iter()
+                    .zip(0i32..)
+                    .map(|(name, i)| {
+                        vec![
+                            text(*name),
+                            Value::Int(4_200 - i64::from(i) * 512),
+                            money(2_300_000_000 - i64::from(i) * 301_000_000),
+                            Value::Float(0.021 + f64::from(i * 7 % 5) * 0.006),
+                        ]
+                    })
+                    .collect(),
             ),
-            "branches_list" | "branches;" => (vec![], vec![]),
             _ => (
-                vec![column("payment_id", ValueType::Int8), column("paid_at", ValueType::TimestampTz), column("customer", ValueType::Text), column("amount", MONEY)],
-                (0..240i64).map(|i| vec![Value::Int(90_000 + i), Value::TimestampTz(1_704_000_000_000_000 + i * 86_400_000_000 / 5), text(customers[usize::try_from(i % 10).unwrap_or(0)]), money(120_000 + (i * 7_919) % 90_000)]).collect(),
+                vec![
+                    column("payment_id", ValueType::Int8),
+                    column("paid_at", ValueType::TimestampTz),
+                    column("customer", ValueType::Text),
+                    column("amount", MONEY),
+                ],
+                (0..240i64)
+                    .map(|i| {
+                        vec![
+                            Value::Int(90_000 + i),
+                            Value::TimestampTz(1_704_000_000_000_000 + i * 86_400_000_000 / 5),
+                            text(customers[usize::try_from(i % 10).unwrap_or(0)]),
+                            money(120_000 + (i * 7_919) % 90_000),
+                        ]
+                    })
+                    .collect(),
             ),
         }
     }
@@ -189,13 +303,26 @@ impl Source {
 
 impl Reader for Source {
     fn query(&self, query: Query) -> BoxFuture<'_, Result<RowStream, QueryError>> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.push(query.sql.clone());
+        if asked.len() > 100 {
+            asked.clear();
+        }
+        drop(asked);
         Box::pin(async move {
             for value in &query.params {
                 match value {
                     Value::Text(text) if &**text == "FAIL" => {
-                        return Err(QueryError { sqlstate: "22012", message: "division by zero".into(), hint: Some("choose another branch".into()) });
+                        return Err(QueryError {
+                            sqlstate: "22012",
+                            message: "division by zero".into(),
+                            hint: Some("choose another branch".into()),
+                        });
                     }
-                    Value::Text(text) if &**text == "LATE" && query.sql == "methods" => tokio::time::sleep(Duration::from_secs(3)).await,
+                    // longer than a page waits
+                    Value::Text(text) if &**text == "LATE" && query.sql == "methods" => {
+                        tokio::time::sleep(Duration::from_secs(3)).await
+                    }
                     _ => {}
                 }
             }
@@ -203,7 +330,13 @@ impl Reader for Source {
                 let list = ["NBO-01", "MBA-02", "KSM-03", "FAIL", "LATE"];
                 (vec![column("branch", ValueType::Text)], list.map(|b| vec![text(b)]).to_vec())
             } else {
-                self.answer(query.sql.split_whitespace().find(|w| !["SELECT", "*", "FROM", "("].contains(w)).unwrap_or(&query.sql))
+                self.answer(
+                    query
+                        .sql
+                        .split_whitespace()
+                        .find(|w| !["SELECT", "*", "FROM", "("].contains(w))
+                        .unwrap_or(&query.sql),
+                )
             };
             let (sender, receiver) = tokio::sync::mpsc::channel(1);
             let sent = sender.try_send(Ok(rows));
@@ -232,7 +365,7 @@ fn run(id: i64, now: Micros) -> RunStatus {
         run_id: id,
         kind: if id == 1 { "initial_copy" } else { "changes" }.into(),
         status: if failed { "failed" } else { "succeeded" }.into(),
-        started_at: Micros(now.0 - (4300 - id) * 2_000_000),
+        started_at: Micros(now.0 - (FIRST_RUN + 100 - id) * 2_000_000),
         duration_ms: Some(u64::try_from(20 + id * 7 % 60).unwrap_or(0)),
         rows_inserted: u64::try_from(id * 13 % 900).unwrap_or(0),
         rows_updated: u64::try_from(id * 31 % 300).unwrap_or(0),
@@ -264,25 +397,76 @@ impl Operator for Source {
             pid: 4242,
             started_at: Micros(now.0 - 7_420_000_000),
             now,
-            nodes: vec![node("a", 5440, NodeRole::Primary, None), node("b", 5441, NodeRole::Replica, Some(0)), node("c", 5442, NodeRole::Replica, Some(18_440))],
-            slots: vec![
-                SlotStatus { name: "node_b".into(), slot_type: "physical".into(), active: true, retained_bytes: Some(0), safe_wal_bytes: Some(4_000_000_000), wal_status: Some("reserved".into()) },
-                SlotStatus { name: "node_c".into(), slot_type: "physical".into(), active: true, retained_bytes: Some(18_440), safe_wal_bytes: Some(4_000_000_000), wal_status: Some("reserved".into()) },
-                SlotStatus { name: "millrace_capture".into(), slot_type: "logical".into(), active: true, retained_bytes: Some(55_000), safe_wal_bytes: Some(4_000_000_000), wal_status: Some("reserved".into()) },
+            nodes: vec![
+                node("a", 5440, NodeRole::Primary, None),
+                node("b", 5441, NodeRole::Replica, Some(0)),
+                node("c", 5442, NodeRole::Replica, Some(18_440)),
             ],
-            capture: CaptureStatus { state: CaptureState::Streaming, watermark: self.now().watermark, source_lsn: self.now().watermark, lag_bytes: 812, lag_ms: 340, changes_applied: 1_204_881, quarantined: vec![] },
-            last_run: Some(run(4200 + self.beat(), now)),
-            disks: vec![DiskStatus { path: "/srv/platform".into(), free_bytes: 61_000_000_000, total_bytes: 100_000_000_000, used_bytes: 3_400_000_000 }],
-            listeners: vec![ListenerStatus { name: "console".into(), address: "127.0.0.1:8400".into() }, ListenerStatus { name: "warehouse".into(), address: "127.0.0.1:5435".into() }],
+            slots: vec![
+                SlotStatus {
+                    name: "node_b".into(),
+                    slot_type: "physical".into(),
+                    active: true,
+                    retained_bytes: Some(0),
+                    safe_wal_bytes: Some(4_000_000_000),
+                    wal_status: Some("reserved".into()),
+                },
+                SlotStatus {
+                    name: "node_c".into(),
+                    slot_type: "physical".into(),
+                    active: true,
+                    retained_bytes: Some(18_440),
+                    safe_wal_bytes: Some(4_000_000_000),
+                    wal_status: Some("reserved".into()),
+                },
+                SlotStatus {
+                    name: "millrace_capture".into(),
+                    slot_type: "logical".into(),
+                    active: true,
+                    retained_bytes: Some(55_000),
+                    safe_wal_bytes: Some(4_000_000_000),
+                    wal_status: Some("reserved".into()),
+                },
+            ],
+            capture: CaptureStatus {
+                state: CaptureState::Streaming,
+                watermark: self.now().watermark,
+                source_lsn: self.now().watermark,
+                lag_bytes: 812,
+                lag_ms: 340,
+                changes_applied: 1_204_881,
+                quarantined: vec![],
+            },
+            last_run: Some(run(FIRST_RUN + self.beat(), now)),
+            disks: vec![DiskStatus {
+                path: "/srv/platform".into(),
+                free_bytes: 61_000_000_000,
+                total_bytes: 100_000_000_000,
+                used_bytes: 3_400_000_000,
+            }],
+            listeners: vec![
+                ListenerStatus { name: "console".into(), address: "127.0.0.1:8400".into() },
+                ListenerStatus { name: "warehouse".into(), address: "127.0.0.1:5435".into() },
+            ],
             memory_bytes: 412_000_000,
-            findings: if self.beat() % 40 < 20 { vec![] } else { vec![Finding { severity: Severity::Warning, subject: "node c".into(), what: "replays 18 KiB behind the primary".into(), since: Some(Micros(now.0 - 61_000_000)), what_to_do: "millrace logs c".into() }] },
+            findings: if self.beat() % 40 < 20 {
+                vec![]
+            } else {
+                vec![Finding {
+                    severity: Severity::Warning,
+                    subject: "node c".into(),
+                    what: "replays 18 KiB behind the primary".into(),
+                    since: Some(Micros(now.0 - 61_000_000)),
+                    what_to_do: "millrace logs c".into(),
+                }]
+            },
         };
         Box::pin(async { status })
     }
 
     fn runs(&self, limit: usize) -> BoxFuture<'_, Result<Vec<RunStatus>, OperateError>> {
         let now = self.clock.wall();
-        let newest = 4200 + self.beat();
+        let newest = FIRST_RUN + self.beat();
         Box::pin(async move { Ok((1..=newest).rev().take(limit).map(|id| run(id, now)).collect()) })
     }
 

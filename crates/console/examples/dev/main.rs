@@ -17,7 +17,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let port: u16 = std::env::args().nth(1).map_or(Ok(8499), |port| port.parse())?;
     let people: Arc<dyn millrace_console::Users> = Arc::new(made_up::People::default());
     users::create(&people, "dev", Secret::new("dev")).await?;
-    let source = Arc::new(made_up::Source::new());
+    let source = Arc::new(made_up::Source::new(Arc::new(SystemClock::new())));
     let state = ConsoleState {
         catalog: Arc::new(made_up::catalog()),
         reader: source.clone(),

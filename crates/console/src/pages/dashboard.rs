@@ -13,9 +13,7 @@ use axum::{
 };
 use futures::future::join_all;
 use maud::{Markup, html};
-use millrace_contract::{
-    report::{ChartKind, Dashboard, Param, ParamType, Tile},
-};
+use millrace_contract::report::{ChartKind, Dashboard, Param, ParamType, Tile};
 
 use crate::{
     Shared, format,
@@ -204,13 +202,9 @@ async fn choices(console: &Shared, param: &Param) -> Vec<String> {
     query.deadline = BUDGET;
     let answer = async { console.state.reader.query(query).await?.collect(CHOICES_MAX).await };
     match tokio::time::timeout(BUDGET, answer).await {
-        Ok(Ok(set)) => set
-            .rows
-            .iter()
-            .filter_map(|row| row.first())
-            .map(format::plain)
-            .filter(|text| !text.is_empty())
-            .collect(),
+        Ok(Ok(set)) => {
+            set.rows.iter().filter_map(|row| row.first()).map(format::plain).filter(|text| !text.is_empty()).collect()
+        }
         Ok(Err(error)) => {
             tracing::warn!(param = param.name, sqlstate = error.sqlstate, "a filter's choices failed");
             Vec::new()

@@ -55,7 +55,13 @@ pub(crate) fn bare(console: &Console, headers: &HeaderMap, title: &str, body: &M
 }
 
 /// A whole page.
-pub(crate) fn page(console: &Console, session: &Session, headers: &HeaderMap, page: &Page<'_>, body: &Markup) -> Markup {
+pub(crate) fn page(
+    console: &Console,
+    session: &Session,
+    headers: &HeaderMap,
+    page: &Page<'_>,
+    body: &Markup,
+) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" data-theme=[theme(headers)] {

@@ -57,7 +57,14 @@ pub(crate) async fn form(State(console): State<Shared>, Query(next): Query<Next>
     show(&console, &headers, StatusCode::OK, note.as_deref(), "", &next.next)
 }
 
-fn show(console: &Shared, headers: &HeaderMap, status: StatusCode, error: Option<&str>, user: &str, next: &str) -> Response {
+fn show(
+    console: &Shared,
+    headers: &HeaderMap,
+    status: StatusCode,
+    error: Option<&str>,
+    user: &str,
+    next: &str,
+) -> Response {
     let (token, cookie) = console.sessions.login_token();
     let body = html! {
         form.login method="post" action="/login" {
@@ -83,8 +90,16 @@ fn show(console: &Shared, headers: &HeaderMap, status: StatusCode, error: Option
 pub(crate) async fn submit(State(console): State<Shared>, request: Request) -> Response {
     let headers = request.headers().clone();
     let address = security::address(request.extensions());
-    let Ok(Form(login)) = <Form<Login> as axum::extract::FromRequest<Shared>>::from_request(request, &console).await else {
-        return show(&console, &headers, StatusCode::BAD_REQUEST, Some("The form could not be read. Try again."), "", "");
+    let Ok(Form(login)) = <Form<Login> as axum::extract::FromRequest<Shared>>::from_request(request, &console).await
+    else {
+        return show(
+            &console,
+            &headers,
+            StatusCode::BAD_REQUEST,
+            Some("The form could not be read. Try again."),
+            "",
+            "",
+        );
     };
     let again = |status, error: &str| show(&console, &headers, status, Some(error), &login.user, &login.next);
     if !security::is_same_origin(&headers) || !console.sessions.login_token_is_good(&headers, &login.token) {

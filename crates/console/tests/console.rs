@@ -1,0 +1,451 @@
+//! The console through its router: who gets in, what pages and data say, what errors look like.
+
+#[path = "../examples/dev/made_up.rs"]
+mod made_up;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::connect_info::MockConnectInfo,
+    http::{HeaderMap, Request, StatusCode, header},
+};
+use http_body_util::BodyExt;
+use millrace_base::{Clock, Secret, clock::ManualClock};
+use millrace_console::{ConsoleState, Users, users};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+/// A console with one user, `ann` / `open sesame`, and its clock.
+struct Bench {
+    router: Router,
+    clock: Arc<ManualClock>,
+    source: Arc<made_up::Source>,
+    shutdown: CancellationToken,
+    cookie: String,
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    text: String,
+}
+
+impl Answer {
+    fn header(&self, name: header::HeaderName) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+/// The `name=value` of a `Set-Cookie`.
+fn pair(answer: &Answer) -> String {
+    answer.header(header::SET_COOKIE).split(';').next().unwrap().to_owned()
+}
+
+/// The value of the hidden field `token`.
+fn token(page: &str) -> String {
+    let (_, rest) = page.split_once("name=\"token\" value=\"").expect("a form with a token");
+    rest.split_once('"').unwrap().0.to_owned()
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let clock = Arc::new(ManualClock::default());
+        clock.advance(Duration::from_secs(1_717_200_000));
+        let people: Arc<dyn Users> = Arc::new(made_up::People::default());
+        users::create(&people, "ann", Secret::new("open sesame")).await.unwrap();
+        let source = Arc::new(made_up::Source::new(clock.clone()));
+        let shutdown = CancellationToken::new();
+        let state = ConsoleState {
+            catalog: Arc::new(made_up::catalog()),
+            reader: source.clone(),
+            operator: source.clone(),
+            users: people,
+            session_key: Secret::new("a key for tests"),
+            clock: clock.clone(),
+            name: "Kilima".to_owned(),
+            tls: true,
+            shutdown: shutdown.clone(),
+        };
+        let router = millrace_console::router(state).layer(MockConnectInfo(SocketAddr::from(([127, 0, 0, 1], 50_000))));
+        Self { router, clock, source, shutdown, cookie: String::new() }
+    }
+
+    async fn logged_in() -> Self {
+        let mut bench = Self::new().await;
+        let answer = bench.log_in("ann", "open sesame", "").await;
+        assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.text);
+        bench.cookie = pair(&answer);
+        bench
+    }
+
+    async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Answer { status: parts.status, headers: parts.headers, text: String::from_utf8_lossy(&bytes).into_owned() }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send(Request::get(path).header(header::COOKIE, &self.cookie).body(Body::empty()).unwrap()).await
+    }
+
+    async fn post(&self, path: &str, cookie: &str, site: &str, form: &[(&str, &str)]) -> Answer {
+        let body = form
+            .iter()
+            .map(|(k, v)| format!("{k}={}", v.replace(' ', "+").replace('/', "%2F")))
+            .collect::<Vec<_>>()
+            .join("&");
+        self.send(
+            Request::post(path)
+                .header(header::COOKIE, cookie)
+                .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .header("sec-fetch-site", site)
+                .body(Body::from(body))
+                .unwrap(),
+        )
+        .await
+    }
+
+    async fn log_in(&self, user: &str, password: &str, next: &str) -> Answer {
+        let form = self.get("/login").await;
+        let fields = [("user", user), ("password", password), ("token", &token(&form.text)), ("next", next)];
+        self.post("/login", &pair(&form), "same-origin", &fields).await
+    }
+}
+
+#[tokio::test]
+async fn without_a_session_nothing_is_shown() {
+    let bench = Bench::new().await;
+    for (path, to) in [
+        ("/", "/login"),
+        ("/dashboards/loans?from=2024-01-01", "/login?next=%2Fdashboards%2Floans%3Ffrom%3D2024-01-01"),
+        ("/runs", "/login?next=%2Fruns"),
+        ("/no/such/page", "/login?next=%2Fno%2Fsuch%2Fpage"),
+    ] {
+        let answer = bench.get(path).await;
+        assert_eq!((answer.status, answer.header(header::LOCATION)), (StatusCode::SEE_OTHER, to), "{path}");
+    }
+    for path in
+        ["/api/v1/status", "/api/v1/dashboards/loans/tiles/0", "/api/v1/reports/status.csv", "/api/nope", "/metrics"]
+    {
+        let answer = bench.get(path).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{path}");
+        assert!(answer.header(header::WWW_AUTHENTICATE).starts_with("Basic"), "{path}");
+    }
+    assert_eq!(bench.get("/events").await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(bench.get("/healthz").await.text, "ok\n");
+    assert_eq!(bench.get("/readyz").await.text, "ready\n");
+}
+
+#[tokio::test]
+async fn a_login_gives_a_cookie_and_leads_on() {
+    let bench = Bench::new().await;
+    let answer = bench.log_in("ann", "open sesame", "/dashboards/loans").await;
+    assert_eq!((answer.status, answer.header(header::LOCATION)), (StatusCode::SEE_OTHER, "/dashboards/loans"));
+    let cookie = answer.header(header::SET_COOKIE);
+    for part in ["__Host-millrace-", "; Path=/;", "HttpOnly", "SameSite=Lax", "Secure", "Max-Age=43200"] {
+        assert!(cookie.contains(part), "{part} in {cookie}");
+    }
+    let elsewhere = bench.log_in("ann", "open sesame", "//evil.example").await;
+    assert_eq!(elsewhere.header(header::LOCATION), "/");
+}
+
+#[tokio::test]
+async fn wrong_passwords_are_counted() {
+    let bench = Bench::new().await;
+    for user in ["ann", "nobody"] {
+        let answer = bench.log_in(user, "guess", "").await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+        assert!(answer.text.contains("The user name or the password is wrong."));
+        assert!(!answer.text.contains("guess"), "the password does not come back");
+    }
+    for _ in 0..7 {
+        bench.log_in("ann", "guess", "").await;
+    }
+    let answer = bench.log_in("ann", "open sesame", "").await;
+    assert_eq!((answer.status, answer.header(header::RETRY_AFTER)), (StatusCode::TOO_MANY_REQUESTS, "300"));
+    assert!(answer.text.contains("Too many failed logins. Try again in 5 min 0 s."));
+    bench.clock.advance(Duration::from_secs(300));
+    assert_eq!(bench.log_in("ann", "open sesame", "").await.status, StatusCode::SEE_OTHER);
+}
+
+#[tokio::test]
+async fn forms_from_elsewhere_are_refused() {
+    let bench = Bench::logged_in().await;
+    let form = bench.get("/login").await;
+    assert_eq!(form.header(header::LOCATION), "/", "already logged in");
+    let stranger = Bench::new().await;
+    let form = stranger.get("/login").await;
+    let (cookie, token_value) = (pair(&form), token(&form.text));
+    let fields =
+        |token: &str| [("user", "ann".to_owned()), ("password", "open sesame".to_owned()), ("token", token.to_owned())];
+    for (cookie, token, site) in [
+        ("", token_value.as_str(), "same-origin"),
+        (&cookie, "forged", "same-origin"),
+        (&cookie, &token_value, "cross-site"),
+    ] {
+        let fields = fields(token);
+        let fields: Vec<_> = fields.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        let answer = stranger.post("/login", cookie, site, &fields).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN);
+        assert!(answer.text.contains("log in again"));
+    }
+    for (token, site) in [("", "same-origin"), ("forged", "same-origin")] {
+        let answer = bench.post("/logout", &bench.cookie, site, &[("token", token)]).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    }
+    let page = bench.get("/").await;
+    let answer = bench.post("/logout", &bench.cookie, "cross-site", &[("token", &token(&page.text))]).await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    let answer = bench.post("/logout", &bench.cookie, "same-origin", &[("token", &token(&page.text))]).await;
+    assert_eq!(answer.header(header::LOCATION), "/login");
+    assert_eq!(bench.get("/").await.status, StatusCode::SEE_OTHER, "the old cookie no longer serves");
+}
+
+#[tokio::test]
+async fn a_session_ends_and_cannot_be_forged() {
+    let mut bench = Bench::logged_in().await;
+    assert_eq!(bench.get("/").await.status, StatusCode::OK);
+    bench.clock.advance(Duration::from_secs(7 * 3600));
+    let renewed = bench.get("/").await;
+    assert!(renewed.header(header::SET_COOKIE).starts_with("__Host-millrace-"), "renewed by use");
+    bench.clock.advance(Duration::from_secs(5 * 3600 + 1));
+    assert_eq!(bench.get("/").await.status, StatusCode::SEE_OTHER, "expired");
+    bench.cookie = pair(&renewed);
+    assert_eq!(bench.get("/").await.status, StatusCode::OK);
+    bench.cookie = bench.cookie.replacen('.', ".9", 1);
+    assert_eq!(bench.get("/").await.status, StatusCode::SEE_OTHER, "a later expiry is not signed");
+}
+
+#[tokio::test]
+async fn machines_may_use_basic() {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let bench = Bench::new().await;
+    for (pair, status) in [("ann:open sesame", StatusCode::OK), ("ann:guess", StatusCode::UNAUTHORIZED)] {
+        let request =
+            Request::get("/api/v1/status").header(header::AUTHORIZATION, format!("Basic {}", STANDARD.encode(pair)));
+        assert_eq!(bench.send(request.body(Body::empty()).unwrap()).await.status, status, "{pair}");
+    }
+}
+
+#[tokio::test]
+async fn every_answer_carries_the_security_headers() {
+    let bench = Bench::logged_in().await;
+    for path in
+        ["/", "/dashboards/loans", "/nope", "/api/v1/status", "/api/nope", "/metrics", "/healthz", "/assets/nope.js"]
+    {
+        let answer = bench.get(path).await;
+        let policy = answer.header(header::CONTENT_SECURITY_POLICY);
+        assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self';"), "{path}: {policy}");
+        assert!(policy.contains("frame-ancestors 'none'") && !policy.contains("unsafe"), "{path}: {policy}");
+        assert_eq!(answer.header(header::X_CONTENT_TYPE_OPTIONS), "nosniff", "{path}");
+        assert_eq!(answer.header(header::CACHE_CONTROL), "no-store", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn pages_hold_no_inline_script_or_style() {
+    let bench = Bench::logged_in().await;
+    for path in ["/", "/dashboards/loans", "/reports", "/reports/payments", "/runs", "/topology"] {
+        let page = bench.get(path).await.text;
+        assert!(!page.contains(" style=") && !page.contains("<style"), "{path}");
+        for script in page.split("<script").skip(1) {
+            assert!(
+                script.starts_with(" src=\"/assets/")
+                    || script.starts_with(" type=\"module\" src=\"/assets/")
+                    || script.starts_with(" type=\"application/json\">"),
+                "{path}: {script:.60}"
+            );
+        }
+        assert!(
+            !page.contains("http://") || path == "/dashboards/loans" || path == "/reports/payments",
+            "{path} names another host"
+        );
+    }
+}
+
+#[tokio::test]
+async fn assets_are_compressed_and_kept() {
+    let bench = Bench::new().await;
+    let page = bench.get("/login").await.text;
+    let url = page.split('"').find(|part| part.starts_with("/assets/app.js?v=")).unwrap();
+    let request = Request::get(url).header(header::ACCEPT_ENCODING, "gzip, br;q=0.9");
+    let answer = bench.send(request.body(Body::empty()).unwrap()).await;
+    assert_eq!((answer.status, answer.header(header::CONTENT_ENCODING)), (StatusCode::OK, "br"));
+    assert!(answer.header(header::CACHE_CONTROL).contains("immutable"));
+    assert_eq!(bench.get(url).await.header(header::CONTENT_ENCODING), "");
+    assert_eq!(bench.get("/assets/..%2FCargo.toml").await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_dashboard_works_without_script() {
+    let bench = Bench::logged_in().await;
+    let page = bench.get("/dashboards/loans?from=2024-01-01&branch=%3Cscript%3Ealert(1)").await;
+    assert_eq!(page.status, StatusCode::OK);
+    assert!(!page.text.contains("<script>alert(1)"), "filters are escaped");
+    assert!(page.text.contains("name=\"from\" value=\"2024-01-01\""), "filters stay in the form");
+    // a table of each chart, its CSV, and a link from a row to its rows and back
+    assert!(page.text.contains("<td class=\"num\">18,204</td>") || page.text.contains("<span class=\"whole\">"));
+    assert!(page.text.contains("<td><a href=\"/reports/payments?customer=Amina%20Otieno&amp;from=2024-01-01&amp;branch=%3Cscript%3Ealert%281%29&amp;_back=%2Fdashboards%2Floans%3Ffrom%3D2024-01-01%26branch"));
+    assert!(page.text.contains("href=\"/api/v1/reports/monthly_revenue.csv?from=2024-01-01"));
+    assert!(page.text.contains("&lt;b&gt;Halima&lt;/b&gt;") && !page.text.contains("<b>Halima"), "values are escaped");
+}
+
+#[tokio::test]
+async fn a_dashboard_remembers_nothing_but_its_url() {
+    let bench = Bench::logged_in().await;
+    let page =
+        bench.get("/reports/payments?customer=Amina+Otieno&_back=%2Fdashboards%2Floans%3Ffrom%3D2024-01-01").await;
+    assert!(page.text.contains("<a href=\"/dashboards/loans?from=2024-01-01\" rel=\"up\">Loans</a>"), "breadcrumb");
+    let page = bench.get("/reports/payments?_back=https%3A%2F%2Fevil.example").await;
+    assert!(page.text.contains("<a href=\"/reports\" rel=\"up\">Reports</a>"));
+    assert!(!page.text.contains("href=\"https://evil"));
+}
+
+#[tokio::test]
+async fn a_failing_tile_says_so_and_leaves_the_others() {
+    let bench = Bench::logged_in().await;
+    let page = bench.get("/dashboards/loans?branch=FAIL").await;
+    assert_eq!(page.status, StatusCode::OK);
+    assert!(page.text.contains("data-state=\"error\""));
+    assert!(page.text.contains("the report failed: division by zero"));
+    assert!(page.text.contains("choose another branch"));
+    let tile = bench.get("/api/v1/dashboards/loans/tiles/0?branch=FAIL").await;
+    assert_eq!(tile.status, StatusCode::BAD_GATEWAY);
+    let late = bench.get("/dashboards/loans?branch=LATE").await;
+    assert_eq!(late.text.matches("data-state=\"loading\"").count(), 1, "one tile is late, the page is not");
+    assert_eq!(late.text.matches("data-state=\"ready\"").count(), 9);
+}
+
+#[tokio::test]
+async fn bad_filters_are_named() {
+    let bench = Bench::logged_in().await;
+    let tile = bench.get("/api/v1/dashboards/loans/tiles/4?from=2024-02-30").await;
+    assert_eq!(tile.status, StatusCode::BAD_REQUEST);
+    insta::assert_snapshot!(tile.text, @r#"{"error":{"message":"`2024-02-30` is not a date like 2024-01-31 for “From”","hint":"change the filter above, or clear it"}}"#);
+    let page = bench.get("/reports/status?from=soon").await;
+    assert_eq!(page.status, StatusCode::BAD_REQUEST);
+    assert!(page.text.contains("`soon` is not a date like 2024-01-31 for “From”"));
+}
+
+#[tokio::test]
+async fn unknown_names_are_answered_with_what_there_is() {
+    let bench = Bench::logged_in().await;
+    for path in ["/dashboards/nope", "/reports/nope", "/nope"] {
+        let page = bench.get(path).await;
+        assert_eq!(page.status, StatusCode::NOT_FOUND, "{path}");
+        assert!(page.text.contains("href=\"/dashboards/loans\">Loans</a>"), "{path}");
+        assert!(page.text.contains("nope"), "{path}");
+    }
+    let api = bench.get("/api/v1/dashboards/nope/tiles/0").await;
+    insta::assert_snapshot!(api.text, @r#"{"error":{"message":"there is no dashboard `nope`","hint":"known: loans"}}"#);
+    let api = bench.get("/api/v1/dashboards/loans/tiles/99").await;
+    insta::assert_snapshot!(api.text, @r#"{"error":{"message":"dashboard `loans` has no tile 99","hint":"tiles are numbered 0 to 9"}}"#);
+    assert_eq!(bench.get("/api/v1/reports/nope.csv").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(bench.get("/api/v1/reports/status.xlsx").await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn csv_is_whole_and_safe() {
+    let bench = Bench::logged_in().await;
+    let csv = bench.get("/api/v1/reports/top_customers.csv?from=2024-01-01").await;
+    assert_eq!(csv.header(header::CONTENT_TYPE), "text/csv; charset=utf-8; header=present");
+    assert_eq!(csv.header(header::CONTENT_DISPOSITION), "attachment; filename=\"top_customers.csv\"");
+    assert!(csv.text.starts_with("customer,total_paid\r\nAmina Otieno,1820000.00\r\n"), "{}", csv.text);
+    assert!(csv.text.contains("\"'=HYPERLINK(\"\"http://x\"\""), "{}", csv.text);
+    assert_eq!(csv.text.lines().count(), 11);
+}
+
+#[tokio::test]
+async fn rows_are_sorted_by_known_columns_only() {
+    let bench = Bench::logged_in().await;
+    let page = bench.get("/reports/payments?_sort=-amount").await;
+    assert!(page.text.contains("aria-sort=\"descending\""));
+    let asked = bench.source.last_asked().unwrap();
+    assert_eq!(asked, "SELECT * FROM (\npayments\n) AS report ORDER BY \"amount\" DESC NULLS LAST");
+    bench.get("/reports/payments?_sort=amount%22%20desc%3B--").await;
+    assert_eq!(bench.source.last_asked().unwrap(), "payments");
+}
+
+#[tokio::test]
+async fn a_tile_as_json_is_exact() {
+    let bench = Bench::logged_in().await;
+    let tile = bench.get("/api/v1/dashboards/loans/tiles/5").await;
+    let mut value: serde_json::Value = serde_json::from_str(&tile.text).unwrap();
+    value["freshness"]["lsn"] = "…".into();
+    value["freshness"]["run_id"] = 0.into();
+    value["rows"][0][1] = 0.into();
+    value["texts"][0][1] = "…".into();
+    value["hash"] = "…".into();
+    insta::assert_json_snapshot!("tile", value);
+}
+
+#[tokio::test]
+async fn runs_have_pages() {
+    let bench = Bench::logged_in().await;
+    let first = bench.get("/runs").await.text;
+    assert_eq!(first.matches("<tr id=\"run-").count(), 50);
+    assert!(first.contains("href=\"/runs?page=2\"") && !first.contains("rel=\"prev\""));
+    assert!(first.contains("no space left on device"), "a failed run says why");
+    let second = bench.get("/runs?page=2").await.text;
+    assert!(second.contains("rel=\"prev\""));
+}
+
+#[tokio::test]
+async fn metrics_follow_the_exporters_names() {
+    let bench = Bench::logged_in().await;
+    let metrics = bench.get("/metrics").await;
+    assert_eq!(metrics.header(header::CONTENT_TYPE), "text/plain; version=0.0.4; charset=utf-8");
+    for line in [
+        "pg_up{node=\"a\",role=\"primary\"} 1",
+        "pg_replication_lag_bytes{node=\"c\"} 18440",
+        "pg_replication_slots_active{slot_name=\"millrace_capture\",slot_type=\"logical\"} 1",
+        "millrace_capture_lag_seconds 0.34",
+        "asset_freshness_seconds{asset=\"warehouse\"} 0.6",
+        "process_resident_memory_bytes 412000000",
+    ] {
+        assert!(metrics.text.lines().any(|l| l == line), "{line} in\n{}", metrics.text);
+    }
+    for line in metrics.text.lines().filter(|l| !l.starts_with('#')) {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+        let name = name.split('{').next().unwrap();
+        assert!(metrics.text.contains(&format!("# TYPE {name} ")), "{line}");
+    }
+}
+
+/// The next event of a stream, as JSON.
+async fn next_event(body: &mut Body) -> Option<serde_json::Value> {
+    let frame = tokio::time::timeout(Duration::from_secs(20), body.frame()).await.expect("an event in time")?;
+    let text = String::from_utf8(frame.unwrap().into_data().unwrap().to_vec()).unwrap();
+    let data = text.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
+    Some(serde_json::from_str(data).unwrap())
+}
+
+#[tokio::test]
+async fn events_follow_the_watermark_and_end_with_the_platform() {
+    let bench = Bench::logged_in().await;
+    let request = Request::get("/events").header(header::COOKIE, &bench.cookie).body(Body::empty()).unwrap();
+    let response = bench.router.clone().oneshot(request).await.unwrap();
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+    let mut body = response.into_body();
+    let first = next_event(&mut body).await.unwrap();
+    bench.clock.advance(Duration::from_secs(2));
+    let second = next_event(&mut body).await.unwrap();
+    assert_ne!(first["freshness"]["lsn"], second["freshness"]["lsn"]);
+    assert_eq!(second["now"], bench.clock.wall().0);
+    bench.shutdown.cancel();
+    while next_event(&mut body).await.is_some() {}
+}
+
+#[tokio::test]
+async fn the_overview_says_what_to_do() {
+    let bench = Bench::logged_in().await;
+    bench.clock.advance(Duration::from_secs(40));
+    let page = bench.get("/").await.text;
+    assert!(page.contains("Something needs you"), "{page}");
+    assert!(page.contains("replays 18 KiB behind the primary") && page.contains("→ millrace logs c"));
+    assert!(page.contains("aria-current=\"page\""));
+}
