@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 DIR ?= platform
 PACK ?= loans
+# sample data if the database is empty, and a trickle of simulated customers; `make up UP=` starts without
+UP ?= --sample --simulate 1
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug/millrace
 RUN := $(BIN) --dir $(DIR)
 
@@ -14,10 +16,10 @@ help: ## show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 up: build $(DIR)/millrace.toml ## install what is missing, build, make ./platform, start everything; Ctrl-C stops it
-	@$(RUN) up
+	@$(RUN) up $(UP)
 
 up-detached: build $(DIR)/millrace.toml ## the same, staying in the background
-	@$(RUN) up --detach
+	@$(RUN) up --detach $(UP)
 
 test: ## install what is missing, run every check
 	@scripts/setup.sh test

@@ -4,7 +4,7 @@
 //! has to search. Several are collected before giving up, in the order of the text.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt,
     ops::Range,
     path::{Path, PathBuf},
@@ -69,11 +69,13 @@ pub(crate) struct Source<'a> {
     pub(crate) path: &'a Path,
     pub(crate) text: &'a str,
     found: RefCell<Vec<(usize, Diagnostic)>>,
+    /// How many of the first ones make the text unreadable.
+    malformed: Cell<usize>,
 }
 
 impl<'a> Source<'a> {
     pub(crate) fn new(path: &'a Path, text: &'a str) -> Self {
-        Self { path, text, found: RefCell::new(Vec::new()) }
+        Self { path, text, found: RefCell::new(Vec::new()), malformed: Cell::new(0) }
     }
 
     /// Records a mistake at the byte range `span`.
@@ -102,9 +104,17 @@ impl<'a> Source<'a> {
         self.text.get(..at).unwrap_or_default().matches('\n').count() + 1
     }
 
+    /// What was found so far makes the text unreadable: what is found later would only follow from it.
+    pub(crate) fn stop_here(&self) {
+        self.malformed.set(self.found.borrow().len());
+    }
+
     /// What was found, in the order of the text.
     pub(crate) fn into_found(self) -> Vec<Diagnostic> {
         let mut found = self.found.into_inner();
+        if self.malformed.get() > 0 {
+            found.truncate(self.malformed.get());
+        }
         found.sort_by_key(|(at, _)| *at);
         found.into_iter().map(|(_, diagnostic)| diagnostic).collect()
     }

@@ -14,8 +14,10 @@ pub enum ConfigError {
     Invalid(Diagnostics),
     #[error("there is no platform in {}", folder.display())]
     NoPlatform { folder: PathBuf },
-    #[error("{what} {} does not exist", path.display())]
-    Missing { what: &'static str, path: PathBuf },
+    #[error("the platform's secrets are gone: {} does not exist", path.display())]
+    NoSecrets { path: PathBuf },
+    #[error("there is no pack in {}", folder.display())]
+    NoPack { folder: PathBuf, known: Vec<String> },
     #[error("cannot read {}", path.display())]
     Read {
         path: PathBuf,
@@ -30,7 +32,7 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
-    #[error("{} can be read by others (mode {mode:04o})", path.display())]
+    #[error("{} is open to others (mode {mode:04o})", path.display())]
     SecretsOpen { path: PathBuf, mode: u32 },
     #[error("there is no pack called `{name}`")]
     UnknownPack { name: String, known: Vec<String>, near: Option<String> },
@@ -54,8 +56,11 @@ impl ConfigError {
                 "make one with `millrace init --pack loans {}`, or name another folder with --dir",
                 folder.display()
             )),
-            Self::Missing { path, .. } => {
-                Some(format!("restore {}, or correct the path in millrace.toml", path.display()))
+            Self::NoSecrets { .. } => {
+                Some("restore the file from a copy: the servers know the passwords that were in it".to_owned())
+            }
+            Self::NoPack { known, .. } => {
+                Some(format!("a pack's folder holds a pack.toml; packs that come with millrace: {}", known.join(", ")))
             }
             Self::NotText { .. } => Some("save the file as UTF-8".to_owned()),
             Self::SecretsOpen { path, .. } => Some(format!("close it with: chmod 600 {}", path.display())),

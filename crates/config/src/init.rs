@@ -68,7 +68,7 @@ pub fn init(folder: &Path, pack: &Pack, options: &InitOptions, now: Micros) -> R
     let marker = folder.join(MARKER);
     write(&marker, "millrace init did not finish here; repeat it, or remove this folder\n", 0o644)?;
     pack.write_to(&folder.join("pack"))?;
-    let mut roles: Vec<&str> = pack.login_roles().filter(|r| *r != "replicator").collect();
+    let mut roles: Vec<&str> = pack.login_roles().collect();
     if !roles.contains(&CAPTURE_ROLE) {
         roles.push(CAPTURE_ROLE);
     }

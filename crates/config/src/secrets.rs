@@ -15,6 +15,8 @@ use crate::{
 
 /// The file's name in a platform's folder.
 pub(crate) const FILE_NAME: &str = "secrets.toml";
+/// Reads the warehouse; a pack may declare it on the primary as well.
+const WAREHOUSE_READER: &str = "warehouse_reader";
 
 /// Every password and key of a platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,21 +37,26 @@ impl Secrets {
     /// New ones, with a password for each of `roles`.
     #[must_use]
     pub fn generate<'r>(roles: impl IntoIterator<Item = &'r str>) -> Self {
-        Self {
+        let mut secrets = Self {
             superuser: Secret::generate(),
             replicator: Secret::generate(),
             warehouse_reader: Secret::generate(),
             console_session_key: Secret::generate(),
-            roles: roles.into_iter().map(|r| (r.to_owned(), Secret::generate())).collect(),
-        }
+            roles: BTreeMap::new(),
+        };
+        secrets.complete(roles);
+        secrets
     }
 
-    /// Generates passwords for those of `roles` that have none; returns the names.
+    /// Generates passwords for those of `roles` that have none; returns the names. A role that has
+    /// a password of its own in the file keeps that one, on every server.
     pub fn complete<'r>(&mut self, roles: impl IntoIterator<Item = &'r str>) -> Vec<String> {
         let mut added = Vec::new();
         for role in roles {
             if !self.roles.contains_key(role) {
-                self.roles.insert(role.to_owned(), Secret::generate());
+                let password =
+                    if role == WAREHOUSE_READER { self.warehouse_reader.clone() } else { Secret::generate() };
+                self.roles.insert(role.to_owned(), password);
                 added.push(role.to_owned());
             }
         }
@@ -60,10 +67,10 @@ impl Secrets {
     ///
     /// # Errors
     /// [`ConfigError::SecretsOpen`] if group or others may do anything with it;
-    /// [`ConfigError::Missing`], [`ConfigError::Read`], [`ConfigError::Invalid`].
+    /// [`ConfigError::NoSecrets`], [`ConfigError::Read`], [`ConfigError::Invalid`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => ConfigError::Missing { what: "the file of secrets", path: path.to_owned() },
+            io::ErrorKind::NotFound => ConfigError::NoSecrets { path: path.to_owned() },
             _ => ConfigError::Read { path: path.to_owned(), source },
         };
         // the mode of the file that is read, not of one that takes its place in between

@@ -50,8 +50,10 @@ pub(crate) fn parse_document<'a>(source: &Source<'a>) -> Spanned<DeTable<'a>> {
     let (document, errors) = DeTable::parse_recoverable(source.text);
     for error in errors {
         let span = error.span().unwrap_or(0..0);
-        source.wrong(span, format!("not valid TOML: {}", error.message()), None);
+        let hint = error.message().contains("must be quoted").then(|| "put a text in quotes: \"text\"".to_owned());
+        source.wrong(span, format!("not valid TOML: {}", error.message()), hint);
     }
+    source.stop_here();
     document
 }
 
@@ -102,7 +104,7 @@ impl<'a> Reader<'a> {
                 self.source.wrong(
                     self.span.clone(),
                     format!("{} lacks the key `{name}`", self.schema.header),
-                    Some(format!("`{name}` is {}", key.about)),
+                    Some(format!("`{name}`: {}", key.about)),
                 );
                 None
             }
@@ -215,7 +217,7 @@ impl<'a> Reader<'a> {
                     self.source.wrong(
                         self.span.clone(),
                         format!("{} lacks the table {}", self.schema.header, schema.header),
-                        Some(schema.about.to_owned()),
+                        Some(format!("add {}", schema.header)),
                     );
                 }
                 Reader { source: self.source, schema, table: None, span: self.span.clone() }
@@ -232,14 +234,14 @@ impl<'a> Reader<'a> {
         self.table.is_some()
     }
 
-    /// The tables of an array; `None` if the key is absent.
+    /// The tables of an array; `None` if the key is absent or of another type.
     pub(crate) fn tables(&self, name: &'static str, schema: &'static Table) -> Option<Vec<Reader<'a>>> {
         let Some(value) = self.entry(name) else {
             if self.is_required(name) {
                 self.source.wrong(
                     self.span.clone(),
                     format!("{} lacks {}", self.schema.header, schema.header),
-                    Some(schema.about.to_owned()),
+                    Some(format!("add {}", schema.header)),
                 );
             }
             return None;
@@ -253,7 +255,7 @@ impl<'a> Reader<'a> {
         };
         let DeValue::Array(array) = value.get_ref() else {
             wrong(value.span(), value.get_ref());
-            return Some(Vec::new());
+            return None;
         };
         let mut readers = Vec::new();
         for item in array.iter() {

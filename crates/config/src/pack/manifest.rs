@@ -45,6 +45,13 @@ pub(super) fn parse(path: &Path, document: &str, found: &mut Vec<Diagnostic>) ->
     let mut roles: Vec<Role> = Vec::new();
     for role in table.tables("roles", &schema::ROLE).unwrap_or_default() {
         let name = role.name("name", 63, "");
+        if name == "replicator" {
+            role.wrong(
+                None,
+                "the role `replicator` is the platform's own",
+                Some("remove it: the nodes have it already".to_owned()),
+            );
+        }
         if name == "postgres" || name.starts_with("pg_") {
             role.wrong(None, format!("the role name `{name}` is PostgreSQL's own"), Some("choose another".to_owned()));
         }

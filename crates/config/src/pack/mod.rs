@@ -71,11 +71,11 @@ impl Pack {
     /// Reads a pack's folder.
     ///
     /// # Errors
-    /// [`ConfigError::Missing`] if there is no `pack.toml`; [`ConfigError::Invalid`] with every
+    /// [`ConfigError::NoPack`] if there is no `pack.toml`; [`ConfigError::Invalid`] with every
     /// mistake of every file.
     pub fn load(folder: &Path) -> Result<Self, ConfigError> {
         if !folder.join("pack.toml").is_file() {
-            return Err(ConfigError::Missing { what: "the pack's file", path: folder.join("pack.toml") });
+            return Err(ConfigError::NoPack { folder: folder.to_owned(), known: Self::embedded_names() });
         }
         Self::parse(folder, files::from_folder(folder)?)
     }
