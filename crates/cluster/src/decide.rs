@@ -189,12 +189,12 @@ impl Case<'_> {
             DataState::Absent => {
                 self.rebuild(view, Discard::Nothing, format!("is made from a base backup of {primary}"))
             }
-            DataState::Whole { standby, .. } if broken_start => {
-                self.rebuild(view, discard(view, *standby), format!("cannot start and is rebuilt from {primary}"))
+            DataState::Whole { .. } if broken_start => {
+                self.rebuild(view, discard(view), format!("cannot start and is rebuilt from {primary}"))
             }
             DataState::Whole { standby: true, system_id } if self.intent.system_id == Some(*system_id) => {
                 if self.slot(name).is_some_and(Slot::is_lost) {
-                    return self.rebuild(view, discard(view, true), self.lost_slot());
+                    return self.rebuild(view, discard(view), self.lost_slot());
                 }
                 NodePlan::act(Action::Start { from: Some(primary.clone()) }, starting(view))
             }
@@ -209,8 +209,8 @@ impl Case<'_> {
                 Discard::MoveAside,
                 format!("holds another cluster's data, which is kept aside, and is made anew from {primary}"),
             ),
-            DataState::Damaged { why, standby } => {
-                self.rebuild(view, discard(view, *standby), format!("is damaged ({why}) and is rebuilt from {primary}"))
+            DataState::Damaged { why, .. } => {
+                self.rebuild(view, discard(view), format!("is damaged ({why}) and is rebuilt from {primary}"))
             }
             other => unusable(other, name),
         }
@@ -241,7 +241,7 @@ impl Case<'_> {
         };
         let slot = self.slot(name);
         if slot.is_some_and(Slot::is_lost) {
-            return self.rebuild(view, discard(view, true), self.lost_slot());
+            return self.rebuild(view, discard(view), self.lost_slot());
         }
         let waited = view.not_streaming_since.map_or(Duration::ZERO, |since| self.now.saturating_sub(since));
         if waited < self.intent.not_streaming_max {
@@ -258,7 +258,7 @@ impl Case<'_> {
         if kept_from.is_some_and(|kept_from| kept_from > server.received_lsn.unwrap_or(Lsn::INVALID).max(server.lsn)) {
             return self.rebuild(
                 view,
-                discard(view, true),
+                discard(view),
                 format!("needs log that {primary} no longer has and is rebuilt"),
             );
         }
@@ -316,8 +316,18 @@ impl Case<'_> {
 }
 
 /// Deleting is only for what surely never was more than a replica.
-fn discard(view: &NodeView, standby: bool) -> Discard {
-    if standby && !view.was_primary { Discard::Delete } else { Discard::MoveAside }
+fn discard(view: &NodeView) -> Discard {
+    match &view.data {
+        DataState::Absent => Discard::Nothing,
+        DataState::Whole { standby: true, .. } | DataState::Damaged { standby: true, .. } if !view.was_primary => {
+            Discard::Delete
+        }
+        DataState::Whole { .. }
+        | DataState::Damaged { .. }
+        | DataState::OtherVersion { .. }
+        | DataState::Foreign { .. }
+        | DataState::Denied { .. } => Discard::MoveAside,
+    }
 }
 
 fn starting(view: &NodeView) -> String {
@@ -364,3 +374,6 @@ fn unusable(data: &DataState, name: &NodeName) -> NodePlan {
     };
     NodePlan::wait(what).trouble(Severity::Critical, what_to_do)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,391 @@
+//! The rules over random observations, and the sentences of the usual cases.
+
+use std::collections::BTreeMap;
+
+use millrace_base::Micros;
+use proptest::{option, prelude::*};
+
+use super::*;
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+const OURS: u64 = 7;
+const NOW: Duration = Duration::from_secs(1000);
+
+fn data() -> impl Strategy<Value = DataState> {
+    prop_oneof![
+        2 => Just(DataState::Absent),
+        6 => (prop_oneof![4 => Just(OURS), 1 => Just(8)], any::<bool>())
+            .prop_map(|(system_id, standby)| DataState::Whole { system_id, standby }),
+        2 => any::<bool>().prop_map(|standby| DataState::Damaged { why: "PG_VERSION is missing".into(), standby }),
+        1 => Just(DataState::OtherVersion { found: "9.6".into() }),
+        1 => Just(DataState::Foreign { path: "/data".into() }),
+        1 => Just(DataState::Denied { why: "/data belongs to root".into() }),
+    ]
+}
+
+fn process() -> impl Strategy<Value = ProcessState> {
+    prop_oneof![
+        3 => Just(ProcessState::None),
+        1 => Just(ProcessState::Unadopted { pid: 9 }),
+        4 => any::<bool>().prop_map(|ready| ProcessState::Running { pid: 9, ready }),
+    ]
+}
+
+fn server() -> impl Strategy<Value = ServerState> {
+    (any::<bool>(), prop_oneof![6 => Just(OURS), 1 => Just(8)], 1u32..3, 1u64..4, any::<bool>()).prop_map(
+        |(in_recovery, system_id, timeline, lsn, streaming)| ServerState {
+            in_recovery,
+            system_id,
+            timeline,
+            lsn: Lsn(lsn),
+            received_lsn: in_recovery.then_some(Lsn(lsn)),
+            started_at: Micros(0),
+            streaming: in_recovery && streaming,
+            receiver_slot: None,
+            pending_restart: Vec::new(),
+        },
+    )
+}
+
+fn failure() -> impl Strategy<Value = Failure> {
+    let kinds = prop_oneof![Just(FailureKind::Damaged), Just(FailureKind::Crashed), Just(FailureKind::Other)];
+    (kinds, 990u64..1010, 1u32..9).prop_map(|(kind, not_before, next_try)| Failure {
+        kind,
+        what: "the server was killed by signal 9".into(),
+        what_to_do: None,
+        at: Duration::from_secs(990),
+        not_before: Duration::from_secs(not_before),
+        next_try,
+    })
+}
+
+prop_compose! {
+    fn node()(
+        data in data(),
+        was_primary in any::<bool>(),
+        process in process(),
+        server in option::weighted(0.8, server()),
+        not_streaming_since in option::of((900u64..1000).prop_map(Duration::from_secs)),
+        busy in option::weighted(0.15, Just(("is made from a base backup of a".to_owned(), Duration::from_secs(900)))),
+        failure in option::weighted(0.3, failure()),
+    ) -> NodeView {
+        // a server answers only if its process runs and says that it is ready
+        let server = server.filter(|_| matches!(process, ProcessState::Running { ready: true, .. }));
+        NodeView { data, was_primary, process, server, not_streaming_since, busy, failure }
+    }
+}
+
+fn slot(name: &'static str) -> impl Strategy<Value = Slot> {
+    let status = prop_oneof![Just("reserved"), Just("extended"), Just("lost")];
+    (any::<bool>(), option::of(1u64..5), status).prop_map(move |(active, restart, status)| Slot {
+        name: NodeName::new(name).slot(),
+        slot_type: "physical".into(),
+        database: None,
+        active,
+        active_pid: None,
+        restart_lsn: restart.map(Lsn),
+        confirmed_flush_lsn: None,
+        retained_bytes: None,
+        safe_wal_bytes: None,
+        wal_status: Some(status.into()),
+    })
+}
+
+fn slots() -> impl Strategy<Value = Option<Vec<Slot>>> {
+    option::weighted(
+        0.8,
+        (option::of(slot("b")), option::of(slot("c"))).prop_map(|(b, c)| b.into_iter().chain(c).collect()),
+    )
+}
+
+fn observed() -> impl Strategy<Value = Observed> {
+    (proptest::collection::vec(node(), 3), slots(), any::<bool>()).prop_map(|(views, slots, roles_ready)| Observed {
+        nodes: NAMES.iter().map(|name| NodeName::new(name)).zip(views).collect(),
+        slots,
+        roles_ready,
+    })
+}
+
+fn intent() -> impl Strategy<Value = Intent> {
+    (any::<bool>(), option::weighted(0.8, Just(OURS))).prop_map(|(run, system_id)| Intent {
+        goal: if run { Goal::Run } else { Goal::Stop },
+        primary: NodeName::new("a"),
+        system_id,
+        not_streaming_max: Duration::from_secs(15),
+    })
+}
+
+fn standby(data: &DataState) -> bool {
+    matches!(data, DataState::Whole { standby: true, .. } | DataState::Damaged { standby: true, .. })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+    #[test]
+    fn no_plan_breaks_a_promise(observed in observed(), intent in intent()) {
+        let plan = decide(&observed, &intent, NOW);
+        prop_assert_eq!(plan.nodes.len(), observed.nodes.len());
+        let primary = &observed.nodes[&intent.primary];
+        for (name, planned) in &plan.nodes {
+            let view = &observed.nodes[name];
+            let is_primary = *name == intent.primary;
+            prop_assert!(!planned.sentence.is_empty() && !planned.sentence.contains('\n'));
+            // one thing at a time, and nothing besides a step that is under way
+            prop_assert!(planned.actions.iter().filter(|action| action.is_exclusive()).count() <= 1);
+            prop_assert!(view.busy.is_none() || planned.actions.is_empty());
+            for action in &planned.actions {
+                match action {
+                    Action::Adopt => {
+                        let unadopted = matches!(view.process, ProcessState::Unadopted { .. });
+                        prop_assert!(unadopted);
+                    }
+                    Action::Initdb => {
+                        prop_assert!(is_primary && intent.goal == Goal::Run && intent.system_id.is_none());
+                        prop_assert_eq!(&view.data, &DataState::Absent);
+                        prop_assert_eq!(&view.process, &ProcessState::None);
+                    }
+                    Action::Start { from } => {
+                        prop_assert_eq!(intent.goal, Goal::Run);
+                        prop_assert_eq!(&view.process, &ProcessState::None);
+                        prop_assert_eq!(from.is_none(), is_primary);
+                        // a server that would accept writes is never started but as the primary
+                        prop_assert_eq!(standby(&view.data), !is_primary);
+                        prop_assert!(view.failure.as_ref().is_none_or(|failure| failure.not_before <= NOW));
+                    }
+                    Action::Stop(_) if intent.goal == Goal::Stop => {
+                        let primary_up = primary.process != ProcessState::None || primary.busy.is_some();
+                        prop_assert!(is_primary || !primary_up);
+                    }
+                    // the one thing that is stopped unasked is a second primary
+                    Action::Stop(_) => {
+                        prop_assert!(!is_primary && view.server.as_ref().is_some_and(|server| !server.in_recovery));
+                    }
+                    Action::MakeReplica { from, discard } => {
+                        prop_assert!(!is_primary && from == &intent.primary && intent.goal == Goal::Run);
+                        prop_assert!(primary.server.as_ref().is_some_and(|server| !server.in_recovery));
+                        prop_assert!(!plan.nodes[from].actions.iter().any(Action::is_exclusive));
+                        if *discard == Discard::Delete {
+                            prop_assert!(standby(&view.data) && !view.was_primary);
+                        }
+                        if *discard == Discard::Nothing {
+                            prop_assert_eq!(&view.data, &DataState::Absent);
+                        }
+                        if view.process == ProcessState::None {
+                            let readable = matches!(
+                                view.data,
+                                DataState::Absent | DataState::Whole { .. } | DataState::Damaged { .. }
+                            );
+                            prop_assert!(readable, "what is not ours is not touched");
+                        }
+                    }
+                    Action::EnsureRoles => prop_assert!(is_primary && !observed.roles_ready),
+                    Action::CreateSlot { replica } => {
+                        prop_assert!(is_primary && replica != name);
+                        let made_anew =
+                            plan.nodes[replica].actions.iter().any(|a| matches!(a, Action::MakeReplica { .. }));
+                        prop_assert!(!made_anew || observed.nodes[replica].data != DataState::Absent);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_primary_is_chosen_from_one_possibility_only(observed in observed()) {
+        let first = NodeName::new("a");
+        let holders: Vec<_> = observed
+            .nodes
+            .iter()
+            .filter(|(_, view)| !standby(&view.data) && matches!(
+                view.data,
+                DataState::Whole { .. } | DataState::Damaged { .. } | DataState::OtherVersion { .. }
+            ))
+            .map(|(name, _)| name)
+            .collect();
+        match choose_primary(&observed, None, &first) {
+            Ok(chosen) if holders.is_empty() => {
+                prop_assert_eq!(&chosen, &first);
+                prop_assert!(!observed.nodes.values().any(|view| standby(&view.data)));
+            }
+            Ok(chosen) => prop_assert_eq!(vec![&chosen], holders),
+            Err(ClusterError::TwoPrimaries(_)) => prop_assert!(holders.len() > 1),
+            Err(ClusterError::NoPrimary(_)) => prop_assert!(holders.is_empty()),
+            Err(other) => prop_assert!(false, "{other}"),
+        }
+        prop_assert_eq!(choose_primary(&observed, Some(&NodeName::new("c")), &first).ok(), Some(NodeName::new("c")));
+        prop_assert!(choose_primary(&observed, Some(&NodeName::new("z")), &first).is_err());
+    }
+}
+
+fn healthy(is_primary: bool) -> NodeView {
+    NodeView {
+        data: DataState::Whole { system_id: OURS, standby: !is_primary },
+        was_primary: is_primary,
+        process: ProcessState::Running { pid: 9, ready: true },
+        server: Some(ServerState {
+            in_recovery: !is_primary,
+            system_id: OURS,
+            timeline: 1,
+            lsn: Lsn(if is_primary { 100 } else { 90 }),
+            received_lsn: None,
+            started_at: Micros(0),
+            streaming: !is_primary,
+            receiver_slot: None,
+            pending_restart: Vec::new(),
+        }),
+        not_streaming_since: None,
+        busy: None,
+        failure: None,
+    }
+}
+
+fn well() -> (Observed, Intent) {
+    let nodes: BTreeMap<_, _> = NAMES.iter().map(|name| (NodeName::new(name), healthy(*name == "a"))).collect();
+    let slot = |name: &str| Slot {
+        name: NodeName::new(name).slot(),
+        slot_type: "physical".into(),
+        database: None,
+        active: true,
+        active_pid: None,
+        restart_lsn: Some(Lsn(90)),
+        confirmed_flush_lsn: None,
+        retained_bytes: None,
+        safe_wal_bytes: None,
+        wal_status: Some("reserved".into()),
+    };
+    let observed = Observed { nodes, slots: Some(vec![slot("b"), slot("c")]), roles_ready: true };
+    let intent = Intent {
+        goal: Goal::Run,
+        primary: NodeName::new("a"),
+        system_id: Some(OURS),
+        not_streaming_max: Duration::from_secs(15),
+    };
+    (observed, intent)
+}
+
+/// What becomes of node `name` when everything is well but for `change`.
+fn after(name: &str, change: impl FnOnce(&mut Observed, &mut Intent)) -> NodePlan {
+    let (mut observed, mut intent) = well();
+    change(&mut observed, &mut intent);
+    decide(&observed, &intent, NOW).nodes.remove(&NodeName::new(name)).unwrap()
+}
+
+fn view<'a>(observed: &'a mut Observed, name: &str) -> &'a mut NodeView {
+    observed.nodes.get_mut(&NodeName::new(name)).unwrap()
+}
+
+fn down(view: &mut NodeView) {
+    view.process = ProcessState::None;
+    view.server = None;
+}
+
+#[test]
+fn a_healthy_cluster_is_left_alone() {
+    let (observed, intent) = well();
+    let plan = decide(&observed, &intent, NOW);
+    assert!(plan.nodes.values().all(|node| node.actions.is_empty() && node.trouble.is_none()));
+    assert_eq!(plan.nodes[&NodeName::new("a")].sentence, "accepts writes");
+    assert_eq!(plan.nodes[&NodeName::new("b")].sentence, "streams from a, 10 bytes behind");
+}
+
+#[test]
+fn a_crash_is_waited_out_then_restarted() {
+    let crashed = |not_before| {
+        after("a", |observed, _| {
+            let view = view(observed, "a");
+            down(view);
+            view.failure = Some(Failure {
+                kind: FailureKind::Crashed,
+                what: "the server was killed by signal 9".into(),
+                what_to_do: None,
+                at: NOW - Duration::from_secs(2),
+                not_before,
+                next_try: 3,
+            });
+        })
+    };
+    let waiting = crashed(NOW + Duration::from_millis(1600));
+    assert_eq!(waiting.sentence, "the server was killed by signal 9 2 s ago, try 3 in 1.6 s");
+    assert!(waiting.actions.is_empty());
+    assert_eq!(crashed(NOW).actions, [Action::Start { from: None }]);
+}
+
+#[test]
+fn replicas_stop_after_the_primary_has_shipped_everything() {
+    let stop = |observed: &mut Observed, intent: &mut Intent| {
+        intent.goal = Goal::Stop;
+        view(observed, "c").busy = None;
+    };
+    assert_eq!(after("a", stop).actions, [Action::Stop(StopMode::Fast)]);
+    assert_eq!(after("b", stop).sentence, "receives the last log of a before it stops");
+    let later = after("b", |observed, intent| {
+        stop(observed, intent);
+        down(view(observed, "a"));
+    });
+    assert_eq!(later.actions, [Action::Stop(StopMode::Fast)]);
+}
+
+#[test]
+fn a_replica_that_cannot_follow_is_rebuilt() {
+    let from = NodeName::new("a");
+    let lost = after("b", |observed, _| {
+        view(observed, "b").server.as_mut().unwrap().streaming = false;
+        observed.slots.as_mut().unwrap()[0].wal_status = Some("lost".into());
+    });
+    assert_eq!(lost.actions, [Action::MakeReplica { from: from.clone(), discard: Discard::Delete }]);
+    let behind = |seconds| {
+        after("b", |observed, _| {
+            let view = view(observed, "b");
+            view.server.as_mut().unwrap().streaming = false;
+            view.not_streaming_since = Some(NOW - Duration::from_secs(seconds));
+            observed.slots.as_mut().unwrap()[0].restart_lsn = Some(Lsn(95));
+        })
+    };
+    assert_eq!(behind(14).sentence, "connects to a");
+    assert_eq!(behind(15).actions, [Action::MakeReplica { from: from.clone(), discard: Discard::Delete }]);
+    let ahead = after("b", |observed, _| {
+        let view = view(observed, "b");
+        let server = view.server.as_mut().unwrap();
+        (server.streaming, server.lsn) = (false, Lsn(101));
+        view.not_streaming_since = Some(NOW - Duration::from_secs(15));
+    });
+    assert_eq!(ahead.actions, [Action::MakeReplica { from, discard: Discard::MoveAside }]);
+    assert_eq!(ahead.sentence, "holds log that a does not; it is kept aside, and the node made anew");
+}
+
+#[test]
+fn a_second_primary_is_stopped_at_once() {
+    let plan = after("b", |observed, _| {
+        let server = view(observed, "b").server.as_mut().unwrap();
+        (server.in_recovery, server.streaming, server.timeline) = (false, false, 2);
+    });
+    assert_eq!(plan.actions, [Action::Stop(StopMode::Immediate)]);
+    assert_eq!(plan.trouble.unwrap().severity, Severity::Critical);
+}
+
+#[test]
+fn a_missing_slot_is_made_again() {
+    let plan = after("a", |observed, _| {
+        observed.slots.as_mut().unwrap().remove(1);
+    });
+    assert_eq!(plan.actions, [Action::CreateSlot { replica: NodeName::new("c") }]);
+}
+
+#[test]
+fn lost_data_of_a_primary_is_never_replaced() {
+    for data in [
+        DataState::Absent,
+        DataState::Damaged { why: "PG_VERSION is missing".into(), standby: false },
+        DataState::Whole { system_id: 8, standby: false },
+        DataState::Whole { system_id: OURS, standby: true },
+    ] {
+        let plan = after("a", |observed, _| {
+            let view = view(observed, "a");
+            down(view);
+            view.data = data.clone();
+        });
+        assert!(plan.actions.is_empty(), "{data:?}: {plan:?}");
+        assert_eq!(plan.trouble.unwrap().severity, Severity::Critical);
+    }
+}

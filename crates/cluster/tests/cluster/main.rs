@@ -1,0 +1,8 @@
+//! Clusters of real servers: made, broken in every way that is promised to be survived, stopped.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod damage;
+mod harness;
+mod lifecycle;
+mod refusals;
