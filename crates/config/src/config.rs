@@ -154,12 +154,6 @@ impl Config {
         self.platform.data_dir.join("nodes").join(&node.name)
     }
 
-    /// The warehouse's files.
-    #[must_use]
-    pub fn warehouse_dir(&self) -> PathBuf {
-        self.platform.data_dir.join("warehouse")
-    }
-
     /// Every listener: what it is, and its address.
     #[must_use]
     pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
