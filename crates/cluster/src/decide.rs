@@ -256,11 +256,7 @@ impl Case<'_> {
         }
         let kept_from = slot.and_then(|slot| slot.restart_lsn);
         if kept_from.is_some_and(|kept_from| kept_from > server.received_lsn.unwrap_or(Lsn::INVALID).max(server.lsn)) {
-            return self.rebuild(
-                view,
-                discard(view),
-                format!("needs log that {primary} no longer has and is rebuilt"),
-            );
+            return self.rebuild(view, discard(view), format!("needs log that {primary} no longer has and is rebuilt"));
         }
         NodePlan::wait(format!("has received nothing from {primary} for {} s", waited.as_secs()))
             .trouble(Severity::Warning, format!("look at the log of {name}"))

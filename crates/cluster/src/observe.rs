@@ -134,12 +134,12 @@ pub fn preflight(spec: &ClusterSpec) -> Vec<ClusterError> {
 
 fn check_node(spec: &ClusterSpec, node: &NodeSpec) -> Result<(), ServerError> {
     let server = spec.server(node);
-    spec.run_as.check_reachable(&node.folder)?;
     for folder in [node.folder.clone(), server.private_dir(), server.data_dir()] {
         if folder.exists() {
             spec.run_as.check_owner(&folder)?;
         }
     }
+    spec.run_as.check_reachable(&node.folder)?;
     match data_state(&server) {
         DataState::Foreign { path } => return Err(ServerError::NotADataDirectory { path }),
         DataState::OtherVersion { found } => {

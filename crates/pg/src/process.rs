@@ -161,6 +161,9 @@ impl ServerSpec {
     /// What PostgreSQL itself would refuse, with words of our own.
     fn check_startable(&self) -> Result<(), ServerError> {
         let data = self.data_dir();
+        if data.exists() {
+            self.run_as.check_owner(&data)?;
+        }
         self.run_as.check_reachable(&data)?;
         let version = data.join("PG_VERSION");
         let found = match fs::read_to_string(&version) {
@@ -173,7 +176,7 @@ impl ServerSpec {
         if found != self.binaries.major().to_string() {
             return Err(ServerError::WrongVersion { data_dir: data, found, expected: self.binaries.major() });
         }
-        self.run_as.check_owner(&data)
+        Ok(())
     }
 
     /// Kills what a killed server left, then removes its pid file, which might name a process

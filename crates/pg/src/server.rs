@@ -213,6 +213,9 @@ impl ServerSpec {
 
     /// The folder and its private part, owned by the unprivileged user.
     pub(crate) fn prepare_folder(&self) -> Result<(), ServerError> {
+        if self.folder.exists() {
+            self.run_as.check_owner(&self.folder)?;
+        }
         self.run_as.check_reachable(&self.folder)?;
         for folder in [self.folder.clone(), self.private_dir()] {
             match fs::DirBuilder::new().mode(0o700).create(&folder) {
@@ -294,6 +297,7 @@ pub(crate) async fn run(
     deadline: Duration,
 ) -> Result<(), ServerError> {
     let path = PathBuf::from(command.get_program());
+    let folder = command.get_current_dir().map(Path::to_owned).unwrap_or_default();
     let mut command = tokio::process::Command::from(command);
     command.kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
     let output = tokio::time::timeout(deadline, command.output())
@@ -306,7 +310,7 @@ pub(crate) async fn run(
     let text = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     if lines.iter().any(|line| line.contains("No space left on device")) {
-        return Err(ServerError::DiskFull { path: PathBuf::from(program) });
+        return Err(ServerError::DiskFull { path: folder });
     }
     let output = lines.iter().skip(lines.len().saturating_sub(6)).map(|line| (*line).to_owned()).collect();
     Err(ServerError::Program { program, output })

@@ -24,10 +24,7 @@ impl Sandbox {
     /// If the machine does not allow it: a test cannot go on.
     #[must_use]
     pub fn new() -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("millrace-test-")
-            .tempdir()
-            .expect("a temporary folder");
+        let folder = tempfile::Builder::new().prefix("millrace-test-").tempdir().expect("a temporary folder");
         let path = folder.keep().canonicalize().expect("the temporary folder");
         let watchdog = Command::new("/bin/sh")
             .arg("-c")
@@ -77,12 +74,8 @@ mod tests {
         let sandbox = Sandbox::new();
         let path = sandbox.path().to_owned();
         fs::create_dir(path.join("deep")).unwrap();
-        let mut inside = Command::new("sleep")
-            .arg("600")
-            .current_dir(path.join("deep"))
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut inside =
+            Command::new("sleep").arg("600").current_dir(path.join("deep")).stdin(Stdio::null()).spawn().unwrap();
         drop(sandbox);
         assert!(!inside.wait().unwrap().success());
         assert!(!path.exists());

@@ -12,8 +12,8 @@ use millrace_base::{
     tls::{TlsFiles, default_hosts},
 };
 use millrace_pg::{
-    Binaries, ConnectParams, Connection, HbaDatabase, HbaRule, HbaSource, Postmaster, RunAs,
-    ServerError, ServerSpec, Setting, StopMode, connect,
+    Binaries, ConnectParams, Connection, HbaDatabase, HbaRule, HbaSource, Postmaster, RunAs, ServerError, ServerSpec,
+    Setting, StopMode, connect,
 };
 
 use crate::{PASSWORD, Sandbox, free_port, template};
@@ -42,11 +42,7 @@ impl TestServerBuilder {
     /// Settings beyond the usual ones, or instead of them.
     #[must_use]
     pub fn settings(mut self, settings: &[(&str, &str)]) -> Self {
-        self.settings.extend(
-            settings
-                .iter()
-                .map(|(name, value)| Setting::new(*name, *value, "")),
-        );
+        self.settings.extend(settings.iter().map(|(name, value)| Setting::new(*name, *value, "")));
         self
     }
 
@@ -64,13 +60,8 @@ impl TestServerBuilder {
     pub async fn start(self) -> TestServer {
         let sandbox = Sandbox::new();
         let tls = TlsFiles::in_folder(sandbox.path().join("tls"));
-        tls.generate(&default_hosts(&[]), SystemClock::new().wall())
-            .expect("certificates");
-        let everyone = |database| HbaRule {
-            databases: vec![database],
-            users: Vec::new(),
-            source: HbaSource::SameHost,
-        };
+        tls.generate(&default_hosts(&[]), SystemClock::new().wall()).expect("certificates");
+        let everyone = |database| HbaRule { databases: vec![database], users: Vec::new(), source: HbaSource::SameHost };
         let mut spec = ServerSpec {
             binaries: Binaries::find(None).expect("PostgreSQL"),
             run_as: RunAs::resolve(None).expect("a user for servers"),
@@ -80,10 +71,7 @@ impl TestServerBuilder {
             port: free_port(),
             tls: tls.clone(),
             settings: usual_settings().chain(self.settings).collect(),
-            hba: vec![
-                everyone(HbaDatabase::All),
-                everyone(HbaDatabase::Replication),
-            ],
+            hba: vec![everyone(HbaDatabase::All), everyone(HbaDatabase::Replication)],
         };
         if self.own_identity {
             spec.initdb(&Secret::new(PASSWORD)).await.expect("initdb");
@@ -99,12 +87,7 @@ impl TestServerBuilder {
             spec.configure(None).expect("the configuration");
             match start(&spec).await {
                 Ok(postmaster) => {
-                    return TestServer {
-                        spec,
-                        postmaster: Some(postmaster),
-                        client_tls,
-                        sandbox,
-                    };
+                    return TestServer { spec, postmaster: Some(postmaster), client_tls, sandbox };
                 }
                 // another test took the port in between
                 Err(ServerError::PortInUse { .. }) if tries < 10 => spec.port = free_port(),
@@ -183,10 +166,7 @@ impl TestServer {
     pub async fn client_to(&self, database: &str) -> Connection {
         match connect(&self.params().to_database(database), CONNECT).await {
             Ok(connection) => connection,
-            Err(error) => panic!(
-                "cannot connect to the test server: {error}; {:?}",
-                error.hint()
-            ),
+            Err(error) => panic!("cannot connect to the test server: {error}; {:?}", error.hint()),
         }
     }
 
@@ -196,10 +176,7 @@ impl TestServer {
     /// If it exists.
     pub async fn create_database(&self, name: &str) -> Connection {
         let client = self.client().await;
-        client
-            .batch_execute(&format!("CREATE DATABASE {}", Ident(name)))
-            .await
-            .expect("a new database");
+        client.batch_execute(&format!("CREATE DATABASE {}", Ident(name))).await.expect("a new database");
         self.client_to(name).await
     }
 
@@ -209,10 +186,7 @@ impl TestServer {
     /// If it does not stop.
     pub async fn stop(&mut self) {
         if let Some(mut postmaster) = self.postmaster.take() {
-            postmaster
-                .stop(StopMode::Fast, STOP)
-                .await
-                .expect("the server's stop");
+            postmaster.stop(StopMode::Fast, STOP).await.expect("the server's stop");
         }
     }
 
@@ -244,11 +218,7 @@ impl TestServer {
     /// # Panics
     /// If they cannot be written.
     pub fn set(&mut self, settings: &[(&str, &str)]) {
-        self.spec.settings.extend(
-            settings
-                .iter()
-                .map(|(name, value)| Setting::new(*name, *value, "")),
-        );
+        self.spec.settings.extend(settings.iter().map(|(name, value)| Setting::new(*name, *value, "")));
         self.spec.configure(None).expect("the configuration");
     }
 
@@ -295,8 +265,7 @@ impl TestServer {
     /// All that the server has written.
     #[must_use]
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.spec.log_file).unwrap_or_default())
-            .into_owned()
+        String::from_utf8_lossy(&std::fs::read(&self.spec.log_file).unwrap_or_default()).into_owned()
     }
 }
 
@@ -309,13 +278,13 @@ mod tests {
         let server = TestServer::start().await;
         let client = server.client().await;
         let row = client
-            .query_one("SELECT current_setting('wal_level'), (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid())", &[])
+            .query_one(
+                "SELECT current_setting('wal_level'), (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid())",
+                &[],
+            )
             .await
             .unwrap();
-        assert_eq!(
-            (row.get::<_, &str>(0), row.get::<_, bool>(1)),
-            ("logical", true)
-        );
+        assert_eq!((row.get::<_, &str>(0), row.get::<_, bool>(1)), ("logical", true));
         let (folder, pid) = (server.folder().to_owned(), server.pid().unwrap());
         drop(client);
         drop(server);
@@ -328,43 +297,25 @@ mod tests {
     async fn survives_kill_and_restart() {
         let mut server = TestServer::start().await;
         let client = server.create_database("kept").await;
-        client
-            .batch_execute("CREATE TABLE t AS SELECT 1 AS one")
-            .await
-            .unwrap();
+        client.batch_execute("CREATE TABLE t AS SELECT 1 AS one").await.unwrap();
         drop(client);
         server.kill().await;
         server.start_again().await;
         server.restart().await;
-        let row = server
-            .client_to("kept")
-            .await
-            .query_one("SELECT one FROM t", &[])
-            .await
-            .unwrap();
+        let row = server.client_to("kept").await.query_one("SELECT one FROM t", &[]).await.unwrap();
         assert_eq!(row.get::<_, i32>(0), 1);
     }
 
     #[tokio::test]
     async fn own_settings_and_identity() {
         let id = "SELECT system_identifier FROM pg_control_system()";
-        let server = TestServer::builder()
-            .settings(&[("work_mem", "3MB")])
-            .own_identity()
-            .start()
-            .await;
+        let server = TestServer::builder().settings(&[("work_mem", "3MB")]).own_identity().start().await;
         let other = TestServer::start().await;
         let client = server.client().await;
         let row = client.query_one("SHOW work_mem", &[]).await.unwrap();
         assert_eq!(row.get::<_, &str>(0), "3MB");
         let here: i64 = client.query_one(id, &[]).await.unwrap().get(0);
-        let there: i64 = other
-            .client()
-            .await
-            .query_one(id, &[])
-            .await
-            .unwrap()
-            .get(0);
+        let there: i64 = other.client().await.query_one(id, &[]).await.unwrap().get(0);
         assert_ne!(here, there);
     }
 }

@@ -29,14 +29,9 @@ pub(crate) async fn copy(spec: &ServerSpec) {
     let lock = File::create(template.join("lock")).expect("the template's lock");
     // blocks this runtime's thread for the seconds that another test makes the template
     flock(&lock, FlockOperation::LockExclusive).expect("the template's lock");
-    let made = ServerSpec {
-        folder: template.join("node"),
-        ..spec.clone()
-    };
+    let made = ServerSpec { folder: template.join("node"), ..spec.clone() };
     if !made.data_dir().exists() {
-        made.initdb(&Secret::new(PASSWORD))
-            .await
-            .expect("initdb of the template");
+        made.initdb(&Secret::new(PASSWORD)).await.expect("initdb of the template");
     }
     drop(lock);
     duplicate(&made.data_dir(), &spec.data_dir());
@@ -44,23 +39,12 @@ pub(crate) async fn copy(spec: &ServerSpec) {
 
 fn template_folder(spec: &ServerSpec) -> PathBuf {
     let mut hasher = DefaultHasher::new();
-    (
-        LAYOUT,
-        PASSWORD,
-        spec.run_as.name(),
-        spec.binaries.version(),
-    )
-        .hash(&mut hasher);
+    (LAYOUT, PASSWORD, spec.run_as.name(), spec.binaries.version()).hash(&mut hasher);
     let uid = rustix::process::getuid().as_raw();
     std::env::temp_dir().join(format!("millrace-testkit-{uid}-{:016x}", hasher.finish()))
 }
 
 fn duplicate(from: &Path, to: &Path) {
-    let done = Command::new("cp")
-        .args(["--archive", "--reflink=auto"])
-        .arg(from)
-        .arg(to)
-        .status()
-        .expect("cp");
+    let done = Command::new("cp").args(["--archive", "--reflink=auto"]).arg(from).arg(to).status().expect("cp");
     assert!(done.success(), "the template cannot be copied");
 }

@@ -18,10 +18,7 @@ where
     async move {
         let until = Instant::now() + deadline;
         while !condition().await {
-            assert!(
-                Instant::now() < until,
-                "what {caller} waits for did not come within {deadline:?}"
-            );
+            assert!(Instant::now() < until, "what {caller} waits for did not come within {deadline:?}");
             sleep(Duration::from_millis(20)).await;
         }
     }

@@ -174,7 +174,6 @@ impl Cluster {
     }
 }
 
-
 pub(crate) fn is_running(pid: u32) -> bool {
     std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok()
 }

@@ -1,7 +1,7 @@
 //! Made, adopted, stopped.
 
-use millrace_contract::status::NodeState;
 use millrace_cluster::ClusterStatus;
+use millrace_contract::status::NodeState;
 use millrace_testkit::{Sandbox, wait_until};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

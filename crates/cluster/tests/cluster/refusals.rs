@@ -57,4 +57,3 @@ async fn bad_places_are_refused_with_words() {
     reserved.settings.push(Setting::new("WAL_level", "minimal", ""));
     assert!(refusal(&reserved).to_string().contains("the setting WAL_level is the platform's to decide"));
 }
-
