@@ -34,12 +34,13 @@ for (const dialog of $$<HTMLDialogElement>("dialog")) {
   });
 }
 
-let goPending = 0;
+/** When `g` was pressed; the next key says where to. */
+let goPending = -Infinity;
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event) || $("dialog[open]")) return;
   if (performance.now() - goPending < 1500) {
-    goPending = 0;
+    goPending = -Infinity;
     const dashboard = $<HTMLAnchorElement>('nav a[href^="/dashboards/"]')?.getAttribute("href");
     const target = { o: "/", d: dashboard, r: "/reports", l: "/runs", t: "/topology" }[event.key];
     if (target) location.assign(target);

@@ -4,6 +4,8 @@ import type { Freshness } from "./live";
 import { Tile } from "./tile";
 
 const REFRESH_MS_MIN = 1000;
+/** A tile that failed is tried again after this, when the server is heard. */
+const RETRY_MS = 4000;
 
 const tiles = $$(".tile[data-src]").map((element) => new Tile(element));
 const byElement = new Map<Element, Tile>(tiles.map((tile) => [tile.element, tile]));
@@ -41,6 +43,7 @@ document.addEventListener("watermark", (event) => {
   const freshness = (event as CustomEvent<Freshness>).detail;
   for (const tile of tiles) {
     const shown = tile.data?.freshness;
+    if (tile.isLive && performance.now() - tile.failedAt > RETRY_MS) tile.outdated = true;
     if (!tile.isLive || !shown) continue;
     if (shown.lsn !== freshness.lsn || shown.run_id !== freshness.run_id) tile.outdated = true;
     else tile.stamp(freshness);

@@ -55,7 +55,8 @@ function tip(data: TileData, row: number, colors: string[]): HTMLElement {
   return el("div", "tip-body", el("div", "tip-title", data.texts[row]?.[x] ?? ""), ...lines, ...note);
 }
 
-const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif';
+// without quotes: the drawing's own attributes would end at them when it is saved as an image
+const FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, sans-serif";
 
 function base(data: TileData, colors: Theme): EChartsCoreOption {
   const calm = reducedMotion.matches;

@@ -24,6 +24,8 @@ export class Tile {
   /** Whether newer data may be there than what is shown. */
   outdated = false;
   visible = false;
+  /** When the last try failed (`performance.now`); infinite after a success. */
+  failedAt = Infinity;
   source: string;
   private chart: echarts.ECharts | undefined;
   private mark = -1;
@@ -35,6 +37,7 @@ export class Tile {
     const embedded = $('script[type="application/json"]', element)?.textContent;
     if (embedded) this.take(JSON.parse(embedded) as TileData, true);
     else if (element.dataset["state"] === "loading") this.outdated = true;
+    else this.failedAt = performance.now();
     element.addEventListener("click", (event) => this.onClick(event));
     const place = this.place;
     if (place) {
@@ -118,6 +121,7 @@ export class Tile {
   private take(data: TileData, first: boolean): void {
     const same = this.data?.hash === data.hash && this.data.csv === data.csv;
     this.data = data;
+    this.failedAt = Infinity;
     this.element.dataset["state"] = "ready";
     $(".message", this.element)?.replaceChildren();
     this.stamp(data.freshness);
@@ -134,6 +138,7 @@ export class Tile {
   }
 
   private fail(message: string, hint: string): void {
+    this.failedAt = performance.now();
     this.element.dataset["state"] = this.data ? "stale" : "error";
     const retry = el("button", "quiet", "Try again");
     retry.dataset["do"] = "retry";
