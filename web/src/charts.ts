@@ -97,7 +97,14 @@ if (form && grid) {
     history.pushState(null, "", location.pathname + query);
     follow(query);
   });
-  addEventListener("popstate", () => location.reload());
+  addEventListener("popstate", () => {
+    const pairs = new URLSearchParams(location.search);
+    for (const field of form.elements) {
+      if (!(field instanceof HTMLInputElement || field instanceof HTMLSelectElement)) continue;
+      field.value = pairs.get(field.name) ?? field.dataset["default"] ?? "";
+    }
+    follow(location.search);
+  });
 }
 
 // --- arrows between tiles

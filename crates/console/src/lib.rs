@@ -13,6 +13,7 @@ pub mod users;
 
 mod api;
 mod assets;
+mod cache;
 mod catalog;
 mod csv;
 mod error;
@@ -64,6 +65,7 @@ struct Console {
     sessions: session::Sessions,
     limits: limit::Limits,
     pulse: live::Pulse,
+    cache: cache::Cache,
     assets: assets::Assets,
 }
 
@@ -76,6 +78,7 @@ pub fn router(state: ConsoleState) -> Router {
         sessions: session::Sessions::new(&state.session_key, state.clock.clone(), state.tls),
         limits: limit::Limits::new(state.clock.clone()),
         pulse: live::Pulse::new(state.clock.clone()),
+        cache: cache::Cache::default(),
         assets: assets::Assets::new(),
         state,
     });

@@ -159,16 +159,21 @@ pub(crate) async fn run(
     origin: &str,
 ) -> Result<TileData, TileError> {
     let query = query(console, report, filters, TILE_DEADLINE).await?;
+    let newest = console.pulse.newest(console).await;
+    let set = console.cache.get(&query, newest, || ask(console, report, query.clone())).await?;
+    Ok(shape(console, report, title, filters, origin, &set))
+}
+
+async fn ask(console: &Console, report: &Report, query: Query) -> Result<RowSet, TileError> {
     let answer = async { console.state.reader.query(query).await?.collect(ROWS_MAX).await };
-    let set = match tokio::time::timeout(TILE_DEADLINE, answer).await {
-        Ok(Ok(set)) => set,
+    match tokio::time::timeout(TILE_DEADLINE, answer).await {
+        Ok(Ok(set)) => Ok(set),
         Ok(Err(error)) => {
             tracing::warn!(report = report.name, sqlstate = error.sqlstate, "a report failed");
-            return Err(TileError::Query(error));
+            Err(TileError::Query(error))
         }
-        Err(_) => return Err(TileError::Deadline(TILE_DEADLINE)),
-    };
-    Ok(shape(console, report, title, filters, origin, &set))
+        Err(_) => Err(TileError::Deadline(TILE_DEADLINE)),
+    }
 }
 
 fn shape(
