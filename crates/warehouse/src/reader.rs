@@ -63,6 +63,7 @@ pub struct DuckReader {
     engine: Arc<Engine>,
     /// DuckDB's name for the open file.
     catalog: String,
+    concurrent: usize,
     permits: Arc<Semaphore>,
     idle: Arc<Idle>,
     watcher: mpsc::Sender<Watched>,
@@ -98,6 +99,7 @@ impl DuckReader {
         let reader = Self {
             engine,
             catalog,
+            concurrent,
             permits: Arc::new(Semaphore::new(concurrent)),
             idle: Arc::default(),
             watcher,
@@ -105,6 +107,12 @@ impl DuckReader {
         };
         lock(&reader.idle.0).push(first);
         Ok(Arc::new(reader))
+    }
+
+    /// Statements that run now; those that wait for their turn do not count.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.concurrent.saturating_sub(self.permits.available_permits())
     }
 
     async fn permit(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, QueryError> {
