@@ -121,7 +121,12 @@ impl Dimension {
     }
 
     fn rows_from(&self, versions: &str) -> String {
-        format!("select {} from {versions} as _v join {} as _k using ({})", self.columns(), self.keys_table(), self.identity())
+        format!(
+            "select {} from {versions} as _v join {} as _k using ({})",
+            self.columns(),
+            self.keys_table(),
+            self.identity()
+        )
     }
 
     /// The dimension's rows; all of them include the unknown member.
@@ -150,7 +155,11 @@ impl Dimension {
     /// Gives new rows of a relation of versions their surrogate keys, in the order of what identifies them.
     fn allot(&self, versions: &str) -> String {
         let identity = self.identity();
-        let order = if self.historical { format!("_first_lsn, _first_sequence, {}", quoted(&self.key)) } else { quoted(&self.key) };
+        let order = if self.historical {
+            format!("_first_lsn, _first_sequence, {}", quoted(&self.key))
+        } else {
+            quoted(&self.key)
+        };
         format!(
             "insert into {keys} by name select {identity}, row_number() over (order by {order}) \
              + (select coalesce(max(surrogate_key), 0) from {keys}) as surrogate_key \
@@ -194,13 +203,16 @@ impl Dimension {
     #[must_use]
     pub fn incremental(&self) -> Vec<String> {
         let (table, rows, prior) = (self.table(), self.temporary("rows"), self.temporary("prior"));
-        let (versions, affected, changed) = (self.temporary("versions"), self.temporary("affected"), self.temporary("changed"));
+        let (versions, affected, changed) =
+            (self.temporary("versions"), self.temporary("affected"), self.temporary("changed"));
         let keys = quoted(&self.key);
         vec![
             format!("create or replace temp table {versions} as {}", self.versions(Scope::Affected)),
             self.allot(&versions),
             format!("create or replace temp table {rows} as {}", self.rows_from(&versions)),
-            format!("create or replace temp table {prior} as select rowid as _rowid, * from {table} semi join {affected} using ({keys})"),
+            format!(
+                "create or replace temp table {prior} as select rowid as _rowid, * from {table} semi join {affected} using ({keys})"
+            ),
             format!("delete from {table} where rowid in (select _rowid from {prior})"),
             format!("insert into {table} select * from {rows}"),
             format!("create or replace temp table {changed} as {}", self.changed(&rows, &prior)),
@@ -255,9 +267,7 @@ impl Seed {
     /// All rows, unknown member included.
     #[must_use]
     pub fn rows(&self) -> String {
-        let columns = list(
-            std::iter::once(&self.surrogate).chain(&self.columns).map(|c| Ident(c).to_string()),
-        );
+        let columns = list(std::iter::once(&self.surrogate).chain(&self.columns).map(|c| Ident(c).to_string()));
         let unknown = format!("(0, {})", self.unknown.join(", "));
         let rows = self.rows.iter().enumerate().map(|(i, row)| format!("({}, {})", i + 1, row.join(", ")));
         let values = list(std::iter::once(unknown).chain(rows));

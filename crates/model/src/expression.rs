@@ -11,9 +11,8 @@ use std::{collections::BTreeSet, ops::ControlFlow};
 use millrace_base::Ident;
 use sqlparser::{
     ast::{
-        BinaryOperator, DataType, ExactNumberInfo, Expr, Function, FunctionArg, FunctionArgExpr,
-        FunctionArgumentList, FunctionArguments, Ident as SqlIdent, ObjectName, ObjectNamePart, Statement, Value,
-        VisitMut, VisitorMut,
+        BinaryOperator, DataType, ExactNumberInfo, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList,
+        FunctionArguments, Ident as SqlIdent, ObjectName, ObjectNamePart, Statement, Value, VisitMut, VisitorMut,
     },
     dialect::PostgreSqlDialect,
     parser::Parser,
@@ -22,15 +21,55 @@ use sqlparser::{
 
 /// Functions with one result for each row, the same on both engines.
 pub const SCALAR: &[&str] = &[
-    "abs", "age", "btrim", "ceil", "ceiling", "char_length", "chr", "coalesce", "concat", "concat_ws", "date_part",
-    "date_trunc", "exp", "floor", "greatest", "initcap", "least", "left", "length", "ln", "lower", "lpad", "ltrim",
-    "make_date", "md5", "mod", "nullif", "power", "regexp_replace", "replace", "reverse", "right", "round", "rpad",
-    "rtrim", "sign", "split_part", "sqrt", "starts_with", "strpos", "substr", "to_char", "translate", "trunc", "upper",
+    "abs",
+    "age",
+    "btrim",
+    "ceil",
+    "ceiling",
+    "char_length",
+    "chr",
+    "coalesce",
+    "concat",
+    "concat_ws",
+    "date_part",
+    "date_trunc",
+    "exp",
+    "floor",
+    "greatest",
+    "initcap",
+    "least",
+    "left",
+    "length",
+    "ln",
+    "lower",
+    "lpad",
+    "ltrim",
+    "make_date",
+    "md5",
+    "mod",
+    "nullif",
+    "power",
+    "regexp_replace",
+    "replace",
+    "reverse",
+    "right",
+    "round",
+    "rpad",
+    "rtrim",
+    "sign",
+    "split_part",
+    "sqrt",
+    "starts_with",
+    "strpos",
+    "substr",
+    "to_char",
+    "translate",
+    "trunc",
+    "upper",
 ];
 
 /// Functions that gather rows.
-pub const AGGREGATE: &[&str] =
-    &["avg", "bool_and", "bool_or", "count", "max", "min", "string_agg", "sum"];
+pub const AGGREGATE: &[&str] = &["avg", "bool_and", "bool_or", "count", "max", "min", "string_agg", "sum"];
 
 /// Further functions that queries may use over rows of their result.
 const WINDOW: &[&str] = &["dense_rank", "first_value", "lag", "last_value", "lead", "ntile", "rank", "row_number"];
@@ -176,12 +215,10 @@ impl VisitorMut for Rewrite<'_> {
                     matches
                 };
             }
-            Expr::Function(function) if function.name.to_string() == "to_char" => {
-                match to_char(function) {
-                    Ok(translated) => *expr = translated,
-                    Err(problem) => return ControlFlow::Break(problem),
-                }
-            }
+            Expr::Function(function) if function.name.to_string() == "to_char" => match to_char(function) {
+                Ok(translated) => *expr = translated,
+                Err(problem) => return ControlFlow::Break(problem),
+            },
             _ => {}
         }
         ControlFlow::Continue(())
@@ -216,7 +253,8 @@ impl Rewrite<'_> {
                 return Err(format!("`{name}` gives another result each time, so a rebuild would differ"));
             }
             let known = SCALAR.iter().chain(AGGREGATE).chain(WINDOW).copied();
-            let near = crate::declare::nearest(&name, known).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+            let near =
+                crate::declare::nearest(&name, known).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
             return Err(format!("the function `{name}` is not in the supported subset{near}"));
         }
         self.gathers |= aggregate;
@@ -265,14 +303,28 @@ fn call(name: &str, arguments: Vec<Expr>) -> Expr {
 /// `to_char(time, 'YYYY-MM-DD')` → `strftime(time, '%Y-%m-%d')`, for the patterns that have an equal.
 fn to_char(function: &Function) -> Result<Expr, String> {
     const PATTERNS: [(&str, &str); 12] = [
-        ("YYYY", "%Y"), ("MM", "%m"), ("DDD", "%j"), ("DD", "%d"), ("HH24", "%H"), ("MI", "%M"), ("SS", "%S"),
-        ("IYYY", "%G"), ("IW", "%V"), ("FMMonth", "%B"), ("Mon", "%b"), ("FMDay", "%A"),
+        ("YYYY", "%Y"),
+        ("MM", "%m"),
+        ("DDD", "%j"),
+        ("DD", "%d"),
+        ("HH24", "%H"),
+        ("MI", "%M"),
+        ("SS", "%S"),
+        ("IYYY", "%G"),
+        ("IW", "%V"),
+        ("FMMonth", "%B"),
+        ("Mon", "%b"),
+        ("FMDay", "%A"),
     ];
     let arguments = match &function.args {
         FunctionArguments::List(list) => list.args.as_slice(),
         _ => &[],
     };
-    let [FunctionArg::Unnamed(FunctionArgExpr::Expr(value)), FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(pattern)))] = arguments else {
+    let [
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(value)),
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(pattern))),
+    ] = arguments
+    else {
         return Err("to_char wants a value and a literal pattern".into());
     };
     let Value::SingleQuotedString(pattern) = &pattern.value else {

@@ -63,7 +63,12 @@ impl Fact {
     /// Builds it anew in its own table, in the order of its grain.
     #[must_use]
     pub fn rebuild(&self) -> Vec<String> {
-        vec![format!("create or replace table {} as {} order by {}", self.table(), self.rows(Base::All), list((1..=self.grain.len()).map(|i| i.to_string())))]
+        vec![format!(
+            "create or replace table {} as {} order by {}",
+            self.table(),
+            self.rows(Base::All),
+            list((1..=self.grain.len()).map(|i| i.to_string()))
+        )]
     }
 
     fn base(&self, base: Base) -> String {
@@ -71,8 +76,11 @@ impl Fact {
         let columns = list(self.row_columns(own).iter().map(|c| Ident(c).to_string()));
         let (affected, keys) = (self.affected_table(), self.keys());
         let staging = relation("staging", own);
-        let written = format!("select {columns} from {} semi join {affected} using ({keys})", Ident(&format!("new_{own}")));
-        let elsewhere = format!("select {columns} from {staging} semi join (select {keys} from {affected} where _elsewhere) using ({keys})");
+        let written =
+            format!("select {columns} from {} semi join {affected} using ({keys})", Ident(&format!("new_{own}")));
+        let elsewhere = format!(
+            "select {columns} from {staging} semi join (select {keys} from {affected} where _elsewhere) using ({keys})"
+        );
         match base {
             Base::All => format!("{staging} as {}", Ident(own)),
             Base::Written => format!("({written}) as {}", Ident(own)),
@@ -94,7 +102,8 @@ impl Fact {
         wanted
             .map(|join| {
                 let table = &join.source.table;
-                let on = list_and(join.on.iter().map(|(column, e)| format!("{} = {}", qualified(table, column), e.sql)));
+                let on =
+                    list_and(join.on.iter().map(|(column, e)| format!("{} = {}", qualified(table, column), e.sql)));
                 format!(" {kind} join {} as {} on {on}", relation("staging", table), Ident(table))
             })
             .collect()
@@ -168,8 +177,11 @@ impl Fact {
         }
         for lookup in self.lookups.iter().filter(|l| changes.dimensions.contains(&l.dimension)) {
             let LookupInto::Dimension { key, .. } = &lookup.into else { continue };
-            let mut on: Vec<String> =
-                key.iter().zip(&lookup.key).map(|(column, e)| format!("_changed.{} = {}", Ident(column), e.sql)).collect();
+            let mut on: Vec<String> = key
+                .iter()
+                .zip(&lookup.key)
+                .map(|(column, e)| format!("_changed.{} = {}", Ident(column), e.sql))
+                .collect();
             if let Some(as_of) = &lookup.as_of {
                 let time = format!("cast({} as timestamptz)", as_of.sql);
                 on.push(format!("{time} >= _changed._from and {time} < _changed._to"));
@@ -268,7 +280,11 @@ impl Lookup {
                 (format!("coalesce({alias}.{}, 0)", Ident(surrogate)), join)
             }
             LookupInto::Seed { surrogate, key } => {
-                let join = format!(" left join {} as {alias} on {}", relation("warehouse", &self.dimension), on(std::slice::from_ref(key)));
+                let join = format!(
+                    " left join {} as {alias} on {}",
+                    relation("warehouse", &self.dimension),
+                    on(std::slice::from_ref(key))
+                );
                 (format!("coalesce({alias}.{}, 0)", Ident(surrogate)), join)
             }
             LookupInto::Date { first_year, last_year } => {

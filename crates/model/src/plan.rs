@@ -100,7 +100,11 @@ pub fn plan(built: &BTreeMap<String, String>, models: &Models) -> Vec<Change> {
     }
     follow(models, &mut changes);
     for name in built.keys().filter(|name| models.get(name).is_none()) {
-        changes.push(Change { model: name.clone(), kind: ChangeKind::Drop, reasons: vec!["no longer declared".into()] });
+        changes.push(Change {
+            model: name.clone(),
+            kind: ChangeKind::Drop,
+            reasons: vec!["no longer declared".into()],
+        });
     }
     changes
 }
@@ -127,7 +131,9 @@ fn reasons(old: &str, new: &str) -> Vec<String> {
     for (aspect, value) in &new {
         match old.iter().find(|(a, _)| a == aspect) {
             None => reasons.push(format!("{aspect} added")),
-            Some((_, before)) if before != value => reasons.push(format!("{aspect} changed from `{before}` to `{value}`")),
+            Some((_, before)) if before != value => {
+                reasons.push(format!("{aspect} changed from `{before}` to `{value}`"))
+            }
             Some(_) => {}
         }
     }

@@ -95,7 +95,10 @@ impl Resolver {
                 Source { schema: schema.to_owned(), table: table.to_owned() }
             }
             _ => {
-                self.errors.push(text.error(source, format!("`{}` is not a source table", source.get_ref())).hint("write schema.table"));
+                self.errors.push(
+                    text.error(source, format!("`{}` is not a source table", source.get_ref()))
+                        .hint("write schema.table"),
+                );
                 return None;
             }
         };
@@ -109,7 +112,13 @@ impl Resolver {
     }
 
     /// An expression whose columns may come from `scope`, the first of which is the model's own.
-    fn expression(&mut self, text: Text<'_>, declared: &Spanned<String>, scope: &[Source], allowed: Allowed) -> Option<Expression> {
+    fn expression(
+        &mut self,
+        text: Text<'_>,
+        declared: &Spanned<String>,
+        scope: &[Source],
+        allowed: Allowed,
+    ) -> Option<Expression> {
         let own = scope.first()?;
         let parsed = match expression::parse(declared.get_ref(), &own.table, allowed) {
             Ok(parsed) => parsed,
@@ -127,7 +136,8 @@ impl Resolver {
                 }),
                 None => {
                     let known = scope.iter().map(|s| s.table.as_str());
-                    let error = text.error(declared, format!("`{table}` in `{}` is not a table of this model", declared.get_ref()));
+                    let error = text
+                        .error(declared, format!("`{table}` in `{}` is not a table of this model", declared.get_ref()));
                     self.errors.push(error.near(table, known));
                     return None;
                 }
@@ -144,11 +154,17 @@ impl Resolver {
         });
     }
 
-    fn columns_are_distinct<'a>(&mut self, text: Text<'_>, at: &Spanned<String>, names: impl IntoIterator<Item = &'a str>) {
+    fn columns_are_distinct<'a>(
+        &mut self,
+        text: Text<'_>,
+        at: &Spanned<String>,
+        names: impl IntoIterator<Item = &'a str>,
+    ) {
         let mut seen = BTreeSet::new();
         for name in names {
             if !seen.insert(name.to_lowercase()) {
-                self.errors.push(text.error(at, format!("the column `{name}` of `{}` is declared twice", at.get_ref())));
+                self.errors
+                    .push(text.error(at, format!("the column `{name}` of `{}` is declared twice", at.get_ref())));
             }
         }
     }
@@ -159,7 +175,8 @@ impl Resolver {
             1 => false,
             2 => true,
             other => {
-                self.errors.push(text.error(&declared.kind, format!("`{other}` is not a type of dimension")).hint("1 or 2"));
+                self.errors
+                    .push(text.error(&declared.kind, format!("`{other}` is not a type of dimension")).hint("1 or 2"));
                 false
             }
         };
@@ -173,7 +190,10 @@ impl Resolver {
         let mut attributes = Vec::new();
         for (attribute, sql) in &declared.attributes {
             if reserved(attribute) {
-                self.errors.push(text.error(sql, format!("`{attribute}` is a column that every dimension may have")).hint("choose another name"));
+                self.errors.push(
+                    text.error(sql, format!("`{attribute}` is a column that every dimension may have"))
+                        .hint("choose another name"),
+                );
             }
             if let Some(parsed) = self.expression(text, sql, std::slice::from_ref(&source), Allowed::Scalar) {
                 attributes.push((attribute.clone(), parsed));
@@ -185,7 +205,8 @@ impl Resolver {
             .chain(declared.attributes.keys().map(String::as_str));
         self.columns_are_distinct(text, &declared.name, names);
         if declared.tracked.is_some() && !historical {
-            self.errors.push(text.error(&declared.kind, "`tracked` belongs to type 2").hint("type = 2, or leave it out"));
+            self.errors
+                .push(text.error(&declared.kind, "`tracked` belongs to type 2").hint("type = 2, or leave it out"));
         }
         let mut tracked: BTreeSet<String> = declared.attributes.keys().cloned().collect();
         if let Some(listed) = &declared.tracked {
@@ -194,7 +215,8 @@ impl Resolver {
                 if declared.attributes.contains_key(attribute.get_ref()) {
                     tracked.insert(attribute.get_ref().clone());
                 } else {
-                    let error = text.error(attribute, format!("`{}` is not an attribute of `{name}`", attribute.get_ref()));
+                    let error =
+                        text.error(attribute, format!("`{}` is not an attribute of `{name}`", attribute.get_ref()));
                     self.errors.push(error.near(attribute.get_ref(), declared.attributes.keys().map(String::as_str)));
                 }
             }
@@ -205,11 +227,27 @@ impl Resolver {
         let description = declared.description.clone();
         self.models.insert(
             name.clone(),
-            Model::Dimension(Dimension { name, description, historical, source, key, surrogate, attributes, tracked, unknown }),
+            Model::Dimension(Dimension {
+                name,
+                description,
+                historical,
+                source,
+                key,
+                surrogate,
+                attributes,
+                tracked,
+                unknown,
+            }),
         );
     }
 
-    fn unknown(&mut self, text: Text<'_>, name: &str, declared: &IndexMap<String, Spanned<Scalar>>, known: &[&str]) -> Vec<(String, String)> {
+    fn unknown(
+        &mut self,
+        text: Text<'_>,
+        name: &str,
+        declared: &IndexMap<String, Spanned<Scalar>>,
+        known: &[&str],
+    ) -> Vec<(String, String)> {
         let mut unknown = Vec::new();
         for (column, value) in declared {
             if known.contains(&column.as_str()) {
@@ -253,24 +291,39 @@ impl Resolver {
             .map(|c| unknown.iter().find(|(u, _)| u == c).map_or_else(|| "null".to_owned(), |(_, value)| value.clone()))
             .collect();
         let surrogate = declared.surrogate.get_ref().clone();
-        self.columns_are_distinct(text, &declared.name, std::iter::once(surrogate.as_str()).chain(columns.iter().map(String::as_str)));
+        self.columns_are_distinct(
+            text,
+            &declared.name,
+            std::iter::once(surrogate.as_str()).chain(columns.iter().map(String::as_str)),
+        );
         let description = declared.description.clone();
-        self.models.insert(name.clone(), Model::Seed(Seed { name, description, surrogate, key, columns, rows, unknown }));
+        self.models
+            .insert(name.clone(), Model::Seed(Seed { name, description, surrogate, key, columns, rows, unknown }));
     }
 
     fn date(&mut self, text: Text<'_>, declared: &declare::Date) {
         let name = self.name(text, &declared.name);
         let (first_year, last_year) = (*declared.first_year.get_ref(), *declared.last_year.get_ref());
         if !(1..=9999).contains(&first_year) || last_year < first_year || last_year > 9999 {
-            self.errors.push(text.error(&declared.first_year, format!("{first_year} to {last_year} is not a span of years")));
+            self.errors
+                .push(text.error(&declared.first_year, format!("{first_year} to {last_year} is not a span of years")));
         }
         let description = declared.description.clone();
         self.models.insert(name.clone(), Model::Date(Date { name, description, first_year, last_year }));
     }
 
-    fn on(&mut self, text: Text<'_>, joined: &Source, at: &Spanned<String>, on: &IndexMap<String, Spanned<String>>, scope: &[Source]) -> Vec<(String, Expression)> {
+    fn on(
+        &mut self,
+        text: Text<'_>,
+        joined: &Source,
+        at: &Spanned<String>,
+        on: &IndexMap<String, Spanned<String>>,
+        scope: &[Source],
+    ) -> Vec<(String, Expression)> {
         if on.is_empty() {
-            self.errors.push(text.error(at, format!("`{joined}` is joined on nothing")).hint("on = { column = \"table.column\" }"));
+            self.errors.push(
+                text.error(at, format!("`{joined}` is joined on nothing")).hint("on = { column = \"table.column\" }"),
+            );
         }
         let mut pairs = Vec::new();
         for (column, sql) in on {
@@ -322,7 +375,10 @@ impl Resolver {
                 columns.push((column.clone(), parsed));
             }
         }
-        let names = declared.grain.iter().map(|g| g.get_ref().as_str())
+        let names = declared
+            .grain
+            .iter()
+            .map(|g| g.get_ref().as_str())
             .chain(declared.lookup.iter().map(|l| l.column.get_ref().as_str()))
             .chain(declared.aggregate.iter().flat_map(|a| a.columns.keys().map(String::as_str)))
             .chain(declared.columns.keys().map(String::as_str));
@@ -338,11 +394,9 @@ impl Resolver {
     fn lookup(&mut self, text: Text<'_>, declared: &declare::Lookup, scope: &[Source]) -> Option<Lookup> {
         let dimension = declared.dimension.get_ref();
         let into = match self.models.get(dimension) {
-            Some(Model::Dimension(d)) => LookupInto::Dimension {
-                surrogate: d.surrogate.clone(),
-                key: d.key.clone(),
-                historical: d.historical,
-            },
+            Some(Model::Dimension(d)) => {
+                LookupInto::Dimension { surrogate: d.surrogate.clone(), key: d.key.clone(), historical: d.historical }
+            }
             Some(Model::Seed(s)) => LookupInto::Seed { surrogate: s.surrogate.clone(), key: s.key.clone() },
             Some(Model::Date(d)) => LookupInto::Date { first_year: d.first_year, last_year: d.last_year },
             Some(Model::Fact(_) | Model::View(_)) | None => {
@@ -357,14 +411,16 @@ impl Resolver {
             LookupInto::Seed { .. } | LookupInto::Date { .. } => (1, false),
         };
         let span = declared.key.span();
-        let given: Vec<Spanned<String>> = declared.key.get_ref().as_slice().iter().map(|k| Spanned::new(span.clone(), k.clone())).collect();
+        let given: Vec<Spanned<String>> =
+            declared.key.get_ref().as_slice().iter().map(|k| Spanned::new(span.clone(), k.clone())).collect();
         if given.len() != wanted {
             let message = format!("`{dimension}` is looked up by {wanted} key column(s), {} given", given.len());
             self.errors.push(text.error(&declared.column, message));
         }
         if historical != declared.as_of.is_some() {
             let error = if historical {
-                text.error(&declared.column, format!("`{dimension}` has versions: which one?")).hint("as_of = \"the event's time\"")
+                text.error(&declared.column, format!("`{dimension}` has versions: which one?"))
+                    .hint("as_of = \"the event's time\"")
             } else {
                 text.error(&declared.column, format!("`{dimension}` has no versions, so `as_of` means nothing"))
             };
@@ -400,14 +456,21 @@ impl Resolver {
                         reads.insert(model.to_owned());
                     }
                     None => {
-                        let error = text.error(&declared.sql, format!("view `{name}` reads `{relation}`, which is not a model"));
+                        let error = text
+                            .error(&declared.sql, format!("view `{name}` reads `{relation}`, which is not a model"));
                         let bare = relation.rsplit('.').next().unwrap_or(relation);
                         self.errors.push(error.near(bare, names.iter().map(String::as_str)));
                     }
                 }
             }
             let declared_sql = declared.sql.get_ref().trim().to_owned();
-            let view = View { name, description: declared.description.clone(), sql: translated.sql, declared: declared_sql, reads };
+            let view = View {
+                name,
+                description: declared.description.clone(),
+                sql: translated.sql,
+                declared: declared_sql,
+                reads,
+            };
             waiting.push((text, declared, view));
         }
         while !waiting.is_empty() {
@@ -415,7 +478,14 @@ impl Resolver {
             let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(_, _, v)| v.reads.is_disjoint(&open));
             if ready.is_empty() {
                 for (text, declared, _) in &rest {
-                    self.errors.push(text.error(&declared.name, format!("view `{}` reads itself by way of {}", declared.name.get_ref(), open.iter().cloned().collect::<Vec<_>>().join(", "))));
+                    self.errors.push(text.error(
+                        &declared.name,
+                        format!(
+                            "view `{}` reads itself by way of {}",
+                            declared.name.get_ref(),
+                            open.iter().cloned().collect::<Vec<_>>().join(", ")
+                        ),
+                    ));
                 }
                 return;
             }

@@ -2,8 +2,7 @@
 
 /// Replaces every `{name}`; comment lines are left out. Values are SQL already.
 pub(crate) fn fill(template: &str, values: &[(&str, &str)]) -> String {
-    let mut sql: String =
-        template.lines().filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join("\n");
+    let mut sql: String = template.lines().filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join("\n");
     for (name, value) in values {
         sql = sql.replace(&format!("{{{name}}}"), value);
     }

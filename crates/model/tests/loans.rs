@@ -29,7 +29,9 @@ fn generated_sql() {
     for model in loans().iter() {
         writeln!(out, "== {} {}", model.kind(), model.name()).unwrap();
         let statements = match model {
-            Model::Dimension(d) => [vec![d.create_keys(), d.create(), d.affected()], d.incremental(), d.rebuild()].concat(),
+            Model::Dimension(d) => {
+                [vec![d.create_keys(), d.create(), d.affected()], d.incremental(), d.rebuild()].concat()
+            }
             Model::Seed(s) => vec![s.rows()],
             Model::Date(d) => vec![d.rows()],
             Model::Fact(f) => vec![f.create(), f.affected(&changes).unwrap(), f.delete(), f.insert(Base::Affected)],

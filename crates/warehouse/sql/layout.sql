@@ -1,5 +1,7 @@
 -- What every warehouse file has before any model: run at each opening.
--- Takes no lock that lasts; needs nothing but the file. DuckDB 1.5.
+-- Takes no lock that lasts, needs nothing but the file. DuckDB 1.5.
+set global TimeZone = 'UTC';
+
 create schema if not exists raw;
 create schema if not exists staging;
 create schema if not exists warehouse;

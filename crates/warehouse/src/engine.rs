@@ -15,7 +15,7 @@ use std::{
 };
 
 use duckdb::{Config, Connection};
-use millrace_base::{Micros, files};
+use millrace_base::{Micros, files, ident::Literal};
 
 use crate::error::WarehouseError;
 
@@ -39,9 +39,7 @@ pub struct Engine {
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
+        f.debug_struct("Engine").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -54,21 +52,12 @@ impl Engine {
     /// cannot be written; each says what to do.
     pub fn open(path: &Path, options: EngineOptions) -> Result<Arc<Self>, WarehouseError> {
         if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            files::create_dir_all(folder, 0o700).map_err(|source| WarehouseError::Folder {
-                path: folder.to_owned(),
-                source,
-            })?;
+            files::create_dir_all(folder, 0o700)
+                .map_err(|source| WarehouseError::Folder { path: folder.to_owned(), source })?;
         }
-        files::create_dir_all(&options.temp_directory, 0o700).map_err(|source| {
-            WarehouseError::Folder {
-                path: options.temp_directory.clone(),
-                source,
-            }
-        })?;
-        let opened = config(&options).and_then(|config| Connection::open_with_flags(path, config));
-        let root = opened.map_err(|source| WarehouseError::opening(path, source))?;
-        root.execute_batch(include_str!("../sql/layout.sql"))
-            .map_err(|source| WarehouseError::opening(path, source))?;
+        files::create_dir_all(&options.temp_directory, 0o700)
+            .map_err(|source| WarehouseError::Folder { path: options.temp_directory.clone(), source })?;
+        let root = open_file(path, &options).map_err(|source| WarehouseError::opening(path, source))?;
         Ok(Arc::new(Self {
             path: path.to_owned(),
             root: Mutex::new(root),
@@ -82,7 +71,9 @@ impl Engine {
     /// # Errors
     /// If the engine refuses (out of memory).
     pub fn connect(&self) -> Result<Connection, WarehouseError> {
-        Ok(lock(&self.root).try_clone()?)
+        let connection = lock(&self.root).try_clone()?;
+        connection.execute_batch(USE)?;
+        Ok(connection)
     }
 
     #[must_use]
@@ -98,9 +89,7 @@ impl Engine {
         let connection = self.connect()?;
         connection.execute_batch("begin transaction read only")?;
         // the snapshot is taken by the first read
-        connection.query_row("select count(*) from audit.watermarks", [], |row| {
-            row.get::<_, i64>(0)
-        })?;
+        connection.query_row("select count(*) from audit.watermarks", [], |row| row.get::<_, i64>(0))?;
         lock(&self.pins).insert(name.to_owned(), Arc::new(Mutex::new(connection)));
         Ok(())
     }
@@ -140,6 +129,18 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Attached under a name of its own: opened directly, a file `warehouse.duckdb` would be a catalog
+/// `warehouse`, and every `warehouse.table` ambiguous.
+fn open_file(path: &Path, options: &EngineOptions) -> duckdb::Result<Connection> {
+    let root = Connection::open_in_memory_with_flags(config(options)?)?;
+    root.execute_batch(&format!("attach {} as millrace", Literal(&path.to_string_lossy())))?;
+    root.execute_batch(USE)?;
+    root.execute_batch(include_str!("../sql/layout.sql"))?;
+    Ok(root)
+}
+
+const USE: &str = "use millrace";
+
 fn config(options: &EngineOptions) -> duckdb::Result<Config> {
     let threads = i64::try_from(options.threads.max(1)).unwrap_or(i64::MAX);
     Config::default()
@@ -148,7 +149,8 @@ fn config(options: &EngineOptions) -> duckdb::Result<Config> {
         .with("temp_directory", options.temp_directory.to_string_lossy())?
         // a scattered change costs 0.6 s a commit at the default of 16 MB
         .with("checkpoint_threshold", "512MB")?
-        .with("TimeZone", "UTC")?
+        .with("integer_division", "true")?
+        .with("default_null_order", "nulls_last_on_asc_first_on_desc")?
         .with("autoinstall_known_extensions", "false")?
         .enable_autoload_extension(true)
 }

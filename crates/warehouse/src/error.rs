@@ -30,6 +30,9 @@ pub enum WarehouseError {
     Engine(#[from] duckdb::Error),
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A declaration that the engine refuses (types that do not fit together, …).
+    #[error("model {model} cannot be built: {reason}")]
+    Build { model: String, reason: String },
     /// What `audit` says about itself cannot be read.
     #[error("the warehouse's own records are not readable: {0}")]
     Records(String),
@@ -47,10 +50,7 @@ impl WarehouseError {
             || lower.contains("could not set lock")
             || lower.contains("being used by another process")
         {
-            return Self::Locked {
-                path,
-                pid: pid_in(&reason),
-            };
+            return Self::Locked { path, pid: pid_in(&reason) };
         }
         if lower.contains("newer") || lower.contains("with version number") {
             return Self::Newer { path, reason };
@@ -79,13 +79,25 @@ impl WarehouseError {
                 "move {0} (and {0}.wal) away; the next start copies everything from the source again",
                 path.display()
             ),
-            Self::Locked { pid: Some(pid), .. } => format!("stop process {pid}, or ask the running platform: `millrace status`"),
-            Self::Locked { pid: None, .. } => "a platform runs already: `millrace status`; only one process may open the file".into(),
-            Self::Newer { .. } => "run the newer millrace that wrote it, or move the file away for a new initial copy".into(),
-            Self::Open { .. } | Self::Folder { .. } => "check that the folder exists, is writable by this user and has space".into(),
-            Self::Engine(_) => "check free disk space and [warehouse] memory_limit; the log has the engine's message".into(),
-            Self::Model(_) => "correct the declaration and run `millrace check`".into(),
-            Self::Records(_) => "move the file away for a new initial copy, and keep it for a report of the fault".into(),
+            Self::Locked { pid: Some(pid), .. } => {
+                format!("stop process {pid}, or ask the running platform: `millrace status`")
+            }
+            Self::Locked { pid: None, .. } => {
+                "a platform runs already: `millrace status`; only one process may open the file".into()
+            }
+            Self::Newer { .. } => {
+                "run the newer millrace that wrote it, or move the file away for a new initial copy".into()
+            }
+            Self::Open { .. } | Self::Folder { .. } => {
+                "check that the folder exists, is writable by this user and has space".into()
+            }
+            Self::Engine(_) => {
+                "check free disk space and [warehouse] memory_limit; the log has the engine's message".into()
+            }
+            Self::Model(_) | Self::Build { .. } => "correct the declaration and run `millrace check`".into(),
+            Self::Records(_) => {
+                "move the file away for a new initial copy, and keep it for a report of the fault".into()
+            }
             Self::Closed => "see the log for why it ended; restart the platform".into(),
         }
     }
@@ -112,25 +124,13 @@ impl From<WarehouseError> for SinkError {
         if let WarehouseError::Engine(source) = &error {
             let text = message(source);
             let lower = text.to_lowercase();
-            let passing = [
-                "out of memory",
-                "no space left",
-                "could not write",
-                "disk full",
-                "transaction conflict",
-                "interrupt",
-            ];
+            let passing =
+                ["out of memory", "no space left", "could not write", "disk full", "transaction conflict", "interrupt"];
             if passing.iter().any(|part| lower.contains(part)) {
                 return Self::Retry(text);
             }
-            return Self::Fatal {
-                reason: text,
-                hint: error.hint(),
-            };
+            return Self::Fatal { reason: text, hint: error.hint() };
         }
-        Self::Fatal {
-            reason: error.to_string(),
-            hint: error.hint(),
-        }
+        Self::Fatal { reason: error.to_string(), hint: error.hint() }
     }
 }

@@ -3,9 +3,19 @@
 //! Invariants: one writer; a batch is one transaction of raw history, staging, models, run record and
 //! watermark; nothing here knows a domain, all of it comes from the models.
 
+mod batch;
+mod build;
+mod convert;
 pub mod engine;
 pub mod error;
 pub mod reader;
+mod records;
+mod schema_change;
+mod table;
+mod time_text;
+mod unchanged;
+pub mod writer;
 
 pub use engine::{Engine, EngineOptions};
 pub use error::WarehouseError;
+pub use writer::{DuckSink, WriterHandle, plan_models, verify_models};

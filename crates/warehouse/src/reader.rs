@@ -85,7 +85,11 @@ impl DuckReader {
     ///
     /// # Errors
     /// If the engine refuses a connection or the settings that make it answer as PostgreSQL does.
-    pub fn new(engine: Arc<Engine>, options: &ReaderOptions, token: &CancellationToken) -> Result<Arc<Self>, QueryError> {
+    pub fn new(
+        engine: Arc<Engine>,
+        options: &ReaderOptions,
+        token: &CancellationToken,
+    ) -> Result<Arc<Self>, QueryError> {
         let concurrent = options.concurrent.max(1);
         let (watcher, watched) = mpsc::channel(concurrent);
         let mut tasks = Tasks::new(token.child_token());
@@ -242,9 +246,11 @@ impl Reader for DuckReader {
 
     fn freshness(&self) -> BoxFuture<'_, Result<Freshness, QueryError>> {
         let confirmed_at = self.engine.confirmed_at();
-        Box::pin(self.short(move |connection| {
-            run::freshness(connection, confirmed_at).map_err(|e| error::translate(&e, None))
-        }))
+        Box::pin(
+            self.short(move |connection| {
+                run::freshness(connection, confirmed_at).map_err(|e| error::translate(&e, None))
+            }),
+        )
     }
 
     fn release(&self, name: &str) -> BoxFuture<'_, ()> {

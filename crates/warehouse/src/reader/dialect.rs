@@ -5,9 +5,9 @@
 //! `docs/sql-dialect.md`; the parity suite compares both engines.
 //! Invariants: pure (no engine is asked); nothing but a query or an EXPLAIN of one comes out.
 
-pub(super) mod params;
 mod functions;
 mod names;
+pub(super) mod params;
 mod rewrite;
 mod to_char;
 
@@ -98,13 +98,23 @@ fn body_reads_only(body: &SetExpr) -> Result<(), QueryError> {
 
 /// Statements that PostgreSQL has and that change something.
 const WRITING: [&str; 22] = [
-    "INSERT", "UPDATE", "DELETE", "MERGE", "CREATE", "ALTER", "DROP", "TRUNCATE", "GRANT", "REVOKE", "COMMENT", "VACUUM",
-    "ANALYZE", "REINDEX", "CLUSTER", "REFRESH", "COPY", "CALL", "DO", "LOCK", "IMPORT", "SECURITY",
+    "INSERT", "UPDATE", "DELETE", "MERGE", "CREATE", "ALTER", "DROP", "TRUNCATE", "GRANT", "REVOKE", "COMMENT",
+    "VACUUM", "ANALYZE", "REINDEX", "CLUSTER", "REFRESH", "COPY", "CALL", "DO", "LOCK", "IMPORT", "SECURITY",
 ];
 
 /// Statements of DuckDB that PostgreSQL does not have, or that would change the engine.
 const FORBIDDEN: [&str; 12] = [
-    "ATTACH", "DETACH", "INSTALL", "LOAD", "PRAGMA", "USE", "EXPORT", "CHECKPOINT", "SET", "RESET", "UPDATE EXTENSIONS",
+    "ATTACH",
+    "DETACH",
+    "INSTALL",
+    "LOAD",
+    "PRAGMA",
+    "USE",
+    "EXPORT",
+    "CHECKPOINT",
+    "SET",
+    "RESET",
+    "UPDATE EXTENSIONS",
     "FORCE",
 ];
 
@@ -116,7 +126,11 @@ fn refuse(sql: &str) -> QueryError {
     if WRITING.contains(&verb.as_str()) {
         return read_only(&verb);
     }
-    with_hint("0A000", format!("{verb} is not supported"), "the warehouse answers queries: SELECT, VALUES, TABLE, WITH, EXPLAIN")
+    with_hint(
+        "0A000",
+        format!("{verb} is not supported"),
+        "the warehouse answers queries: SELECT, VALUES, TABLE, WITH, EXPLAIN",
+    )
 }
 
 fn syntax(sql: &str, source: &sqlparser::parser::ParserError) -> QueryError {

@@ -53,7 +53,9 @@ pub(super) fn from_text(text: &str, cause: Option<Cause>) -> QueryError {
     let hint = text
         .lines()
         .skip(1)
-        .find(|line| line.starts_with("Did you mean") || line.starts_with("Candidate bindings") || line.starts_with("Either add"))
+        .find(|line| {
+            line.starts_with("Did you mean") || line.starts_with("Candidate bindings") || line.starts_with("Either add")
+        })
         .map(str::to_owned);
     let (sqlstate, message) = match class {
         "INTERRUPT Error" | "Interrupt Error" => return interrupted(cause),

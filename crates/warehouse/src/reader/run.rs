@@ -184,7 +184,11 @@ pub(super) fn bind(value: &Value) -> DuckValue {
 }
 
 /// What a statement would return, by DuckDB's own `DESCRIBE`, with nulls for the parameters.
-pub(super) fn describe(connection: &Connection, sql: &str, params: &[DuckValue]) -> Result<Vec<ResultColumn>, QueryError> {
+pub(super) fn describe(
+    connection: &Connection,
+    sql: &str,
+    params: &[DuckValue],
+) -> Result<Vec<ResultColumn>, QueryError> {
     let failed = |source: duckdb::Error| translate(&source, None);
     let mut statement = connection.prepare(&format!("DESCRIBE {sql}")).map_err(failed)?;
     let mut rows = statement.query(duckdb::params_from_iter(params.iter())).map_err(failed)?;

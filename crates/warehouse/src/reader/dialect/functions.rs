@@ -42,22 +42,64 @@ const RENAMED: [(&str, &str); 25] = [
 
 /// Functions of our own catalog emulation; each has a macro `mr_<name>` in `sql/catalog.sql`.
 const CATALOG: [&str; 52] = [
-    "array_upper", "col_description", "current_schema", "current_schemas", "current_setting", "format_type",
-    "has_any_column_privilege", "has_column_privilege", "has_database_privilege", "has_function_privilege",
-    "has_schema_privilege", "has_sequence_privilege", "has_table_privilege", "inet_client_addr", "inet_server_addr",
-    "obj_description", "pg_backend_pid", "pg_encoding_to_char", "pg_function_is_visible", "pg_get_constraintdef",
-    "pg_get_expr", "pg_get_function_arguments", "pg_get_function_identity_arguments", "pg_get_function_result",
-    "pg_get_indexdef", "pg_get_keywords", "pg_get_partkeydef", "pg_get_ruledef", "pg_get_serial_sequence",
-    "pg_get_triggerdef", "pg_get_userbyid", "pg_get_viewdef", "pg_has_role", "pg_is_in_recovery",
-    "pg_is_other_temp_schema", "pg_my_temp_schema", "pg_postmaster_start_time", "pg_relation_is_publishable",
-    "pg_relation_size", "pg_size_pretty", "pg_table_is_visible", "pg_table_size", "pg_total_relation_size",
-    "pg_type_is_visible", "quote_ident", "set_config", "shobj_description", "to_regclass", "txid_current", "version",
-    "pg_database_size", "pg_get_statisticsobjdef_columns",
+    "array_upper",
+    "col_description",
+    "current_schema",
+    "current_schemas",
+    "current_setting",
+    "format_type",
+    "has_any_column_privilege",
+    "has_column_privilege",
+    "has_database_privilege",
+    "has_function_privilege",
+    "has_schema_privilege",
+    "has_sequence_privilege",
+    "has_table_privilege",
+    "inet_client_addr",
+    "inet_server_addr",
+    "obj_description",
+    "pg_backend_pid",
+    "pg_encoding_to_char",
+    "pg_function_is_visible",
+    "pg_get_constraintdef",
+    "pg_get_expr",
+    "pg_get_function_arguments",
+    "pg_get_function_identity_arguments",
+    "pg_get_function_result",
+    "pg_get_indexdef",
+    "pg_get_keywords",
+    "pg_get_partkeydef",
+    "pg_get_ruledef",
+    "pg_get_serial_sequence",
+    "pg_get_triggerdef",
+    "pg_get_userbyid",
+    "pg_get_viewdef",
+    "pg_has_role",
+    "pg_is_in_recovery",
+    "pg_is_other_temp_schema",
+    "pg_my_temp_schema",
+    "pg_postmaster_start_time",
+    "pg_relation_is_publishable",
+    "pg_relation_size",
+    "pg_size_pretty",
+    "pg_table_is_visible",
+    "pg_table_size",
+    "pg_total_relation_size",
+    "pg_type_is_visible",
+    "quote_ident",
+    "set_config",
+    "shobj_description",
+    "to_regclass",
+    "txid_current",
+    "version",
+    "pg_database_size",
+    "pg_get_statisticsobjdef_columns",
 ];
 
 /// Functions that reach beyond the data, by name or beginning of the name.
 fn is_forbidden(name: &str) -> bool {
-    const NAMES: [&str; 7] = ["getenv", "query", "query_table", "getvariable", "glob", "which_secret", "force_checkpoint"];
+    const NAMES: [&str; 7] =
+        ["getenv", "query", "query_table", "getvariable", "glob", "which_secret", "force_checkpoint"];
     const BEGINNINGS: [&str; 8] = ["read_", "duckdb_", "pragma_", "parquet_", "sniff_", "iceberg_", "pg_read_", "lo_"];
     NAMES.contains(&name) || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
 }
@@ -65,8 +107,18 @@ fn is_forbidden(name: &str) -> bool {
 /// Functions in FROM that readers may call.
 pub(super) fn table_function(name: &ObjectName) -> Result<String, QueryError> {
     const ALLOWED: [&str; 12] = [
-        "generate_series", "unnest", "range", "json_each", "json_tree", "jsonb_each", "regexp_split_to_table",
-        "string_split", "pg_get_keywords", "generate_subscripts", "json_array_elements", "jsonb_array_elements",
+        "generate_series",
+        "unnest",
+        "range",
+        "json_each",
+        "json_tree",
+        "jsonb_each",
+        "regexp_split_to_table",
+        "string_split",
+        "pg_get_keywords",
+        "generate_subscripts",
+        "json_array_elements",
+        "jsonb_array_elements",
     ];
     let name = plain_name(name);
     if ALLOWED.contains(&name.as_str()) {
@@ -105,9 +157,12 @@ pub(super) fn rewrite(function: &mut Function) -> Result<Option<Expr>, QueryErro
     let new = plain.or_else(|| CATALOG.contains(&name.as_str()).then(|| format!("mr_{name}")));
     let qualified = function.name.0.len() > 1;
     if let Some(new) = new.or_else(|| qualified.then(|| name.clone())) {
-        let is_catalog = function.name.0.first().and_then(ObjectNamePart::as_ident).is_none_or(|ident| {
-            !qualified || ident.value.eq_ignore_ascii_case("pg_catalog")
-        });
+        let is_catalog = function
+            .name
+            .0
+            .first()
+            .and_then(ObjectNamePart::as_ident)
+            .is_none_or(|ident| !qualified || ident.value.eq_ignore_ascii_case("pg_catalog"));
         if !is_catalog {
             return Err(error("42883", format!("function {} does not exist", function.name)));
         }
@@ -191,11 +246,7 @@ fn by_arguments(name: &str, args: &[Argument]) -> Option<String> {
 fn to_char(value: &str, pattern: &str) -> Option<String> {
     if is_numeric(pattern) {
         let numeric = numeric(pattern)?;
-        let text = format!(
-            "format({}, CAST(round({value}, {}) AS DOUBLE))",
-            quote(&numeric.format),
-            numeric.decimals
-        );
+        let text = format!("format({}, CAST(round({value}, {}) AS DOUBLE))", quote(&numeric.format), numeric.decimals);
         return Some(if numeric.width == 0 { text } else { format!("lpad({text}, {}, ' ')", numeric.width) });
     }
     let pieces: Vec<String> = date_pieces(pattern)

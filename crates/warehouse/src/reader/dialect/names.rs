@@ -43,7 +43,8 @@ fn lower_needed(ident: &Ident) -> Option<String> {
 
 /// Functions without parentheses that the parser gives as identifiers.
 pub(super) fn is_value_function(ident: &Ident) -> bool {
-    const NAMES: [&str; 6] = ["current_user", "session_user", "user", "current_catalog", "current_role", "current_schema"];
+    const NAMES: [&str; 6] =
+        ["current_user", "session_user", "user", "current_catalog", "current_role", "current_schema"];
     ident.quote_style.is_none() && NAMES.iter().any(|name| ident.value.eq_ignore_ascii_case(name))
 }
 
@@ -53,7 +54,9 @@ fn column_name(expr: &Expr) -> Option<String> {
         Expr::Identifier(ident) => Some(folded(ident).value),
         Expr::CompoundIdentifier(idents) => idents.last().map(|ident| folded(ident).value),
         Expr::CompoundFieldAccess { root, .. } => column_name(root),
-        Expr::Function(function) => function.name.0.last().and_then(|part| part.as_ident()).map(|ident| folded(ident).value),
+        Expr::Function(function) => {
+            function.name.0.last().and_then(|part| part.as_ident()).map(|ident| folded(ident).value)
+        }
         Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr, data_type, .. } => {
             column_name(expr).or_else(|| Some(type_name(data_type)))
         }

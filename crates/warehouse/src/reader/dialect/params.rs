@@ -37,7 +37,9 @@ impl Params {
     pub(super) fn number(expr: &Expr) -> Option<usize> {
         match expr {
             Expr::Value(value) => match &value.value {
-                Value::Placeholder(text) => text.strip_prefix('$')?.parse().ok().filter(|n| (1..=PARAMS_MAX).contains(n)),
+                Value::Placeholder(text) => {
+                    text.strip_prefix('$')?.parse().ok().filter(|n| (1..=PARAMS_MAX).contains(n))
+                }
                 _ => None,
             },
             Expr::Nested(inner) => Self::number(inner),

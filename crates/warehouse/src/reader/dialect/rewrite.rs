@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use millrace_contract::QueryError;
 use sqlparser::ast::{
     BinaryOperator, DataType, Expr, FunctionArgumentClause, FunctionArguments, Ident, ObjectName, ObjectNamePart,
-    OrderByExpr, OrderByKind, Query, SetExpr, TableAlias, TableAliasColumnDef, TableFactor, Value, VisitorMut, WindowType,
+    OrderByExpr, OrderByKind, Query, SetExpr, TableAlias, TableAliasColumnDef, TableFactor, Value, VisitorMut,
+    WindowType,
 };
 
 use super::{
@@ -13,10 +14,7 @@ use super::{
     names::{is_value_function, name_columns},
     params::{Params, cast_type},
 };
-use crate::reader::{
-    catalog,
-    error::error,
-};
+use crate::reader::{catalog, error::error};
 
 pub(super) struct Rewriter<'a> {
     catalog: &'a str,
@@ -165,9 +163,10 @@ fn table(name: &mut ObjectName, alias: &mut Option<TableAlias>, catalog: &str) -
     let lower: Vec<String> = parts.iter().map(|ident| ident.value.to_lowercase()).collect();
     let shadow = match lower.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["information_schema", table] => catalog::information_schema(table),
-        ["pg_catalog", table] => Some(catalog::pg_catalog(table).ok_or_else(|| {
-            error("42P01", format!("relation \"pg_catalog.{table}\" does not exist"))
-        })?),
+        ["pg_catalog", table] => Some(
+            catalog::pg_catalog(table)
+                .ok_or_else(|| error("42P01", format!("relation \"pg_catalog.{table}\" does not exist")))?,
+        ),
         [table] => catalog::pg_catalog(table),
         [_, _] => None,
         _ => return Err(error("42601", format!("improper qualified name: {name}"))),
@@ -240,9 +239,9 @@ fn binary(left: &Expr, op: &mut BinaryOperator, right: &Expr) -> Option<Expr> {
         BinaryOperator::PGRegexIMatch => matches("", ", 'i'"),
         BinaryOperator::PGRegexNotMatch => matches("NOT ", ""),
         BinaryOperator::PGRegexNotIMatch => matches("NOT ", ", 'i'"),
-        BinaryOperator::Divide | BinaryOperator::Modulo if !never_zero(right) => Some(raw(format!(
-            "{left} {op} CASE WHEN {right} = 0 THEN error('division by zero') ELSE {right} END"
-        ))),
+        BinaryOperator::Divide | BinaryOperator::Modulo if !never_zero(right) => {
+            Some(raw(format!("{left} {op} CASE WHEN {right} = 0 THEN error('division by zero') ELSE {right} END")))
+        }
         _ => None,
     }
 }
@@ -292,7 +291,8 @@ fn cast(inner: &mut Box<Expr>, data_type: &mut DataType, catalog: &str) -> Optio
     let base = text.strip_prefix("pg_catalog.").unwrap_or(&text);
     let (element, list) = base.strip_suffix("[]").map_or((base, ""), |element| (element, "[]"));
     let is_literal = matches!(inner.as_ref(), Expr::Value(_));
-    let custom = |name: &str| DataType::Custom(ObjectName(vec![ObjectNamePart::Identifier(Ident::new(name))]), Vec::new());
+    let custom =
+        |name: &str| DataType::Custom(ObjectName(vec![ObjectNamePart::Identifier(Ident::new(name))]), Vec::new());
     match element {
         "regclass" if is_literal => return Some(raw(format!("mr_to_regclass({inner})"))),
         "regclass" => return Some(raw(format!("mr_regclass_name({inner})"))),
@@ -301,8 +301,17 @@ fn cast(inner: &mut Box<Expr>, data_type: &mut DataType, catalog: &str) -> Optio
         "regnamespace" if is_literal => return Some(raw(format!("mr_to_regnamespace({inner})"))),
         "regnamespace" => return Some(raw(format!("mr_regnamespace_name({inner})"))),
         "regproc" | "regprocedure" | "regrole" | "regoper" | "regconfig" => *data_type = custom("VARCHAR"),
-        "name" | "bpchar" | "char" | "cstring" | "citext" | "xml" | "unknown" | "pg_lsn" | "refcursor"
-        | "information_schema.sql_identifier" | "information_schema.character_data" => {
+        "name"
+        | "bpchar"
+        | "char"
+        | "cstring"
+        | "citext"
+        | "xml"
+        | "unknown"
+        | "pg_lsn"
+        | "refcursor"
+        | "information_schema.sql_identifier"
+        | "information_schema.character_data" => {
             *data_type = custom(&format!("VARCHAR{list}"));
         }
         "oid" | "xid" | "xid8" | "cid" => *data_type = custom(&format!("BIGINT{list}")),

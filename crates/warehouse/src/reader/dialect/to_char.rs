@@ -135,7 +135,11 @@ pub(super) fn numeric(pattern: &str) -> Option<Numeric> {
         return None;
     }
     let grouping = if whole.contains(',') { "," } else { "" };
-    let pad = if zeros > 1 { format!("0{}", zeros + if decimals > 0 { usize::from(decimals) + 1 } else { 0 }) } else { String::new() };
+    let pad = if zeros > 1 {
+        format!("0{}", zeros + if decimals > 0 { usize::from(decimals) + 1 } else { 0 })
+    } else {
+        String::new()
+    };
     Some(Numeric {
         format: format!("{{:{pad}{grouping}.{decimals}f}}"),
         decimals,
@@ -160,10 +164,7 @@ mod tests {
 
     #[test]
     fn numeric_patterns() {
-        assert_eq!(
-            numeric("FM999,999,990.00"),
-            Some(Numeric { format: "{:,.2f}".into(), decimals: 2, width: 0 })
-        );
+        assert_eq!(numeric("FM999,999,990.00"), Some(Numeric { format: "{:,.2f}".into(), decimals: 2, width: 0 }));
         assert_eq!(numeric("FM000"), Some(Numeric { format: "{:03.0f}".into(), decimals: 0, width: 0 }));
         assert_eq!(numeric("9990"), Some(Numeric { format: "{:.0f}".into(), decimals: 0, width: 5 }));
         assert_eq!(numeric("FM99.99"), None);

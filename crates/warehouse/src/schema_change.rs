@@ -1,0 +1,146 @@
+//! A source table's columns change while its changes flow.
+//!
+//! What can be followed without looking at the source again is: dropping a column that no model
+//! needs, widening a type, and adding columns to an empty table. An added column's old rows may hold
+//! its default, which the stream never tells; a rename looks like a drop and an addition. Both stop the
+//! table with the hint to resync it, which reads everything anew and costs no history.
+
+use std::collections::BTreeSet;
+
+use duckdb::Connection;
+use millrace_base::Ident;
+use millrace_contract::{ColumnType, TableSchema};
+use millrace_model::Models;
+
+use crate::{convert::duckdb_type, error::WarehouseError, records::Known, table::Table};
+
+/// Why a change was not followed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("{0}")]
+    Table(String),
+    #[error(transparent)]
+    Warehouse(#[from] WarehouseError),
+}
+
+impl From<duckdb::Error> for Refused {
+    fn from(error: duckdb::Error) -> Self {
+        Self::Warehouse(error.into())
+    }
+}
+
+fn names(schema: &TableSchema) -> BTreeSet<&str> {
+    schema.columns.iter().map(|c| c.name.as_str()).collect()
+}
+
+/// Models that need a column which is gone.
+fn needed(models: &Models, schema: &TableSchema, gone: &str) -> Result<(), Refused> {
+    let users = models.users_of(&schema.table.name, gone);
+    if users.is_empty() {
+        return Ok(());
+    }
+    Err(Refused::Table(format!(
+        "column {gone} is gone from the source, but needed by {}; change the models, or bring it back, then resync the table",
+        users.join(", ")
+    )))
+}
+
+/// Whether every value of `from` is a value of `to`, and the same one.
+fn widens(from: &ColumnType, to: &ColumnType) -> bool {
+    use ColumnType::{Decimal, Float4, Float8, Int2, Int4, Int8};
+    match (from, to) {
+        (Int2, Int4 | Int8) | (Int4, Int8) | (Float4, Float8) => true,
+        (Decimal { precision: p, scale: s }, Decimal { precision: q, scale: t }) => s <= t && p - s <= q - t,
+        _ => duckdb_type(from) == duckdb_type(to),
+    }
+}
+
+/// Follows a change in the stream.
+pub(crate) fn apply(
+    connection: &Connection,
+    models: &Models,
+    known: &Known,
+    new: &TableSchema,
+    open: bool,
+) -> Result<(), Refused> {
+    let old = &known.schema;
+    let (before, after) = (names(old), names(new));
+    let added: Vec<&str> = after.difference(&before).copied().collect();
+    for gone in before.difference(&after) {
+        needed(models, new, gone)?;
+    }
+    if !added.is_empty() {
+        let rows: i64 =
+            connection.query_row(&format!("select count(*) from {}", Table(old).staging()), [], |r| r.get(0))?;
+        if rows > 0 || open {
+            return Err(Refused::Table(format!(
+                "column {} was added; rows that were there before may hold its default, which the stream does not tell; resync the table",
+                added.join(", ")
+            )));
+        }
+    }
+    for column in &new.columns {
+        if let Some(was) = old.columns.iter().find(|c| c.name == column.name)
+            && !widens(&was.column_type, &column.column_type)
+        {
+            return Err(Refused::Table(format!(
+                "column {} changed its type from {} to {}; resync the table",
+                column.name, was.declared, column.declared
+            )));
+        }
+    }
+    if open && duckdb_columns(old) != duckdb_columns(new) {
+        return Err(Refused::Table(
+            "its columns changed between two of its changes in one batch; resync the table".into(),
+        ));
+    }
+    alter(connection, old, new, false)
+}
+
+/// Makes the tables fit before a whole copy is compared with them: nothing is refused but what models need.
+pub(crate) fn force(connection: &Connection, models: &Models, known: &Known, new: &TableSchema) -> Result<(), Refused> {
+    let (before, after) = (names(&known.schema), names(new));
+    for gone in before.difference(&after) {
+        needed(models, new, gone)?;
+    }
+    alter(connection, &known.schema, new, true)
+}
+
+fn duckdb_columns(schema: &TableSchema) -> BTreeSet<(String, String)> {
+    schema.columns.iter().map(|c| (c.name.clone(), duckdb_type(&c.column_type))).collect()
+}
+
+fn alter(connection: &Connection, old: &TableSchema, new: &TableSchema, force: bool) -> Result<(), Refused> {
+    let raw_columns: BTreeSet<String> = {
+        let mut statement = connection
+            .prepare("select column_name from duckdb_columns() where schema_name = 'raw' and table_name = ?")?;
+        statement.query_map([&new.table.name], |row| row.get(0))?.collect::<Result<_, _>>()?
+    };
+    for (relation, history) in [(Table(new).raw(), true), (Table(new).staging(), false)] {
+        for column in &new.columns {
+            let (name, kind) = (Ident(&column.name), duckdb_type(&column.column_type));
+            match old.columns.iter().find(|c| c.name == column.name) {
+                None if history && raw_columns.contains(&column.name) => {
+                    // dropped before, back again: its history stays if it still reads as the new type
+                    connection.execute_batch(&format!(
+                        "alter table {relation} alter {name} type {kind} using try_cast({name} as {kind})"
+                    ))?;
+                }
+                None => connection.execute_batch(&format!("alter table {relation} add column {name} {kind}"))?,
+                Some(was) if duckdb_type(&was.column_type) != kind => {
+                    let cast = if force { "try_cast" } else { "cast" };
+                    connection.execute_batch(&format!(
+                        "alter table {relation} alter {name} type {kind} using {cast}({name} as {kind})"
+                    ))?;
+                }
+                Some(_) => {}
+            }
+        }
+        if !history {
+            for gone in names(old).difference(&names(new)) {
+                connection.execute_batch(&format!("alter table {relation} drop column {}", Ident(gone)))?;
+            }
+        }
+    }
+    Ok(())
+}
