@@ -41,7 +41,7 @@ apt_install() {
         as_root apt-get -qq update || fail "apt-get update failed" "check the network and /etc/apt/sources.list"
         apt_updated=1
     fi
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+    as_root env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get -qq install -y --no-install-recommends \
         -o Dpkg::Options::=--force-confold "$@" </dev/null >/dev/null || fail "could not install $*"
 }
 
@@ -105,7 +105,7 @@ install_duckdb() {
     download=$(mktemp -d "$folder/download.XXXXXX")
     # shellcheck disable=SC2064 # the folder is known now
     trap "rm -rf '$download'" EXIT
-    (cd "$download" && npm pack --silent "$duckdb_package" >/dev/null) || fail "could not download $duckdb_package" "check the network and npm's registry setting"
+    (cd "$download" && npm pack --loglevel=error "$duckdb_package" >/dev/null) || fail "could not download $duckdb_package" "check the network and npm's registry setting"
     local archive=("$download"/*.tgz)
     echo "$duckdb_archive_sha256  ${archive[0]}" | sha256sum --check --status ||
         fail "what was downloaded as $duckdb_package is not what was expected (sha256 differs)" "do not use it; check npm's registry setting"
@@ -120,7 +120,7 @@ build_web() {
     local installed=web/node_modules/.package-lock.json
     if [ ! -e "$installed" ] || [ web/package-lock.json -nt "$installed" ]; then
         say "installing the browser bundle's packages"
-        (cd web && npm ci --silent --no-fund --no-audit </dev/null) || fail "npm ci failed in web/"
+        (cd web && npm ci --loglevel=error --no-fund --no-audit </dev/null >/dev/null) || fail "npm ci failed in web/"
         touch "$installed"
     fi
     local newer=
