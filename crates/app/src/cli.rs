@@ -111,6 +111,12 @@ pub struct Up {
     /// With live customers at this rate of transactions a second
     #[arg(long, value_name = "RATE")]
     pub simulate: Option<f64>,
+    /// Set the warehouse aside and copy everything anew; surrogate keys and type 2 history start over
+    #[arg(long)]
+    pub recopy: bool,
+    /// What `--detach` starts
+    #[arg(long, hide = true)]
+    pub background: bool,
 }
 
 #[derive(Debug, Args)]

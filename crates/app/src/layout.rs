@@ -75,4 +75,14 @@ impl Layout {
     pub fn warehouse_file(&self) -> PathBuf {
         self.warehouse().join("warehouse.duckdb")
     }
+
+    /// Large transactions wait here for their commit.
+    pub fn spill(&self) -> PathBuf {
+        self.data.join("spill")
+    }
+
+    /// Every folder that the platform makes below its data folder.
+    pub fn all(&self) -> [PathBuf; 6] {
+        [self.nodes(), self.cluster(), self.warehouse(), self.spill(), self.logs(), self.run()]
+    }
 }

@@ -2,7 +2,6 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
-mod bench;
 mod cli;
 mod commands;
 mod context;

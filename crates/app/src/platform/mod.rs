@@ -6,5 +6,6 @@ pub mod prepare;
 mod run;
 mod serve;
 
-pub use operator::PlatformOperator;
-pub use run::{Start, run};
+pub use operator::ModelReport;
+pub use run::{Start, models, parse_models, run};
+pub use serve::{ReportAnswer, ReportRequest};

@@ -1,0 +1,161 @@
+//! `up`, `down`, `nuke`: the life of the platform's process and data.
+
+use std::{
+    io::{BufRead, Write},
+    os::unix::process::CommandExt,
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use millrace_config::Environment;
+use millrace_pg::StopMode;
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use crate::{
+    cli::Up,
+    context::Context,
+    control::Client,
+    explain::{Explained, Usage},
+    lock,
+    platform::{self, Start},
+};
+
+/// First start with large base backups included.
+const READY_MAX: Duration = Duration::from_secs(1200);
+const STOP_MAX: Duration = Duration::from_secs(180);
+const SERVER_STOP_MAX: Duration = Duration::from_secs(60);
+
+pub async fn up(context: Context, options: &Up, environment: &Environment) -> anyhow::Result<u8> {
+    if options.detach {
+        return detached(&context, options).await;
+    }
+    let start = Start {
+        sample: options.sample,
+        simulate: options.simulate,
+        recopy: options.recopy,
+        log_filter: environment.log.clone(),
+        foreground: !options.background,
+    };
+    context.output.line(format!("starting {} in {}", context.config.platform.name, context.layout.data().display()));
+    platform::run(context, start).await?;
+    Ok(0)
+}
+
+/// Starts this program again in a session of its own, shows what it says until it is ready, and leaves it.
+async fn detached(context: &Context, options: &Up) -> anyhow::Result<u8> {
+    let output = context.output;
+    let mut command = std::process::Command::new(std::env::current_exe().context("cannot find this program")?);
+    command.arg("up").arg("--background").arg("--dir").arg(&context.config.folder);
+    if options.sample {
+        command.arg("--sample");
+    }
+    if options.recopy {
+        command.arg("--recopy");
+    }
+    if let Some(rate) = options.simulate {
+        command.arg("--simulate").arg(rate.to_string());
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).current_dir("/").process_group(0);
+    let mut child = tokio::process::Command::from(command).spawn().context("cannot start the platform")?;
+    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        bail!("the platform's output cannot be read");
+    };
+    let mut said = BufReader::new(stdout).lines();
+    let mut complained = BufReader::new(stderr).lines();
+    let client = Client::new(context.layout.run());
+    let follow = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        let mut ready = false;
+        loop {
+            tokio::select! {
+                Ok(Some(line)) = said.next_line() => output.line(line),
+                Ok(Some(line)) = complained.next_line() => output.note(line),
+                status = child.wait() => {
+                    while let Ok(Some(line)) = said.next_line().await {
+                        output.line(line);
+                    }
+                    while let Ok(Some(line)) = complained.next_line().await {
+                        output.note(line);
+                    }
+                    return anyhow::Ok(u8::from(!status?.success()));
+                }
+                _ = tick.tick() => {
+                    // one more round after it is ready, for the lines it said before
+                    if ready {
+                        return Ok(0);
+                    }
+                    ready = client.get::<bool>("/ready", Duration::from_secs(5)).await.unwrap_or(false);
+                }
+            }
+        }
+    };
+    let code = tokio::time::timeout(READY_MAX, follow).await.context("the platform was not ready in time\n  hint: see `millrace status` and `millrace logs`")??;
+    output.json(&serde_json::json!({ "up": code == 0, "console": context.console_url() }))?;
+    Ok(code)
+}
+
+pub async fn down(context: &Context) -> anyhow::Result<u8> {
+    let output = context.output;
+    if lock::holder(&context.layout.lock())?.is_some() {
+        let () = Client::new(context.layout.run()).post("/down", &(), Duration::from_secs(10)).await?;
+        if !lock::wait_free(&context.layout.lock(), STOP_MAX).await? {
+            bail!("the platform did not stop within {} s\n  hint: see `millrace logs`", STOP_MAX.as_secs());
+        }
+        output.line("stopped");
+    } else {
+        let stopped = stop_left_over(context, StopMode::Fast).await?;
+        output.line(match stopped {
+            0 => "nothing runs".to_owned(),
+            stopped => format!("the platform was not running; stopped {stopped} servers that it had left"),
+        });
+    }
+    output.json(&serde_json::json!({ "down": true }))?;
+    Ok(0)
+}
+
+/// Servers that a killed platform left: the primary first, so that replicas get all it has.
+async fn stop_left_over(context: &Context, mode: StopMode) -> anyhow::Result<usize> {
+    let spec = context.cluster_spec()?;
+    let mut stopped = 0;
+    for node in &spec.nodes {
+        if let Some(mut server) = spec.server(node).adopt().explained()? {
+            server.stop(mode, SERVER_STOP_MAX).await.explained()?;
+            stopped += 1;
+        }
+    }
+    Ok(stopped)
+}
+
+pub async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
+    let output = context.output;
+    let layout = &context.layout;
+    if lock::holder(&layout.lock())?.is_some() {
+        bail!("the platform runs\n  hint: stop it first: millrace down");
+    }
+    if !yes {
+        let name = &context.config.platform.name;
+        output.note(format!(
+            "this deletes all data of {name} in {}: databases, warehouse, logs.\nconfiguration, secrets and pack stay. type the platform's name to go on:",
+            layout.data().display()
+        ));
+        std::io::stderr().flush()?;
+        let mut answer = String::new();
+        std::io::stdin().lock().read_line(&mut answer).context("cannot read the answer")?;
+        if answer.trim() != name {
+            return Err(Usage("nothing was deleted".to_owned()).into());
+        }
+    }
+    stop_left_over(context, StopMode::Immediate).await?;
+    let mut deleted = Vec::new();
+    for folder in layout.all() {
+        match std::fs::remove_dir_all(&folder) {
+            Ok(()) => deleted.push(folder.display().to_string()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot delete {}", folder.display())),
+        }
+    }
+    output.line(if deleted.is_empty() { "there was nothing to delete".to_owned() } else { format!("deleted {}", deleted.join(", ")) });
+    output.json(&serde_json::json!({ "deleted": deleted }))?;
+    Ok(0)
+}

@@ -1,0 +1,326 @@
+//! What each word does: most ask the running platform over its control socket, the others work on
+//! the files or on the primary directly.
+
+pub mod load;
+mod logs;
+mod lifecycle;
+mod psql;
+pub mod ps;
+mod report;
+mod show;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use millrace_base::{Clock, SystemClock};
+use millrace_config::{Environment, Pack, fallback_data_dir};
+use millrace_contract::{
+    operate::{Check, Proof},
+    status::{NodeRole, PlatformStatus},
+};
+use millrace_pg::RunAs;
+
+use crate::{
+    cli::{Cli, Command, Init, MigrateCommand, ModelCommand, UserCommand},
+    context::{self, Context, PLATFORM_DATABASE},
+    control::Client,
+    explain::{Explained, Usage, explain},
+    logging,
+    output::{Output, table},
+    platform::{ModelReport, prepare},
+    users::UserStore,
+};
+
+const SHORT: Duration = Duration::from_secs(30);
+/// Comparing, checking and rebuilding may take long on large data.
+const LONG: Duration = Duration::from_secs(6 * 3600);
+
+/// Runs one command; the value is the exit code.
+pub fn run(cli: Cli, environment: Environment, output: Output) -> anyhow::Result<u8> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(Box::pin(dispatch(cli, environment, output)))
+}
+
+async fn dispatch(cli: Cli, environment: Environment, output: Output) -> anyhow::Result<u8> {
+    let folder = context::folder(cli.global.dir.as_ref(), &environment);
+    if !matches!(cli.command, Command::Up(_)) {
+        logging::to_terminal(environment.log.as_deref())?;
+    }
+    let load = || Context::load(&folder, output);
+    match cli.command {
+        Command::Init(options) => init(&options, output),
+        Command::Check => check(&load()?),
+        Command::Up(options) => lifecycle::up(load()?, &options, &environment).await,
+        Command::Down => lifecycle::down(&load()?).await,
+        Command::Nuke { yes } => lifecycle::nuke(&load()?, yes).await,
+        Command::Status(options) => status(&load()?, options.watch).await,
+        Command::Health => health(&load()?).await,
+        Command::Ps => processes(&load()?).await,
+        Command::Logs(options) => {
+            let context = load()?;
+            logs::run(&options, &log_files(&context), output).await.map(|()| 0)
+        }
+        Command::Psql(options) => open_psql(&load()?, &options).await,
+        Command::Verify => {
+            let checks: Vec<Check> = client(&load()?).post("/verify", &(), LONG).await?;
+            output.json(&checks)?;
+            output.line(show::checks(&checks, output));
+            Ok(u8::from(checks.iter().any(|check| !check.passed)))
+        }
+        Command::Prove => {
+            let proof: Proof = client(&load()?).post("/prove", &(), LONG).await?;
+            output.json(&proof)?;
+            output.line(show::proof(&proof, output));
+            Ok(u8::from(!proof.is_clean()))
+        }
+        Command::Resync { table } => {
+            let () = client(&load()?).post(&format!("/resync/{table}"), &(), LONG).await?;
+            output.line(format!("{table} was copied anew"));
+            output.json(&serde_json::json!({ "resynced": table }))?;
+            Ok(0)
+        }
+        Command::Load(options) => load::run(&load()?, &options).await,
+        Command::Simulate(options) => load::simulate(&load()?, &options).await,
+        Command::Migrate(command) => migrate(&load()?, &command).await,
+        Command::Model(command) => model(&load()?, &command).await,
+        Command::Report(command) => report::run(&load()?, &command).await,
+        Command::User(command) => user(&load()?, &command).await,
+        Command::Bench(_) => Ok(1),
+    }
+}
+
+fn client(context: &Context) -> Client {
+    Client::new(context.layout.run())
+}
+
+fn init(options: &Init, output: Output) -> anyhow::Result<u8> {
+    let pack = Pack::find(&options.pack).explained()?;
+    let target = std::path::absolute(&options.target)?;
+    let mut how = millrace_config::InitOptions { base_port: options.base_port, ..Default::default() };
+    if let Some(folder) = &options.data_dir {
+        how.data_dir = Some((std::path::absolute(folder)?, "chosen at init".to_owned()));
+    } else if let Ok(user) = RunAs::resolve(None)
+        && let Err(blocked) = user.check_reachable(&target.join("data"))
+    {
+        how.data_dir = Some((fallback_data_dir(&pack.name, &target), blocked.to_string()));
+    }
+    let report = millrace_config::init(&target, &pack, &how, SystemClock::new().wall()).explained()?;
+    let folder = options.target.display();
+    output.line(format!("made {folder} from pack {}", pack.name));
+    output.line("  millrace.toml   what runs where; explained inside");
+    output.line("  secrets.toml    generated passwords, readable by you alone: keep a copy, keep it out of version control");
+    output.line("  tls/            this platform's own certificate authority");
+    output.line("  pack/           your copy of the pack: SQL and TOML to make your own");
+    if let Some((_, reason)) = &how.data_dir {
+        output.line(format!("  data goes to {}: {reason}", report.data_dir.display()));
+    }
+    output.line(format!("next: millrace up --dir {folder}"));
+    output.json(&serde_json::json!({ "dir": target, "data_dir": report.data_dir, "pack": pack.name }))?;
+    Ok(0)
+}
+
+/// Configuration, secrets and pack were read strictly by then; the rest is what needs no server.
+fn check(context: &Context) -> anyhow::Result<u8> {
+    let spec = context.cluster_spec()?;
+    let models = crate::platform::parse_models(&context.pack)?;
+    context.config.tls().server_config(&[])?;
+    let output = context.output;
+    let summary = [
+        ("configuration", format!("{} nodes, console {}", spec.nodes.len(), context.console_url())),
+        ("PostgreSQL", format!("{} in {}, servers run as {}", spec.binaries.version(), spec.binaries.folder().display(), spec.run_as.name())),
+        ("secrets", format!("{} roles, file closed to others", context.login_roles()?.len())),
+        ("certificates", "readable, key and certificate belong together".to_owned()),
+        (
+            "pack",
+            format!(
+                "{} {}: {} migrations, {} models, {} reports, {} dashboards",
+                context.pack.name,
+                context.pack.version,
+                context.pack.migrations.len(),
+                models.iter().count(),
+                context.pack.catalog.reports.len(),
+                context.pack.catalog.dashboards.len()
+            ),
+        ),
+    ];
+    for (what, detail) in &summary {
+        output.line(format!("{} {what:<14} {detail}", output.green("✔")));
+    }
+    output.json(&summary.iter().map(|(what, detail)| serde_json::json!({ "what": what, "detail": detail })).collect::<Vec<_>>())?;
+    Ok(0)
+}
+
+async fn status(context: &Context, watch: bool) -> anyhow::Result<u8> {
+    let output = context.output;
+    let mut tick = tokio::time::interval(Duration::from_secs(2));
+    loop {
+        let status: PlatformStatus = client(context).get("/status", SHORT).await?;
+        if watch {
+            output.raw("\x1b[2J\x1b[H");
+        }
+        output.json(&status)?;
+        output.line(show::status(&status, output));
+        if !watch {
+            return Ok(0);
+        }
+        tick.tick().await;
+        tokio::select! {
+            _ = tick.tick() => {}
+            interrupted = tokio::signal::ctrl_c() => return interrupted.map(|()| 0).context("cannot wait for Ctrl-C"),
+        }
+    }
+}
+
+async fn health(context: &Context) -> anyhow::Result<u8> {
+    let status: PlatformStatus = client(context).get("/status", SHORT).await?;
+    let output = context.output;
+    output.json(&serde_json::json!({ "healthy": status.is_healthy(), "findings": status.findings }))?;
+    if status.is_healthy() {
+        output.line(output.green("healthy"));
+        return Ok(0);
+    }
+    for finding in &status.findings {
+        output.line(format!("{}: {}\n  → {}", finding.subject, finding.what, finding.what_to_do));
+    }
+    Ok(1)
+}
+
+async fn processes(context: &Context) -> anyhow::Result<u8> {
+    let status: PlatformStatus = client(context).get("/status", SHORT).await?;
+    let mut processes: Vec<_> = ps::read(status.pid, "millrace").into_iter().collect();
+    for node in &status.nodes {
+        processes.extend(node.pid.and_then(|pid| ps::read(pid, &format!("node {}", node.name))));
+    }
+    ps::show(&processes, context.output)?;
+    Ok(0)
+}
+
+fn log_files(context: &Context) -> Vec<(String, std::path::PathBuf)> {
+    let nodes = context.config.cluster.nodes.iter().map(|node| (node.name.clone(), context.layout.node_log(&node.name)));
+    std::iter::once(("millrace".to_owned(), context.layout.platform_log())).chain(nodes).collect()
+}
+
+async fn open_psql(context: &Context, options: &crate::cli::Psql) -> anyhow::Result<u8> {
+    let database = context.pack.database.clone();
+    let params = if options.target == "warehouse" {
+        context.warehouse()?
+    } else {
+        let port = node_port(context, &options.target).await?;
+        context.superuser(port)?.to_database(database)
+    };
+    let program = millrace_pg::Binaries::find(context.config.postgres.bin_dir.as_deref())
+        .map_or_else(|_| "psql".into(), |binaries| binaries.program("psql"));
+    psql::run(&params, &program, &context.layout.pgpass(), &context.config.tls().ca_cert(), &options.arguments).await
+}
+
+/// `primary`, `replica1` … by role as the platform sees it now, else a node's name.
+async fn node_port(context: &Context, target: &str) -> anyhow::Result<u16> {
+    let by_name = context.config.cluster.nodes.iter().find(|node| node.name == target).map(|node| node.port);
+    if let Some(port) = by_name {
+        return Ok(port);
+    }
+    let status: PlatformStatus = client(context).get("/status", SHORT).await?;
+    let port_of = |role: NodeRole, nth: usize| status.nodes.iter().filter(|node| node.role == role).nth(nth).map(|node| node.port);
+    let found = match target.strip_prefix("replica") {
+        Some(number) => number.parse::<usize>().ok().and_then(|number| port_of(NodeRole::Replica, number.checked_sub(1)?)),
+        None if target == "primary" => port_of(NodeRole::Primary, 0),
+        None => None,
+    };
+    found.ok_or_else(|| {
+        let names: Vec<_> = context.config.cluster.nodes.iter().map(|node| node.name.as_str()).collect();
+        Usage(format!("there is no `{target}`\n  hint: one of primary, replica1, replica2, warehouse, {}", names.join(", "))).into()
+    })
+}
+
+async fn migrate(context: &Context, command: &MigrateCommand) -> anyhow::Result<u8> {
+    let output = context.output;
+    let primary = context.primary()?;
+    if let MigrateCommand::Up = command {
+        let applied = prepare::migrate(context, &primary).await?;
+        output.json(&serde_json::json!({ "applied": applied }))?;
+        output.line(if applied.is_empty() { "nothing to apply".to_owned() } else { format!("applied {}", applied.join(", ")) });
+        return Ok(0);
+    }
+    let mut client = millrace_pg::connect(&primary.to_database(&context.pack.database), SHORT).await.explained()?;
+    let migrations = prepare::migrations(context);
+    let status = millrace_migrate::status(client.client_mut(), &migrations).await.map_err(|error| explain(&error, error.hint()))?;
+    output.json(&status)?;
+    let rows: Vec<Vec<String>> = status
+        .iter()
+        .map(|one| vec![one.version.clone().unwrap_or_default(), one.description.clone(), one.script.clone(), state_text(&one.state)])
+        .collect();
+    output.line(table(&["version", "description", "script", "state"], &rows));
+    if let MigrateCommand::Validate = command {
+        millrace_migrate::validate(client.client_mut(), &migrations).await.map_err(|error| explain(&error, error.hint()))?;
+        output.line(output.green("every applied script is as in the pack"));
+    }
+    Ok(0)
+}
+
+fn state_text(state: &millrace_migrate::State) -> String {
+    use millrace_migrate::State;
+    match state {
+        State::Applied => "applied".into(),
+        State::Pending => "pending".into(),
+        State::Outdated => "changed, will run again".into(),
+        State::Changed { .. } => "CHANGED since it ran".into(),
+        State::Missing => "MISSING in the pack".into(),
+        State::OutOfOrder { newest } => format!("OUT OF ORDER: {newest} ran already"),
+        State::Failed => "FAILED in another tool".into(),
+        State::BelowBaseline => "below baseline".into(),
+    }
+}
+
+async fn model(context: &Context, command: &ModelCommand) -> anyhow::Result<u8> {
+    let work = match command {
+        ModelCommand::Plan => "plan",
+        ModelCommand::Build => "build",
+        ModelCommand::Rebuild => "rebuild",
+    };
+    let report: ModelReport = client(context).post(&format!("/model/{work}"), &(), LONG).await?;
+    let output = context.output;
+    output.json(&report)?;
+    for change in &report.changes {
+        output.line(change);
+    }
+    if report.changes.is_empty() {
+        output.line("nothing to do: every model is built as declared");
+    } else if work != "plan" {
+        output.line(output.faint(&format!("done in {} ms", report.duration_ms)));
+    }
+    Ok(0)
+}
+
+async fn user(context: &Context, command: &UserCommand) -> anyhow::Result<u8> {
+    let output = context.output;
+    let store = std::sync::Arc::new(UserStore::new(context.primary()?.to_database(PLATFORM_DATABASE)));
+    let exists = |names: &[String], name: &str| names.iter().any(|known| known == name);
+    let names = store.names().await.explained()?;
+    match command {
+        UserCommand::List => {
+            output.json(&names)?;
+            output.line(names.join("\n"));
+        }
+        UserCommand::Add { name } if exists(&names, name) => {
+            return Err(Usage(format!("there is a user {name} already\n  hint: millrace user reset-password {name}")).into());
+        }
+        UserCommand::ResetPassword { name } if !exists(&names, name) => {
+            return Err(Usage(format!("there is no user {name}\n  hint: millrace user list")).into());
+        }
+        UserCommand::Add { name } | UserCommand::ResetPassword { name } => {
+            let password = millrace_base::Secret::generate();
+            let users: std::sync::Arc<dyn millrace_console::Users> = store;
+            millrace_console::users::create(&users, name, password.clone()).await?;
+            output.json(&serde_json::json!({ "user": name, "password": password.reveal() }))?;
+            output.line(format!("user {name}, password {} (shown this once)", password.reveal()));
+        }
+        UserCommand::Remove { name } => {
+            if !store.remove(name).await.explained()? {
+                return Err(Usage(format!("there is no user {name}\n  hint: millrace user list")).into());
+            }
+            output.json(&serde_json::json!({ "removed": name }))?;
+            output.line(format!("removed {name}"));
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,496 @@
+//! One life of the platform, from lock to lock.
+//!
+//! Order of a start: folders, lock, log, listeners (a port in use is known before anything runs),
+//! warehouse, cluster, control socket; when the primary is ready: roles, schema, sample data; then
+//! capture, endpoint, console. The end is the opposite order. A part that fails ends the platform,
+//! except capture: it stops loudly and the rest goes on.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, anyhow, bail};
+use millrace_base::{Clock, Lsn, SystemClock, Tasks, files};
+use millrace_cluster::{ClusterStatus, Supervisor};
+use millrace_config::Pack;
+use millrace_console::ConsoleState;
+use millrace_contract::{
+    Reader, TableName,
+    operate::Operator,
+    status::{CaptureState, CaptureStatus, ListenerStatus},
+};
+use millrace_model::Models;
+use millrace_pg::ConnectParams;
+use millrace_warehouse::{DuckSink, Engine, EngineOptions,
+    reader::{DuckReader, ReaderOptions},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    observe::Observatory,
+    operator::{Access, PlatformOperator},
+    prepare, serve,
+};
+use crate::{
+    context::{CAPTURE_ROLE, Context, PLATFORM_DATABASE, WAREHOUSE_ROLE},
+    control,
+    explain::explain,
+    lock, logging,
+    users::UserStore,
+};
+
+/// First start, base backups of large nodes included.
+const PRIMARY_READY_MAX: Duration = Duration::from_secs(600);
+const SERVICES_STOP_MAX: Duration = Duration::from_secs(30);
+/// Longer than the cluster's own limits for each server.
+const CLUSTER_STOP_MAX: Duration = Duration::from_secs(120);
+
+/// What `up` was asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Start {
+    pub sample: bool,
+    pub simulate: Option<f64>,
+    pub recopy: bool,
+    pub log_filter: Option<String>,
+    /// A terminal is there to read warnings.
+    pub foreground: bool,
+}
+
+/// Runs until asked to stop. `Ok(false)`: another process runs this platform already.
+pub async fn run(context: Context, start: Start) -> anyhow::Result<bool> {
+    let layout = context.layout.clone();
+    make_folders(&context)?;
+    let _lock = match lock::take(&layout.lock())? {
+        Ok(lock) => lock,
+        Err(held) => {
+            let pid = held.pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+            context.output.line(format!("{} runs already{pid}: {}", context.config.platform.name, context.console_url()));
+            return Ok(false);
+        }
+    };
+    logging::to_file(&layout.platform_log(), start.log_filter.as_deref(), start.foreground)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), platform = %context.config.platform.name, "platform starts");
+    let stop = CancellationToken::new();
+    let mut cluster_tasks = Tasks::new(CancellationToken::new());
+    let mut services = Tasks::new(CancellationToken::new());
+    stop_on_signals(&mut services, &stop)?;
+
+    let result = live(&context, &start, &stop, &mut cluster_tasks, &mut services).await;
+
+    context.output.line("stopping");
+    tracing::info!("platform stops");
+    let mut failed = services.shutdown(SERVICES_STOP_MAX).await;
+    failed.extend(cluster_tasks.shutdown(CLUSTER_STOP_MAX).await);
+    for error in &failed {
+        tracing::error!(error = %crate::explain::chain(error), "a part ended badly");
+    }
+    tracing::info!("platform stopped");
+    result?;
+    match failed.into_iter().next() {
+        Some(error) => Err(explain(&error, Some(format!("see {}", layout.platform_log().display())))),
+        None => {
+            context.output.line("stopped");
+            Ok(true)
+        }
+    }
+}
+
+fn make_folders(context: &Context) -> anyhow::Result<()> {
+    let layout = &context.layout;
+    // servers must be able to pass to their own folders, and to nothing else
+    for (folder, mode) in [
+        (layout.data().to_owned(), 0o711),
+        (layout.nodes(), 0o711),
+        (layout.run(), 0o700),
+        (layout.logs(), 0o700),
+        (layout.cluster(), 0o700),
+        (layout.warehouse(), 0o700),
+    ] {
+        files::create_dir_all(&folder, mode).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    Ok(())
+}
+
+fn stop_on_signals(tasks: &mut Tasks, stop: &CancellationToken) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let (stop, own) = (stop.clone(), tasks.token().clone());
+    tasks.spawn("signals", async move {
+        // a signal that is not waited for is not lost: it is the default action that is replaced
+        tokio::select! {
+            _ = interrupt.recv() => stop.cancel(),
+            _ = terminate.recv() => stop.cancel(),
+            () = own.cancelled() => {}
+        }
+        Ok::<_, std::convert::Infallible>(())
+    });
+    Ok(())
+}
+
+/// Everything between the lock and the stop.
+async fn live(
+    context: &Context,
+    start: &Start,
+    stop: &CancellationToken,
+    cluster_tasks: &mut Tasks,
+    services: &mut Tasks,
+) -> anyhow::Result<()> {
+    let config = &context.config;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let console_address = (config.console.listen, config.console.port).into();
+    let warehouse_address = (config.warehouse.listen, config.warehouse.port).into();
+    let console_listener = serve::bind("console", console_address)?;
+    let warehouse_listener = serve::bind("warehouse", warehouse_address)?;
+    let control_listener = control::bind(&context.layout.run())?;
+
+    if start.recopy {
+        set_aside(context, clock.as_ref())?;
+    }
+    let models = Arc::new(models(context)?);
+    let engine = open_warehouse(context)?;
+    let sink = DuckSink::open(engine.clone(), models.clone(), clock.clone()).map_err(|error| explain(&error, Some(error.hint())))?;
+    let writer = sink.handle();
+    let reader: Arc<dyn Reader> =
+        DuckReader::new(engine.clone(), &ReaderOptions::default(), services.token()).map_err(|error| explain(&error, error.hint.clone()))?;
+
+    let (supervisor, mut cluster) = Supervisor::new(context.cluster_spec()?, clock.clone()).map_err(|error| explain(&error, error.hint()))?;
+    let cluster_token = cluster_tasks.token().clone();
+    cluster_tasks.spawn("cluster", supervisor.run(cluster_token));
+
+    let (capture_status, capture_watch) = watch::channel(CaptureStatus {
+        state: CaptureState::Waiting { reason: "the primary starts".into() },
+        watermark: Lsn::INVALID,
+        source_lsn: Lsn::INVALID,
+        lag_bytes: 0,
+        lag_ms: 0,
+        changes_applied: 0,
+        quarantined: Vec::new(),
+    });
+    let (commands, command_receiver) = mpsc::channel(16);
+    let published: Vec<TableName> =
+        models.sources().into_iter().map(|source| TableName::new(source.schema, source.table)).collect();
+    let operator = Arc::new(PlatformOperator {
+        observatory: Observatory::new(
+            config.platform.name.clone(),
+            clock.clone(),
+            cluster.clone(),
+            capture_watch.clone(),
+            reader.clone(),
+            listeners(context),
+            context.layout.data().to_owned(),
+        ),
+        access: access(context, &published)?,
+        reader: reader.clone(),
+        engine,
+        writer,
+        pack_dir: config.pack_dir.clone(),
+        capture: commands,
+        catalog: Arc::new(context.pack.catalog.clone()),
+        ready: watch::Sender::new(false),
+        stop: stop.clone(),
+    });
+    services.spawn("control", serve::control(control_listener, operator.clone(), services.token().clone()));
+
+    let primary = wait_for_primary(context, &mut cluster, stop, cluster_tasks, services).await?;
+    let Some(primary) = primary else { return Ok(()) };
+    let prepared = prepare::run(context, &primary).await?;
+    for script in &prepared.migrations_applied {
+        context.output.line(format!("  migrated {script}"));
+    }
+    if start.sample {
+        sample(context, &primary).await?;
+    }
+
+    let publication = millrace_capture::prepare(&*admin(context, &primary).await?, &config.capture.publication, &published)
+        .await
+        .map_err(|error| explain(&error, Some(error.hint())))?;
+    let options = capture_options(context, &primary, published, publication)?;
+    spawn_capture(options, sink, command_receiver, capture_status, clock.clone(), services);
+
+    let users = Arc::new(UserStore::new(primary.to_database(PLATFORM_DATABASE)));
+    let first_password = first_user(&users).await?;
+    let tls = config.tls().server_config(&[b"h2", b"http/1.1"])?;
+    let router = millrace_console::router(ConsoleState {
+        catalog: operator.catalog.clone(),
+        reader: reader.clone(),
+        operator: operator.clone() as Arc<dyn Operator>,
+        users,
+        session_key: context.secrets.console_session_key.clone(),
+        clock: clock.clone(),
+        name: context.pack.title.clone(),
+        tls: true,
+        shutdown: services.token().clone(),
+    });
+    services.spawn("console", serve::console(console_listener, tls, router, services.token().clone()));
+    spawn_endpoint(context, warehouse_listener, reader, services)?;
+
+    if let Some(rate) = start.simulate {
+        let _ = rate;
+    }
+    wait_for_data(context, capture_watch, stop, services).await?;
+    announce(context, first_password.as_ref());
+    operator.ready.send_replace(true);
+    until_stopped(stop, cluster_tasks, services).await
+}
+
+/// The pack's declarations; every mistake of every file in one error.
+pub fn parse_models(pack: &Pack) -> anyhow::Result<Models> {
+    let files = pack.models.iter().map(|file| (file.path.to_str().unwrap_or(&file.name), file.text.as_str()));
+    Models::parse(files).map_err(|errors| {
+        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        anyhow!("{}", lines.join("\n"))
+    })
+}
+
+/// As [`parse_models`], of a platform.
+pub fn models(context: &Context) -> anyhow::Result<Models> {
+    parse_models(&context.pack)
+}
+
+fn open_warehouse(context: &Context) -> anyhow::Result<Arc<Engine>> {
+    let options = EngineOptions {
+        memory_limit: format!("{}MiB", context.config.warehouse.memory_limit_bytes >> 20),
+        threads: context.config.warehouse.threads,
+        temp_directory: context.layout.warehouse().join("temp"),
+    };
+    Engine::open(&context.layout.warehouse_file(), options).map_err(|error| explain(&error, Some(error.hint())))
+}
+
+/// Keeps the warehouse's files under another name: capture then copies everything anew.
+fn set_aside(context: &Context, clock: &dyn Clock) -> anyhow::Result<()> {
+    let file = context.layout.warehouse_file();
+    for suffix in ["", ".wal"] {
+        let mut from = file.clone().into_os_string();
+        from.push(suffix);
+        let mut to = file.clone().into_os_string();
+        to.push(format!(".{}{suffix}", clock.wall().0 / 1_000_000));
+        match std::fs::rename(&from, &to) {
+            Ok(()) => context.output.line(format!("  the old warehouse is kept as {}", to.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot set aside {}", from.display())),
+        }
+    }
+    Ok(())
+}
+
+fn listeners(context: &Context) -> Vec<ListenerStatus> {
+    let config = &context.config;
+    vec![
+        ListenerStatus { name: "console".into(), address: context.console_url() },
+        ListenerStatus {
+            name: "warehouse".into(),
+            address: format!("{}:{}", config.warehouse.listen, config.warehouse.port),
+        },
+    ]
+}
+
+fn access(context: &Context, published: &[TableName]) -> anyhow::Result<Access> {
+    let nodes = context.config.cluster.nodes.iter().map(|node| Ok((node.name.clone(), context.superuser(node.port)?)));
+    let login = context.login_roles()?;
+    let role = |name: &str| login.iter().find(|(role, ..)| role == name).map(|(_, password, _)| password.clone());
+    let database = context.pack.database.clone();
+    let capture = role(CAPTURE_ROLE).ok_or_else(|| anyhow!("the pack has no role {CAPTURE_ROLE}, as which capture reads\n  hint: add it to [[roles]] in pack.toml"))?;
+    Ok(Access {
+        nodes: nodes.collect::<anyhow::Result<_>>()?,
+        roles: login
+            .iter()
+            .filter(|(_, _, databases)| databases.contains(&database))
+            .map(|(name, password, _)| (name.clone(), password.clone(), database.clone()))
+            .collect(),
+        capture_role: (CAPTURE_ROLE.to_owned(), capture, database),
+        endpoint: context.warehouse()?,
+        secrets_file: context.config.secrets_path(),
+        publication: context.config.capture.publication.clone(),
+        published: published.to_vec(),
+        migrations: prepare::migrations(context),
+    })
+}
+
+async fn admin(context: &Context, primary: &ConnectParams) -> anyhow::Result<millrace_pg::Connection> {
+    use crate::explain::Explained as _;
+    millrace_pg::connect(&primary.to_database(&context.pack.database), Duration::from_secs(20)).await.explained()
+}
+
+/// Waits for the primary, saying what the nodes do; `None` when asked to stop meanwhile.
+async fn wait_for_primary(
+    context: &Context,
+    cluster: &mut watch::Receiver<ClusterStatus>,
+    stop: &CancellationToken,
+    cluster_tasks: &mut Tasks,
+    services: &mut Tasks,
+) -> anyhow::Result<Option<ConnectParams>> {
+    let mut told = std::collections::BTreeMap::new();
+    let waiting = async {
+        loop {
+            let status = cluster.borrow_and_update().clone();
+            for node in &status.nodes {
+                if told.get(&node.name) != Some(&node.doing) {
+                    context.output.line(format!("  node {}: {}", node.name, node.doing));
+                    told.insert(node.name.clone(), node.doing.clone());
+                }
+            }
+            if status.primary_ready {
+                let port = status.nodes.iter().find(|node| Some(&node.name) == status.primary.as_ref()).map(|node| node.port);
+                return port.map(|port| context.superuser(port)).transpose();
+            }
+            if cluster.changed().await.is_err() {
+                bail!("the cluster's supervisor ended");
+            }
+        }
+    };
+    tokio::select! {
+        primary = tokio::time::timeout(PRIMARY_READY_MAX, waiting) => {
+            primary.context("the primary was not ready within ten minutes\n  hint: see `millrace logs`")?
+        }
+        () = stop.cancelled() => Ok(None),
+        ended = first_end(cluster_tasks, services) => Err(ended),
+    }
+}
+
+/// The first part that ends; while the platform lives none may.
+async fn first_end(cluster_tasks: &mut Tasks, services: &mut Tasks) -> anyhow::Error {
+    loop {
+        // both lose nothing when dropped
+        let ended = tokio::select! {
+            Some(ended) = cluster_tasks.join_next() => ended,
+            Some(ended) = services.join_next() => ended,
+            else => return anyhow!("every part ended"),
+        };
+        match ended {
+            // the signal handler's end is the stop itself; capture stops loudly by itself
+            Ok("signals" | "capture" | "simulation") => {}
+            Ok(name) => return anyhow!("part {name} ended"),
+            Err(error) => return explain(&error, None),
+        }
+    }
+}
+
+async fn sample(context: &Context, primary: &ConnectParams) -> anyhow::Result<()> {
+    use crate::commands::load;
+    if load::is_empty(context, primary).await? {
+        context.output.line("  loading sample data at scale 1");
+        load::sample(context, primary, 1, 1).await?;
+    }
+    Ok(())
+}
+
+fn capture_options(
+    context: &Context,
+    primary: &ConnectParams,
+    tables: Vec<TableName>,
+    publication: millrace_capture::Prepared,
+) -> anyhow::Result<millrace_capture::CaptureOptions> {
+    let config = &context.config.capture;
+    let source = ConnectParams {
+        host: primary.host.clone(),
+        port: primary.port,
+        application_name: "millrace capture".into(),
+        ..context.as_role(CAPTURE_ROLE)?
+    };
+    let mut options = millrace_capture::CaptureOptions::new(source, tables, context.layout.spill());
+    options.slot.clone_from(&config.slot);
+    options.publication.clone_from(&config.publication);
+    options.added = publication.added;
+    options.copy_connections = config.copy_workers;
+    options.batch_age = config.batch_interval;
+    options.batch_bytes_max = usize::try_from(config.batch_bytes_max).unwrap_or(usize::MAX);
+    Ok(options)
+}
+
+fn spawn_capture(
+    options: millrace_capture::CaptureOptions,
+    sink: DuckSink,
+    commands: mpsc::Receiver<millrace_capture::Command>,
+    status: watch::Sender<CaptureStatus>,
+    clock: Arc<dyn Clock>,
+    services: &mut Tasks,
+) {
+    let token = services.token().clone();
+    services.spawn("capture", async move {
+        if let Err(error) = millrace_capture::run(options, sink, commands, status, clock, token).await {
+            // its status says so to everyone; the rest of the platform goes on
+            tracing::error!(error = %crate::explain::chain(&error), hint = %error.hint(), "capture stopped");
+        }
+        Ok::<_, std::convert::Infallible>(())
+    });
+}
+
+/// The first console user, if there is none: its name and password are shown once.
+async fn first_user(users: &Arc<UserStore>) -> anyhow::Result<Option<(String, millrace_base::Secret)>> {
+    let store: Arc<dyn millrace_console::Users> = users.clone();
+    if store.count().await? > 0 {
+        return Ok(None);
+    }
+    let password = millrace_base::Secret::generate();
+    millrace_console::users::create(&store, "admin", password.clone()).await?;
+    Ok(Some(("admin".to_owned(), password)))
+}
+
+fn spawn_endpoint(context: &Context, listener: std::net::TcpListener, reader: Arc<dyn Reader>, services: &mut Tasks) -> anyhow::Result<()> {
+    let tls = context.config.tls().server_config(&[])?;
+    let users = millrace_endpoint::Users::default().with(WAREHOUSE_ROLE, &context.secrets.warehouse_reader);
+    let limits = millrace_endpoint::Limits { sessions: context.config.warehouse.max_connections, ..Default::default() };
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let token = services.token().clone();
+    services.spawn("endpoint", millrace_endpoint::Endpoint::serve(listener, tls, users, reader, limits, token));
+    Ok(())
+}
+
+/// Waits until the warehouse has the data, saying how far it is; a capture that stopped is no reason to wait.
+async fn wait_for_data(
+    context: &Context,
+    mut capture: watch::Receiver<CaptureStatus>,
+    stop: &CancellationToken,
+    services: &mut Tasks,
+) -> anyhow::Result<()> {
+    let waiting = async {
+        let mut told = String::new();
+        loop {
+            let line = match &capture.borrow_and_update().state {
+                CaptureState::Streaming => return Ok(()),
+                CaptureState::Stopped { error, hint, .. } => {
+                    context.output.line(format!("  {} {error}\n    → {hint}", context.output.red("capture stopped:")));
+                    return Ok(());
+                }
+                CaptureState::Copying { tables_done, tables, .. } => format!("  warehouse: {tables_done} of {tables} tables copied"),
+                CaptureState::Waiting { reason } => format!("  capture waits: {reason}"),
+                CaptureState::Retrying { error, .. } => format!("  capture tries again: {error}"),
+            };
+            if line != told {
+                context.output.line(&line);
+                told = line;
+            }
+            capture.changed().await.context("capture ended")?;
+        }
+    };
+    tokio::select! {
+        waited = waiting => waited,
+        () = stop.cancelled() => Ok(()),
+        ended = services.join_next() => match ended {
+            Some(Err(error)) => Err(explain(&error, None)),
+            _ => Ok(()),
+        },
+    }
+}
+
+fn announce(context: &Context, first_password: Option<&(String, millrace_base::Secret)>) {
+    let output = context.output;
+    output.line(format!("\n{} is up", output.bold(&context.config.platform.name)));
+    output.line(format!("  console    {}", output.bold(&context.console_url())));
+    if let Some((user, password)) = first_password {
+        output.line(format!("             user {user}, password {} {}", password.reveal(), output.faint("(shown this once)")));
+    }
+    output.line("  warehouse  millrace psql warehouse");
+    output.line("  primary    millrace psql primary");
+    output.line("  health     millrace status");
+    output.line(output.faint("  the browser asks once: the certificate is this platform's own (tls/ca.crt)"));
+}
+
+async fn until_stopped(stop: &CancellationToken, cluster_tasks: &mut Tasks, services: &mut Tasks) -> anyhow::Result<()> {
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        ended = first_end(cluster_tasks, services) => Err(ended),
+    }
+}
