@@ -1,18 +1,10 @@
 //! Filters of a URL → values of a report's parameters.
 
 use millrace_contract::{
+    param::BadParam,
     query::Value,
-    report::{Param, ParamType, Report},
+    report::{Param, Report},
 };
-
-/// A value in the URL does not fit its parameter.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not {expected} for “{label}”")]
-pub(crate) struct BadParam {
-    label: String,
-    text: String,
-    expected: &'static str,
-}
 
 /// The query part of a URL, in its order. Names that begin with `_` are the console's own.
 #[derive(Debug, Clone, Default)]
@@ -63,7 +55,7 @@ impl Filters {
     /// # Errors
     /// The first value that does not fit.
     pub(crate) fn bind(&self, report: &Report) -> Result<Vec<Value>, BadParam> {
-        report.params.iter().map(|param| value(param, self.effective(param))).collect()
+        report.params.iter().map(|param| param.value(self.effective(param))).collect()
     }
 
     /// This URL's pairs with one replaced (or taken out).
@@ -74,31 +66,6 @@ impl Filters {
         }
         pairs
     }
-}
-
-fn value(param: &Param, text: Option<&str>) -> Result<Value, BadParam> {
-    let Some(text) = text else { return Ok(Value::Null) };
-    let bad = |expected| BadParam { label: param.label.clone(), text: text.chars().take(80).collect(), expected };
-    Ok(match param.param_type {
-        ParamType::Text => Value::Text(text.into()),
-        ParamType::Integer => Value::Int(text.parse().map_err(|_| bad("a whole number"))?),
-        ParamType::Decimal => decimal(text).ok_or_else(|| bad("a number"))?,
-        ParamType::Date => {
-            let date: jiff::civil::Date = text.parse().map_err(|_| bad("a date like 2024-01-31"))?;
-            let epoch = jiff::civil::Date::constant(1970, 1, 1);
-            Value::Date(epoch.until(date).map_err(|_| bad("a date"))?.get_days())
-        }
-    })
-}
-
-fn decimal(text: &str) -> Option<Value> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let digits = whole.strip_prefix('-').unwrap_or(whole);
-    if digits.is_empty() || !digits.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let scale = u8::try_from(fraction.len()).ok().filter(|scale| *scale <= 38)?;
-    Some(Value::Decimal { unscaled: format!("{whole}{fraction}").parse().ok()?, scale })
 }
 
 /// `?a=1&b=2`, or nothing; percent-encoded.
@@ -140,29 +107,12 @@ pub(crate) fn local_path(text: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use millrace_contract::report::ParamType;
+
     use super::*;
 
     fn param(param_type: ParamType, default: Option<&str>) -> Param {
         Param { name: "p".into(), param_type, label: "P".into(), default: default.map(Into::into), choices_sql: None }
-    }
-
-    #[test]
-    fn texts_become_values_or_clear_errors() {
-        let cases = [
-            (ParamType::Date, "2024-03-01", Ok(Value::Date(19_783))),
-            (ParamType::Date, "1969-12-31", Ok(Value::Date(-1))),
-            (ParamType::Date, "2024-02-30", Err("`2024-02-30` is not a date like 2024-01-31 for “P”")),
-            (ParamType::Integer, "-7", Ok(Value::Int(-7))),
-            (ParamType::Integer, "1; drop table x", Err("`1; drop table x` is not a whole number for “P”")),
-            (ParamType::Decimal, "-1.50", Ok(Value::Decimal { unscaled: -150, scale: 2 })),
-            (ParamType::Decimal, "1e5", Err("`1e5` is not a number for “P”")),
-            (ParamType::Decimal, "-", Err("`-` is not a number for “P”")),
-            (ParamType::Text, "it's", Ok(Value::Text("it's".into()))),
-        ];
-        for (param_type, text, expected) in cases {
-            let found = value(&param(param_type, None), Some(text)).map_err(|e| e.to_string());
-            assert_eq!(found, expected.map_err(str::to_owned), "{text}");
-        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use millrace_contract::{
     Query, QueryError, Value,
+    param::BadParam,
     query::{Freshness, ResultColumn, RowSet},
     report::{ChartKind, Format, Report},
 };
@@ -12,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Console, format,
-    params::{BadParam, Filters, query_of},
+    params::{Filters, query_of},
 };
 
 /// Rows of a tile or a page; the CSV has them all.

@@ -1,5 +1,7 @@
 //! The console through its router: who gets in, what pages and data say, what errors look like.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic; this covers its helpers too")]
+
 #[path = "../examples/dev/made_up.rs"]
 mod made_up;
 

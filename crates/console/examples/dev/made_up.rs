@@ -212,7 +212,7 @@ impl Source {
         let month = |i: i64| Value::Date(i32::try_from(19_368 + i * 365 / 12).unwrap_or(0));
         match sql {
             "loans_issued" => (vec![column("loans_issued", ValueType::Int8)], vec![vec![Value::Int(18_204 + b)]]),
-            "revenue" => (vec![column("revenue", MONEY)], vec![vec![money(8_412_903_455 + b * 1_733_21)]]),
+            "revenue" => (vec![column("revenue", MONEY)], vec![vec![money(8_412_903_455 + b * 173_321)]]),
             "outstanding" => (vec![column("outstanding", MONEY)], vec![vec![money(31_220_118_040 - b * 99_100)]]),
             "default_rate" => (vec![column("default_rate", ValueType::Float8)], vec![vec![Value::Float(0.0374)]]),
             "monthly_revenue" => (
