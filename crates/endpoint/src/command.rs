@@ -276,6 +276,8 @@ impl Settings {
             self.reset(&name);
             return Ok(None);
         }
+        // drivers quote within startup parameters too
+        let value = value.trim_matches('\'');
         let lower = value.to_lowercase();
         let mut warning = None;
         match name.as_str() {

@@ -169,9 +169,11 @@ fn numeric(unscaled: i128, scale: u8, out: &mut BytesMut) {
 /// If the bytes are no value of the type.
 pub(crate) fn parameter(bytes: Option<&Bytes>, oid: u32, format: i16, number: usize) -> Result<Value, Refusal> {
     let Some(bytes) = bytes else { return Ok(Value::Null) };
-    let read = match format {
-        0 => std::str::from_utf8(bytes).ok().and_then(|text| from_text(text, oid)),
-        1 => from_binary(bytes.clone(), oid),
+    let read = match (format, element(oid)) {
+        (0, None) => std::str::from_utf8(bytes).ok().and_then(|text| from_text(text, oid)),
+        (0, Some(_)) => std::str::from_utf8(bytes).ok().and_then(array_from_text),
+        (1, None) => from_binary(bytes.clone(), oid),
+        (1, Some(element)) => array_from_binary(bytes.clone(), element),
         _ => return Err(Refusal::error("08P01", format!("unsupported format code: {format}"))),
     };
     read.ok_or_else(|| {
@@ -184,6 +186,95 @@ pub(crate) fn parameter(bytes: Option<&Bytes>, oid: u32, format: i16, number: us
             Refusal::error("22P02", format!("invalid input syntax for parameter ${number} of type {oid}"))
         }
     })
+}
+
+/// The element's type of an array's type.
+fn element(oid: u32) -> Option<u32> {
+    Some(match oid {
+        1000 => 16,
+        1005 => 21,
+        1007 => 23,
+        1009 => 25,
+        1015 => 1043,
+        1016 => 20,
+        1021 => 700,
+        1022 => 701,
+        1028 => 26,
+        1115 => 1114,
+        1182 => 1082,
+        1185 => 1184,
+        1231 => 1700,
+        2951 => 2950,
+        _ => return None,
+    })
+}
+
+/// One dimension, in the engine's notation: `["a","b",NULL]`.
+fn array(elements: impl IntoIterator<Item = Option<String>>) -> Value {
+    let items: Vec<String> = elements
+        .into_iter()
+        .map(|element| match element {
+            None => "NULL".to_owned(),
+            Some(text) => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
+        })
+        .collect();
+    Value::Text(format!("[{}]", items.join(",")).into())
+}
+
+fn array_from_text(text: &str) -> Option<Value> {
+    let inside = text.trim().strip_prefix('{')?.strip_suffix('}')?;
+    let mut elements = Vec::new();
+    let mut chars = inside.chars().peekable();
+    while chars.peek().is_some() {
+        let (mut element, mut quoted) = (String::new(), false);
+        loop {
+            match chars.next() {
+                None | Some(',') => break,
+                Some('{' | '}') => return None,
+                Some('"') => {
+                    quoted = true;
+                    loop {
+                        match chars.next()? {
+                            '"' => break,
+                            '\\' => element.push(chars.next()?),
+                            c => element.push(c),
+                        }
+                    }
+                }
+                Some('\\') => element.push(chars.next()?),
+                Some(c) => element.push(c),
+            }
+        }
+        let is_null = !quoted && element.eq_ignore_ascii_case("null");
+        elements.push((!is_null).then_some(element));
+    }
+    Some(array(elements))
+}
+
+/// `array_recv`, one dimension.
+fn array_from_binary(mut bytes: Bytes, element: u32) -> Option<Value> {
+    let dimensions = bytes.try_get_i32().ok()?;
+    let _has_nulls = bytes.try_get_i32().ok()?;
+    let sent = bytes.try_get_u32().ok()?;
+    if dimensions == 0 {
+        return bytes.is_empty().then(|| array([]));
+    }
+    let count = usize::try_from(bytes.try_get_i32().ok()?).ok()?;
+    let _lower_bound = bytes.try_get_i32().ok()?;
+    if dimensions != 1 || sent != element || count.checked_mul(4)? > bytes.len() {
+        return None;
+    }
+    let mut elements = Vec::with_capacity(count);
+    for _ in 0..count {
+        match bytes.try_get_i32().ok()? {
+            -1 => elements.push(None),
+            length => {
+                let length = usize::try_from(length).ok().filter(|length| *length <= bytes.len())?;
+                elements.push(from_binary(bytes.split_to(length), element)?.to_text());
+            }
+        }
+    }
+    bytes.is_empty().then(|| array(elements))
 }
 
 fn from_text(text: &str, oid: u32) -> Option<Value> {

@@ -91,6 +91,8 @@ from (values
     (705, 'unknown', -2, 'p', 'X', 0, 0)
 ) as t(oid, typname, typlen, typtype, typcategory, typelem, typarray);
 
+create temp view mr_type_names as select oid as mr_oid, typname as mr_name from mr_pg_type;
+-- Arguments of macros are pasted in, so the names within must be none that a caller has.
 create temp macro mr_format_type(o, m) as case o
     when 16 then 'boolean' when 17 then 'bytea' when 18 then '"char"' when 19 then 'name' when 20 then 'bigint'
     when 21 then 'smallint' when 23 then 'integer' when 25 then 'text' when 26 then 'oid' when 114 then 'json'
@@ -98,10 +100,10 @@ create temp macro mr_format_type(o, m) as case o
     when 1082 then 'date' when 1083 then 'time without time zone' when 1114 then 'timestamp without time zone'
     when 1184 then 'timestamp with time zone' when 1186 then 'interval' when 2950 then 'uuid' when 3802 then 'jsonb'
     when 1700 then case when m > 4 then 'numeric(' || ((m - 4) >> 16) || ',' || ((m - 4) & 65535) || ')' else 'numeric' end
-    when 0 then '-' else coalesce((select t.typname from mr_pg_type t where t.oid = o), '???') end;
+    when 0 then '-' else coalesce((select mr_n.mr_name from mr_type_names mr_n where mr_n.mr_oid = o), '???') end;
 create temp macro mr_to_regtype(n) as (
-    select t.oid from mr_pg_type t
-    where t.typname = lower(regexp_replace(n, '^pg_catalog\.', '')) or mr_format_type(t.oid, null) = lower(n) limit 1);
+    select mr_n.mr_oid from mr_type_names mr_n
+    where mr_n.mr_name = lower(regexp_replace(n, '^pg_catalog\.', '')) or mr_format_type(mr_n.mr_oid, null) = lower(n) limit 1);
 
 create temp view mr_pg_namespace as
 select s.oid::bigint as oid, s.schema_name as nspname, 10::bigint as nspowner, null::varchar[] as nspacl
@@ -129,17 +131,21 @@ select r.oid, r.name as relname, r.schema_oid as relnamespace, 0::bigint as relt
     1259::bigint as tableoid
 from mr_relations r;
 
-create temp macro mr_pg_table_is_visible(o) as o in (select r.oid from mr_relations r where r.schema_name = 'warehouse');
+create temp view mr_relation_names as
+select oid as mr_oid, schema_name as mr_schema, name as mr_name, kind as mr_kind, sql as mr_sql, comment as mr_comment from mr_relations;
+create temp macro mr_pg_table_is_visible(o) as o in (select mr_n.mr_oid from mr_relation_names mr_n where mr_n.mr_schema = 'warehouse');
 create temp macro mr_to_regclass(n) as (
-    select r.oid from mr_relations r
-    where r.name = lower(regexp_extract(replace(n, '"', ''), '([^.]+)$', 1))
-      and (n not like '%.%' and r.schema_name = 'warehouse' or n like '%.%' and r.schema_name = lower(regexp_extract(replace(n, '"', ''), '([^.]+)\.[^.]+$', 1)))
+    select mr_n.mr_oid from mr_relation_names mr_n
+    where try_cast(n as bigint) = mr_n.mr_oid
+       or mr_n.mr_name = lower(regexp_extract(replace(n, '"', ''), '([^.]+)$', 1))
+          and mr_n.mr_schema = case when n like '%.%' then lower(regexp_extract(replace(n, '"', ''), '([^.]+)\.[^.]+$', 1)) else 'warehouse' end
     limit 1);
 create temp macro mr_regclass_name(o) as coalesce((
-    select case when r.schema_name = 'warehouse' then '' else mr_quote_ident(r.schema_name) || '.' end || mr_quote_ident(r.name)
-    from mr_relations r where r.oid = try_cast(o as bigint)), cast(o as varchar));
-create temp macro mr_to_regnamespace(n) as (select s.oid from mr_pg_namespace s where s.nspname = n);
-create temp macro mr_regnamespace_name(o) as (select s.nspname from mr_pg_namespace s where s.oid = o);
+    select case when mr_n.mr_schema = 'warehouse' then '' else mr_quote_ident(mr_n.mr_schema) || '.' end || mr_quote_ident(mr_n.mr_name)
+    from mr_relation_names mr_n where mr_n.mr_oid = try_cast(o as bigint)), cast(o as varchar));
+create temp view mr_namespace_names as select oid as mr_oid, nspname as mr_name from mr_pg_namespace;
+create temp macro mr_to_regnamespace(n) as (select mr_n.mr_oid from mr_namespace_names mr_n where mr_n.mr_name = n);
+create temp macro mr_regnamespace_name(o) as (select mr_n.mr_name from mr_namespace_names mr_n where mr_n.mr_oid = o);
 
 create temp view mr_pg_attribute as
 select c.table_oid::bigint as attrelid, c.column_name as attname, mr_type_oid(c.data_type) as atttypid, -1::bigint as attstattarget,
@@ -183,7 +189,8 @@ from mr_pg_roles where rolcanlogin;
 create temp view mr_pg_am as
 select 2::bigint as oid, 'heap' as amname, 'heap_tableam_handler' as amhandler, 't' as amtype;
 create temp view mr_pg_language as
-select 14::bigint as oid, 'sql' as lanname, 10::bigint as lanowner, false as lanispl, true as lanpltrusted;
+select 14::bigint as oid, 'sql' as lanname, 10::bigint as lanowner, false as lanispl, true as lanpltrusted, 0::bigint as lanplcallfoid,
+    0::bigint as laninline, 0::bigint as lanvalidator, null::varchar[] as lanacl, 2612::bigint as tableoid;
 create temp view mr_pg_tablespace as
 select 1663::bigint as oid, 'pg_default' as spcname, 10::bigint as spcowner, null::varchar[] as spcacl, null::varchar[] as spcoptions;
 create temp view mr_pg_collation as
@@ -209,16 +216,29 @@ select oid as relid, schema_name as schemaname, name as relname, 0::bigint as se
     0::bigint as n_dead_tup
 from mr_relations where kind = 'r';
 
-create temp macro mr_pg_get_userbyid(o) as coalesce((select r.rolname from mr_pg_roles r where r.oid = o), 'unknown (OID=' || o || ')');
+create temp macro mr_pg_get_userbyid(o) as case o when 10 then 'millrace' when 16384 then 'warehouse_reader' else 'unknown (OID=' || o || ')' end;
 create temp macro mr_pg_get_expr(e, r) as cast(e as varchar), (e, r, p) as cast(e as varchar);
 create temp macro mr_pg_get_viewdef(o) as (
-    select regexp_replace(r.sql, '^CREATE VIEW .*? AS ', '') from mr_relations r where r.oid = try_cast(o as bigint) and r.kind = 'v'),
+    select regexp_replace(mr_n.mr_sql, '^CREATE VIEW .*? AS ', '') from mr_relation_names mr_n where mr_n.mr_oid = try_cast(o as bigint) and mr_n.mr_kind = 'v'),
     (o, pretty) as (
-    select regexp_replace(r.sql, '^CREATE VIEW .*? AS ', '') from mr_relations r where r.oid = try_cast(o as bigint) and r.kind = 'v');
+    select regexp_replace(mr_n.mr_sql, '^CREATE VIEW .*? AS ', '') from mr_relation_names mr_n where mr_n.mr_oid = try_cast(o as bigint) and mr_n.mr_kind = 'v');
 create temp macro mr_obj_description(o) as null::varchar,
-    (o, c) as (select d.description from mr_pg_description d where d.objoid = o);
+    (o, c) as (select mr_n.mr_comment from mr_relation_names mr_n where mr_n.mr_oid = o and c = 'pg_class');
 create temp macro mr_col_description(o, n) as null::varchar;
 create temp macro mr_shobj_description(o, c) as null::varchar;
+create temp macro mr_pg_char_to_encoding(e) as 6;
+create temp macro mr_pg_tablespace_location(o) as '';
+create temp macro mr_pg_tablespace_size(o) as 0::bigint;
+create temp macro mr_pg_statistics_obj_is_visible(o) as true;
+create temp macro mr_pg_collation_is_visible(o) as true;
+create temp macro mr_pg_operator_is_visible(o) as true;
+create temp macro mr_pg_conversion_is_visible(o) as true;
+create temp macro mr_pg_opclass_is_visible(o) as true;
+create temp macro mr_pg_ts_config_is_visible(o) as true;
+create temp macro mr_pg_ts_dict_is_visible(o) as true;
+create temp macro mr_pg_ts_parser_is_visible(o) as true;
+create temp macro mr_pg_ts_template_is_visible(o) as true;
+create temp macro mr_pg_advisory_unlock_all() as null::varchar;
 create temp macro mr_pg_encoding_to_char(e) as case e when 6 then 'UTF8' else '' end;
 create temp macro mr_pg_relation_size(o) as 0::bigint, (o, f) as 0::bigint;
 create temp macro mr_pg_table_size(o) as 0::bigint;
@@ -264,7 +284,7 @@ select null::bigint as indexrelid, null::bigint as indrelid, null::bigint as ind
     null::varchar as indpred
 where false;
 create temp view mr_pg_constraint as
-select null::bigint as oid, null::varchar as conname, null::bigint as connamespace, null::varchar as contype, null::boolean as condeferrable,
+select null::bigint as tableoid, null::bigint as oid, null::varchar as conname, null::bigint as connamespace, null::varchar as contype, null::boolean as condeferrable,
     null::boolean as condeferred, null::boolean as convalidated, null::bigint as conrelid, null::bigint as contypid, null::bigint as conindid,
     null::bigint as conparentid, null::bigint as confrelid, null::varchar as confupdtype, null::varchar as confdeltype, null::varchar as confmatchtype,
     null::boolean as conislocal, null::bigint as coninhcount, null::boolean as connoinherit, null::bigint[] as conkey, null::bigint[] as confkey,
@@ -274,12 +294,12 @@ create temp view mr_pg_inherits as
 select null::bigint as inhrelid, null::bigint as inhparent, null::bigint as inhseqno, null::boolean as inhdetachpending
 where false;
 create temp view mr_pg_trigger as
-select null::bigint as oid, null::bigint as tgrelid, null::bigint as tgparentid, null::varchar as tgname, null::bigint as tgfoid,
+select null::bigint as tableoid, null::bigint as oid, null::bigint as tgrelid, null::bigint as tgparentid, null::varchar as tgname, null::bigint as tgfoid,
     null::bigint as tgtype, null::varchar as tgenabled, null::boolean as tgisinternal, null::bigint as tgconstrrelid, null::bigint as tgconstrindid,
     null::bigint as tgconstraint, null::boolean as tgdeferrable, null::boolean as tginitdeferred
 where false;
 create temp view mr_pg_rewrite as
-select null::bigint as oid, null::varchar as rulename, null::bigint as ev_class, null::varchar as ev_type, null::varchar as ev_enabled,
+select null::bigint as tableoid, null::bigint as oid, null::varchar as rulename, null::bigint as ev_class, null::varchar as ev_type, null::varchar as ev_enabled,
     null::boolean as is_instead
 where false;
 create temp view mr_pg_policy as
@@ -301,10 +321,12 @@ create temp view mr_pg_publication_namespace as
 select null::bigint as oid, null::bigint as pnpubid, null::bigint as pnnspid
 where false;
 create temp view mr_pg_subscription as
-select null::bigint as oid, null::bigint as subdbid, null::varchar as subname, null::bigint as subowner, null::boolean as subenabled
+select null::bigint as oid, null::bigint as subdbid, null::varchar as subname, null::bigint as subowner, null::boolean as subenabled,
+    null::varchar[] as subpublications, null::boolean as subbinary, null::varchar as substream, null::varchar as subtwophasestate,
+    null::boolean as subdisableonerr, null::varchar as subsynccommit, null::varchar as subconninfo, null::varchar as subskiplsn
 where false;
 create temp view mr_pg_proc as
-select null::bigint as oid, null::varchar as proname, null::bigint as pronamespace, null::bigint as proowner, null::bigint as prolang,
+select null::bigint as tableoid, null::bigint as oid, null::varchar as proname, null::bigint as pronamespace, null::bigint as proowner, null::bigint as prolang,
     null::varchar as procost, null::varchar as prorows, null::bigint as provariadic, null::varchar as prosupport, null::varchar as prokind,
     null::boolean as prosecdef, null::boolean as proleakproof, null::boolean as proisstrict, null::boolean as proretset, null::varchar as provolatile,
     null::varchar as proparallel, null::bigint as pronargs, null::bigint as pronargdefaults, null::bigint as prorettype, null::bigint[] as proargtypes,
@@ -314,15 +336,15 @@ create temp view mr_pg_aggregate as
 select null::bigint as aggfnoid, null::varchar as aggkind, null::bigint as aggnumdirectargs
 where false;
 create temp view mr_pg_operator as
-select null::bigint as oid, null::varchar as oprname, null::bigint as oprnamespace, null::bigint as oprowner, null::varchar as oprkind,
+select null::bigint as tableoid, null::bigint as oid, null::varchar as oprname, null::bigint as oprnamespace, null::bigint as oprowner, null::varchar as oprkind,
     null::bigint as oprleft, null::bigint as oprright, null::bigint as oprresult, null::bigint as oprcode
 where false;
 create temp view mr_pg_cast as
-select null::bigint as oid, null::bigint as castsource, null::bigint as casttarget, null::bigint as castfunc, null::varchar as castcontext,
+select null::bigint as tableoid, null::bigint as oid, null::bigint as castsource, null::bigint as casttarget, null::bigint as castfunc, null::varchar as castcontext,
     null::varchar as castmethod
 where false;
 create temp view mr_pg_extension as
-select null::bigint as oid, null::varchar as extname, null::bigint as extowner, null::bigint as extnamespace, null::boolean as extrelocatable,
+select null::bigint as tableoid, null::bigint as oid, null::varchar as extname, null::bigint as extowner, null::bigint as extnamespace, null::boolean as extrelocatable,
     null::varchar as extversion
 where false;
 create temp view mr_pg_enum as
@@ -385,13 +407,18 @@ create temp view mr_pg_default_acl as
 select null::bigint as oid, null::bigint as defaclrole, null::bigint as defaclnamespace, null::varchar as defaclobjtype, null::varchar[] as defaclacl
 where false;
 create temp view mr_pg_conversion as
-select null::bigint as oid, null::varchar as conname, null::bigint as connamespace, null::bigint as conforencoding, null::bigint as contoencoding,
+select null::bigint as tableoid, null::bigint as oid, null::varchar as conname, null::bigint as connamespace, null::bigint as conforencoding, null::bigint as contoencoding,
     null::boolean as condefault
 where false;
 create temp view mr_pg_opclass as
-select null::bigint as oid, null::bigint as opcmethod, null::varchar as opcname, null::bigint as opcnamespace, null::bigint as opcfamily,
+select null::bigint as tableoid, null::bigint as oid, null::bigint as opcmethod, null::varchar as opcname, null::bigint as opcnamespace, null::bigint as opcfamily,
     null::bigint as opcintype
 where false;
+create temp view mr_pg_opfamily as
+select null::bigint as tableoid, null::bigint as oid, null::bigint as opfmethod, null::varchar as opfname, null::bigint as opfnamespace where false;
+create temp view mr_pg_user_mappings as
+select null::bigint as umid, null::bigint as srvid, null::varchar as srvname, null::bigint as umuser, null::varchar as usename,
+    null::varchar[] as umoptions where false;
 create temp view mr_pg_stat_activity as
 select null::bigint as datid, null::varchar as datname, null::bigint as pid, null::varchar as usename, null::varchar as application_name,
     null::varchar as state, null::varchar as query
@@ -401,7 +428,7 @@ select null::varchar as locktype, null::bigint as database, null::bigint as rela
     null::boolean as granted
 where false;
 create temp view mr_pg_largeobject_metadata as
-select null::bigint as oid, null::bigint as lomowner, null::varchar[] as lomacl
+select null::bigint as tableoid, null::bigint as oid, null::bigint as lomowner, null::varchar[] as lomacl
 where false;
 create temp view mr_pg_ts_config as
 select null::bigint as oid, null::varchar as cfgname, null::bigint as cfgnamespace, null::bigint as cfgowner, null::bigint as cfgparser

@@ -32,7 +32,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    dialect::Translated,
     run::Job,
     watch::{EndOnDrop, Running, Watched},
 };
@@ -134,15 +133,16 @@ impl DuckReader {
     async fn start(&self, query: Query) -> Result<RowStream, QueryError> {
         let now = Instant::now();
         let deadline = now.checked_add(query.deadline).unwrap_or(now + Duration::from_secs(86_400 * 365));
-        let Translated { sql, .. } = dialect::translate(&query.sql, &self.catalog)?;
+        let translated = dialect::translate(&query.sql, &self.catalog)?;
+        let params = translated.parameters(query.params);
         let permit = self.permit(deadline).await?;
         let (head, headed) = oneshot::channel();
         let (sender, rows) = mpsc::channel(CHUNKS_WAITING + 1);
         let running = Arc::new(Running::default());
         let watched = Watched { running: running.clone(), reader: sender.clone(), deadline };
         let job = Job {
-            sql,
-            params: query.params,
+            sql: translated.sql,
+            params,
             deadline,
             confirmed_at: self.engine.confirmed_at(),
             head,

@@ -13,7 +13,7 @@ mod to_char;
 
 use std::ops::ControlFlow;
 
-use millrace_contract::QueryError;
+use millrace_contract::{QueryError, Value};
 use sqlparser::{
     ast::{Query, SetExpr, Statement, VisitMut},
     dialect::PostgreSqlDialect,
@@ -35,6 +35,24 @@ pub(super) struct Translated {
     params: Vec<params::Param>,
     /// EXPLAIN has fixed columns.
     explain: bool,
+}
+
+impl Translated {
+    /// Arrays among the parameters, from PostgreSQL's notation to the engine's.
+    pub(super) fn parameters(&self, mut values: Vec<Value>) -> Vec<Value> {
+        for (value, param) in values.iter_mut().zip(&self.params) {
+            if param.is_list
+                && let Value::Text(text) = value
+                && let Some(elements) = array_elements(text)
+            {
+                let quoted = |element: &String| format!("\"{}\"", element.replace('\\', "\\\\").replace('"', "\\\""));
+                let items: Vec<String> =
+                    elements.iter().map(|e| e.as_ref().map_or_else(|| "NULL".to_owned(), quoted)).collect();
+                *value = Value::Text(format!("[{}]", items.join(",")).into());
+            }
+        }
+        values
+    }
 }
 
 /// Translates one statement; `catalog` is the name under which DuckDB has the warehouse's file open.

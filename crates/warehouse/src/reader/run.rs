@@ -173,8 +173,9 @@ pub(super) fn bind(value: &Value) -> DuckValue {
         Value::Int(value) => DuckValue::BigInt(*value),
         Value::HugeInt(value) => DuckValue::HugeInt(*value),
         Value::Float(value) => DuckValue::Double(*value),
-        // text compares with and converts to a decimal of any scale exactly
-        Value::Decimal { .. } | Value::Uuid(_) => DuckValue::Text(value.to_text().unwrap_or_default()),
+        Value::Decimal { unscaled, scale } => duckdb::types::Decimal::new(38, *scale, *unscaled)
+            .map_or_else(|_| DuckValue::Text(value.to_text().unwrap_or_default()), DuckValue::Decimal),
+        Value::Uuid(_) => DuckValue::Text(value.to_text().unwrap_or_default()),
         Value::Text(text) => DuckValue::Text(text.to_string()),
         Value::Bytes(bytes) => DuckValue::Blob(bytes.to_vec()),
         Value::Date(days) => DuckValue::Date32(*days),

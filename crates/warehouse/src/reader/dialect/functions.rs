@@ -41,7 +41,7 @@ const RENAMED: [(&str, &str); 25] = [
 ];
 
 /// Functions of our own catalog emulation; each has a macro `mr_<name>` in `sql/catalog.sql`.
-const CATALOG: [&str; 52] = [
+const CATALOG: [&str; 65] = [
     "array_upper",
     "col_description",
     "current_schema",
@@ -94,6 +94,21 @@ const CATALOG: [&str; 52] = [
     "version",
     "pg_database_size",
     "pg_get_statisticsobjdef_columns",
+    "pg_char_to_encoding",
+    "pg_tablespace_location",
+    "pg_tablespace_size",
+    "pg_statistics_obj_is_visible",
+    "pg_collation_is_visible",
+    "pg_operator_is_visible",
+    "pg_conversion_is_visible",
+    "pg_opclass_is_visible",
+    "pg_ts_config_is_visible",
+    "pg_ts_dict_is_visible",
+    "pg_ts_parser_is_visible",
+    "pg_ts_template_is_visible",
+    "pg_advisory_unlock_all",
+    "to_regtype",
+    "to_regnamespace",
 ];
 
 /// Functions that reach beyond the data, by name or beginning of the name.

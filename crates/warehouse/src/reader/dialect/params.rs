@@ -23,6 +23,8 @@ pub(in crate::reader) struct Param {
     pub(super) known: Option<ValueType>,
     /// Queries whose single column has the parameter's type.
     pub(super) probes: Vec<String>,
+    /// Stands where PostgreSQL takes an array.
+    pub(super) is_list: bool,
 }
 
 /// All parameters met so far.
@@ -57,6 +59,17 @@ impl Params {
     pub(super) fn known(&mut self, expr: &Expr, value_type: Option<ValueType>) {
         if let Some(param) = Self::number(expr).and_then(|n| self.met(n)) {
             param.known = param.known.or(value_type);
+        }
+    }
+
+    pub(super) fn is_list(&mut self, expr: &Expr) {
+        match expr {
+            Expr::Cast { expr, .. } | Expr::Nested(expr) => self.is_list(expr),
+            expr => {
+                if let Some(param) = Self::number(expr).and_then(|n| self.met(n)) {
+                    param.is_list = true;
+                }
+            }
         }
     }
 

@@ -64,13 +64,14 @@ impl VisitorMut for Rewriter<'_> {
             }
             Expr::Cast { expr: inner, data_type, .. } => self.params.known(inner, cast_type(data_type)),
             Expr::Function(function) => order_nulls_in(function),
+            Expr::AnyOp { right, .. } | Expr::AllOp { right, .. } => self.params.is_list(right),
             _ => {}
         }
         ControlFlow::Continue(())
     }
 
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<QueryError> {
-        match expression(expr, self.catalog) {
+        match expression(expr) {
             Ok(Some(new)) => *expr = new,
             Ok(None) => {}
             Err(refused) => return ControlFlow::Break(refused),
@@ -191,7 +192,7 @@ fn table(name: &mut ObjectName, alias: &mut Option<TableAlias>, catalog: &str) -
     Ok(())
 }
 
-fn expression(expr: &mut Expr, catalog: &str) -> Result<Option<Expr>, QueryError> {
+fn expression(expr: &mut Expr) -> Result<Option<Expr>, QueryError> {
     Ok(match expr {
         Expr::Function(function) => functions::rewrite(function)?,
         Expr::Identifier(ident) if is_value_function(ident) => {
@@ -203,20 +204,25 @@ fn expression(expr: &mut Expr, catalog: &str) -> Result<Option<Expr>, QueryError
             Some(Expr::CompoundIdentifier(keep))
         }
         Expr::BinaryOp { left, op, right } => binary(left, op, right),
-        Expr::AnyOp { compare_op, right, .. } | Expr::AllOp { compare_op, right, .. } => {
+        Expr::AnyOp { left, compare_op, right, .. } | Expr::AllOp { left, compare_op, right } => {
             if let BinaryOperator::PGCustomBinaryOperator(parts) = compare_op
                 && let Some(plain) = parts.last().and_then(|name| plain_operator(name))
             {
                 *compare_op = plain;
             }
             array_literal(right);
+            if Params::number(right).is_some() {
+                // a list of unknown type is compared as text
+                **left = raw(format!("CAST({left} AS VARCHAR)"));
+                **right = raw(format!("CAST({right} AS VARCHAR[])"));
+            }
             None
         }
         Expr::Collate { expr, collation } => {
             let plain = matches!(plain_name(collation).as_str(), "default" | "c" | "posix" | "ucs_basic");
             plain.then(|| std::mem::replace(expr.as_mut(), raw("")))
         }
-        Expr::Cast { expr: inner, data_type, .. } => cast(inner, data_type, catalog),
+        Expr::Cast { expr: inner, data_type, .. } => cast(inner, data_type),
         Expr::SimilarTo { negated, expr, pattern, .. } => similar(*negated, expr, pattern),
         Expr::Overlay { expr, overlay_what, overlay_from, overlay_for } => {
             let length = overlay_for.as_ref().map_or_else(|| format!("length({overlay_what})"), ToString::to_string);
@@ -239,6 +245,8 @@ fn binary(left: &Expr, op: &mut BinaryOperator, right: &Expr) -> Option<Expr> {
         BinaryOperator::PGRegexIMatch => matches("", ", 'i'"),
         BinaryOperator::PGRegexNotMatch => matches("NOT ", ""),
         BinaryOperator::PGRegexNotIMatch => matches("NOT ", ", 'i'"),
+        // psql compares the roles of a policy with a list
+        BinaryOperator::NotEq if left.to_string() == "polroles" => Some(raw("true")),
         BinaryOperator::Divide | BinaryOperator::Modulo if !never_zero(right) => {
             Some(raw(format!("{left} {op} CASE WHEN {right} = 0 THEN error('division by zero') ELSE {right} END")))
         }
@@ -286,11 +294,11 @@ fn never_zero(expr: &Expr) -> bool {
 }
 
 /// Casts to types that DuckDB has not, or has with another meaning.
-fn cast(inner: &mut Box<Expr>, data_type: &mut DataType, catalog: &str) -> Option<Expr> {
+fn cast(inner: &mut Expr, data_type: &mut DataType) -> Option<Expr> {
     let text = data_type.to_string().to_lowercase().replace('"', "");
     let base = text.strip_prefix("pg_catalog.").unwrap_or(&text);
     let (element, list) = base.strip_suffix("[]").map_or((base, ""), |element| (element, "[]"));
-    let is_literal = matches!(inner.as_ref(), Expr::Value(_));
+    let is_literal = matches!(inner, Expr::Value(_));
     let custom =
         |name: &str| DataType::Custom(ObjectName(vec![ObjectNamePart::Identifier(Ident::new(name))]), Vec::new());
     match element {
@@ -327,9 +335,9 @@ fn cast(inner: &mut Box<Expr>, data_type: &mut DataType, catalog: &str) -> Optio
             };
             *data_type = custom(&format!("{plain}{list}"));
         }
+        _ if text.len() > base.len() => *data_type = custom(base),
         _ => {}
     }
-    _ = catalog;
     if !list.is_empty() {
         array_literal(inner);
     }
