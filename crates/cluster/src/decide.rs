@@ -372,4 +372,6 @@ fn unusable(data: &DataState, name: &NodeName) -> NodePlan {
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;

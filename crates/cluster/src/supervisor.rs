@@ -29,6 +29,8 @@ use crate::{
 
 /// Looks between the regular ones, while something is about to change.
 const SOON: Duration = Duration::from_millis(50);
+/// For how long that is, after a start or the loss of the upstream.
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// Runs one cluster.
 #[derive(Debug)]
@@ -188,10 +190,12 @@ impl Supervisor {
     /// Until when nothing is likely to change by itself.
     fn pause(&self, observed: &Observed, now: Duration) -> Duration {
         let mut pause = self.spec.limits.observe_interval;
-        for view in observed.nodes.values() {
+        let recently = |since: Duration| now.saturating_sub(since) < SETTLING;
+        for (name, view) in &observed.nodes {
+            let started = self.nodes.get(name).map_or(Duration::ZERO, |node| node.started);
             let settling = match view.process {
-                ProcessState::Running { ready, .. } => {
-                    !ready || view.server.is_none() || view.not_streaming_since.is_some()
+                ProcessState::Running { .. } => {
+                    (view.server.is_none() && recently(started)) || view.not_streaming_since.is_some_and(recently)
                 }
                 ProcessState::Unadopted { .. } => true,
                 ProcessState::None => false,
@@ -293,6 +297,12 @@ impl Supervisor {
                 self.took(name, postmaster, now)
             }
             Action::Stop(mode) => {
+                // the only server stopped unasked is one that accepted writes; stopping it comes first
+                if self.intent.goal == Goal::Run
+                    && let Err(error) = observe::mark_primary(&node.spec)
+                {
+                    tracing::warn!(node = %name, %error, "cannot mark the data as a primary's");
+                }
                 let Some(postmaster) = node.postmaster.take() else { return Ok(()) };
                 node.connection = None;
                 node.busy = Some(("stops".to_owned(), now));

@@ -112,6 +112,7 @@ fn usual_settings() -> impl Iterator<Item = Setting> {
         ("max_wal_senders", "10"),
         ("max_replication_slots", "20"),
         ("wal_sender_timeout", "30s"),
+        ("wal_retrieve_retry_interval", "200ms"),
         // left-overs of a killed server stay in its own folder
         ("dynamic_shared_memory_type", "mmap"),
         ("log_line_prefix", "%m [%p] %q%u@%d %a "),

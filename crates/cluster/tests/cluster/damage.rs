@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
+use millrace_contract::status::NodeState;
 use millrace_testkit::wait_until;
 
 use crate::harness::{Cluster, LONG};
@@ -134,5 +135,33 @@ async fn a_port_taken_later_is_told_and_awaited() {
     cluster.until("the trouble", |status| status.findings.iter().any(|f| f.what.contains(&what))).await;
     drop(taken);
     cluster.ready().await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_frozen_server_is_told_and_left_alone() {
+    let mut cluster =
+        Cluster::start_with(&["a", "b"], |limits| limits.probe_timeout = Duration::from_millis(500)).await;
+    let pids = cluster.pids();
+    let folder = cluster.folder("a").join("data").canonicalize().unwrap();
+    let signal = |signal: &str| {
+        // the server and all its sessions
+        let found = std::process::Command::new("find")
+            .args(["/proc", "-maxdepth", "2", "-name", "cwd", "-lname"])
+            .arg(&folder)
+            .output()
+            .unwrap();
+        let listed = String::from_utf8(found.stdout).unwrap();
+        let mut kill = std::process::Command::new("kill");
+        kill.arg(signal).args(listed.lines().filter_map(|line| line.split('/').nth(2)));
+        assert!(kill.status().unwrap().success());
+    };
+    signal("-STOP");
+    cluster.until("the trouble", |status| status.findings.iter().any(|f| f.what == "runs but does not answer")).await;
+    assert_eq!(cluster.node("a").state, NodeState::Unresponsive);
+    assert!(!cluster.status.borrow().primary_ready);
+    signal("-CONT");
+    cluster.ready().await;
+    assert_eq!(cluster.pids(), pids);
     cluster.stop().await;
 }

@@ -1,7 +1,9 @@
 //! Made, adopted, stopped.
 
+use millrace_base::Secret;
 use millrace_cluster::ClusterStatus;
 use millrace_contract::status::NodeState;
+use millrace_pg::{ConnectParams, HbaDatabase, HbaRule, HbaSource, connect, roles};
 use millrace_testkit::{Sandbox, wait_until};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -82,5 +84,50 @@ async fn an_interrupted_bootstrap_is_finished() {
     cluster.supervise();
     cluster.ready().await;
     cluster.replicates(1).await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn everyone_comes_in_only_where_they_belong() {
+    let mut cluster = Cluster::start(&["a", "b"]).await;
+    let primary = cluster.client("a").await;
+    primary.batch_execute("CREATE DATABASE loans_db").await.unwrap();
+    let params = cluster.spec.superuser(&cluster.spec.nodes[0]).unwrap();
+
+    let replicator = params.as_user("replicator", cluster.spec.replicator_password.clone());
+    let refused = connect(&replicator, LONG).await.unwrap_err();
+    assert_eq!(refused.sqlstate(), Some("28000"), "{refused}");
+    let app_user = params.as_user("app_user", Secret::generate());
+    assert_eq!(connect(&app_user, LONG).await.unwrap_err().sqlstate(), Some("28000"));
+    let plain = ConnectParams { tls: None, ..params.clone() };
+    assert_eq!(connect(&plain, LONG).await.unwrap_err().sqlstate(), Some("28000"));
+
+    // a rule given opens one database to one role, on running servers, after the supervisor's restart
+    cluster.drop_supervisor();
+    let secret = Secret::generate();
+    roles::ensure_login_role(&*primary, "app_user", "", &secret).await.unwrap();
+    cluster.spec.hba = vec![HbaRule::new(HbaDatabase::Named("loans_db".into()), "app_user", HbaSource::SameHost)];
+    let before = cluster.pids();
+    cluster.supervise();
+    cluster.ready().await;
+    assert_eq!(cluster.pids(), before);
+    let app_user = params.as_user("app_user", secret);
+    wait_until(LONG, || async { connect(&app_user.to_database("loans_db"), LONG).await.is_ok() }).await;
+    assert_eq!(connect(&app_user, LONG).await.unwrap_err().sqlstate(), Some("28000"));
+
+    // no secret on a command line, in an environment or in a log
+    let secrets = [&cluster.spec.superuser_password, &cluster.spec.replicator_password];
+    for secret in secrets {
+        for pid in before.values() {
+            for file in ["cmdline", "environ"] {
+                let text = std::fs::read(format!("/proc/{pid}/{file}")).unwrap();
+                assert!(!String::from_utf8_lossy(&text).contains(secret.reveal()));
+            }
+        }
+        for name in ["a.log", "b.log"] {
+            let text = std::fs::read_to_string(cluster.sandbox.path().join(name)).unwrap();
+            assert!(!text.contains(secret.reveal()), "{name}");
+        }
+    }
     cluster.stop().await;
 }
