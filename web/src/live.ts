@@ -49,10 +49,19 @@ function show(word: string, level: string): void {
   if (place) place.textContent = word;
 }
 
-/** Listens as long as the page is open; the browser reconnects by itself. */
-export function connect(): void {
-  const events = new EventSource("/events");
-  let last = 0;
+let events: EventSource | undefined;
+let last = 0;
+
+function listen(): void {
+  // a hidden page holds no connection: browsers allow few to one host
+  if (document.hidden) {
+    events?.close();
+    events = undefined;
+    return;
+  }
+  if (events) return;
+  last = Date.now();
+  events = new EventSource("/events");
   events.addEventListener("watermark", (event) => {
     const beat = JSON.parse((event as MessageEvent<string>).data) as Beat;
     skew = beat.now / 1000 - Date.now();
@@ -61,11 +70,24 @@ export function connect(): void {
     if (beat.freshness) document.dispatchEvent(new CustomEvent<Freshness>("watermark", { detail: beat.freshness }));
   });
   events.addEventListener("error", () => {
-    if (Date.now() - last > 8000) show("offline", "bad");
+    // after a refusal (a restart, a session that ended) the browser gives up; we do not
+    if (events?.readyState === EventSource.CLOSED) events = undefined;
   });
+}
+
+/** Listens as long as the page is seen. */
+export function connect(): void {
+  listen();
+  document.addEventListener("visibilitychange", listen);
   setInterval(() => {
-    if (last && Date.now() - last > 12_000) show("offline", "bad");
+    if (!document.hidden && Date.now() - last > 12_000) show("offline", "bad");
     tick();
   }, 1000);
-  addEventListener("pagehide", () => events.close());
+  setInterval(listen, 5000);
+  addEventListener("pagehide", () => events?.close());
+  addEventListener("pageshow", (event) => {
+    if (!event.persisted) return;
+    events = undefined;
+    listen();
+  });
 }

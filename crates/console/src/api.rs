@@ -98,7 +98,7 @@ pub(crate) async fn report(
     match file.rsplit_once('.') {
         Some((name, "json")) => {
             let report = find(&console, name)?;
-            let data = tile::run(&console, &report, None, &filters, "").await?;
+            let data = tile::run(&console, &report, None, &filters, &tile::report_origin(&report, &filters)).await?;
             Ok(Json(json!(data)).into_response())
         }
         Some((name, "csv")) => {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use millrace_base::Clock;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 const WINDOW: Duration = Duration::from_secs(300);
 /// Failures of one user from one address within the window.
@@ -20,12 +21,16 @@ const ADDRESS_MAX: usize = 40;
 /// Keys remembered; beyond it the stalest goes.
 const KEYS_MAX: usize = 10_000;
 
+/// Passwords compared at the same time; each takes 19 MiB.
+const COMPARED_MAX: usize = 4;
+
 type Key = (Option<IpAddr>, Option<String>);
 
 #[derive(Debug)]
 pub(crate) struct Limits {
     clock: Arc<dyn Clock>,
     failures: Mutex<HashMap<Key, Vec<Duration>>>,
+    turns: Semaphore,
 }
 
 fn keys(address: Option<IpAddr>, user: &str) -> [(Key, usize); 2] {
@@ -35,7 +40,12 @@ fn keys(address: Option<IpAddr>, user: &str) -> [(Key, usize); 2] {
 
 impl Limits {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, failures: Mutex::default() }
+        Self { clock, failures: Mutex::default(), turns: Semaphore::new(COMPARED_MAX) }
+    }
+
+    /// A turn to compare a password; `None` only while the process ends.
+    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turns.acquire().await.ok()
     }
 
     /// How long to wait before the next try; `None` if it may be made now.

@@ -1,6 +1,9 @@
 //! Who may pass, and the headers that every answer carries.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use axum::{
     extract::{ConnectInfo, Request, State},
@@ -11,7 +14,10 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use millrace_base::Secret;
 
-use crate::{Shared, error::ApiError, params::query_string, users};
+use crate::{Console, Shared, UsersError, error::ApiError, format, params::query_string, users};
+
+/// How long a login waits for its turn to be compared.
+const TURN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// No inline script or style, nothing from elsewhere, no framing.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; \
@@ -50,8 +56,8 @@ pub(crate) fn is_same_origin(headers: &HeaderMap) -> bool {
     }
     match (text(header::ORIGIN), text(header::HOST)) {
         (Some(origin), Some(host)) => origin.split_once("://").is_some_and(|(_, rest)| rest == host),
-        (Some(_), None) => false,
-        (None, _) => true,
+        // HTTP/2 names the host elsewhere; the form token decides alone
+        (Some(_), None) | (None, _) => true,
     }
 }
 
@@ -86,26 +92,76 @@ pub(crate) async fn require_login(State(console): State<Shared>, request: Reques
     let address = address(request.extensions());
     match basic(request.headers()) {
         None => unauthorized("log in to see this"),
-        Some((user, password)) => {
-            if let Some(wait) = console.limits.wait(address, &user) {
-                return too_many(wait.as_secs());
+        Some((user, password)) => match check_login(&console, address, &user, password).await {
+            Ok(true) => next.run(request).await,
+            Ok(false) => unauthorized("the user name or password is wrong"),
+            Err(refused) => refused.into_response(),
+        },
+    }
+}
+
+/// A login that was not even compared.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// After too many failures; may be tried again after this.
+    TooMany(Duration),
+    /// Too many logins are being compared already.
+    Busy,
+    Store(UsersError),
+}
+
+/// Whether the password is the user's. Failures are counted; few are compared at a time, since each
+/// takes memory and a core for a while.
+pub(crate) async fn check_login(
+    console: &Console,
+    address: Option<IpAddr>,
+    user: &str,
+    password: Secret,
+) -> Result<bool, Refused> {
+    if let Some(wait) = console.limits.wait(address, user) {
+        return Err(Refused::TooMany(wait));
+    }
+    let turn = tokio::time::timeout(TURN_DEADLINE, console.limits.turn()).await;
+    let Ok(Some(_turn)) = turn else { return Err(Refused::Busy) };
+    let good = users::verify(&console.state.users, user, password).await.map_err(|error| {
+        tracing::error!(%error, "logins cannot be checked");
+        Refused::Store(error)
+    })?;
+    if good {
+        console.limits.passed(address, user);
+    } else {
+        tracing::warn!(?address, "a login failed");
+        console.limits.failed(address, user);
+    }
+    Ok(good)
+}
+
+impl Refused {
+    /// Status, what happened, what to do, and after how many seconds.
+    pub(crate) fn explain(self) -> (StatusCode, String, String, u64) {
+        match self {
+            Self::TooMany(wait) => {
+                let hint = format!("try again in {}", format::duration(wait));
+                (StatusCode::TOO_MANY_REQUESTS, "too many failed logins".to_owned(), hint, wait.as_secs().max(1))
             }
-            match users::verify(&console.state.users, &user, password).await {
-                Ok(true) => {
-                    console.limits.passed(address, &user);
-                    next.run(request).await
-                }
-                Ok(false) => {
-                    console.limits.failed(address, &user);
-                    unauthorized("the user name or password is wrong")
-                }
-                Err(error) => {
-                    tracing::error!(%error, "logins cannot be checked");
-                    ApiError { status: StatusCode::SERVICE_UNAVAILABLE, message: error.message, hint: error.hint }
-                        .into_response()
-                }
+            Self::Busy => {
+                let message = "too many logins at once".to_owned();
+                (StatusCode::SERVICE_UNAVAILABLE, message, "try again shortly".to_owned(), 5)
+            }
+            Self::Store(error) => {
+                let hint =
+                    error.hint.unwrap_or_else(|| "try again shortly; `millrace status` says what is wrong".to_owned());
+                let message = format!("logins cannot be checked now: {}", error.message);
+                (StatusCode::SERVICE_UNAVAILABLE, message, hint, 10)
             }
         }
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let (status, message, hint, seconds) = self.explain();
+        ([(header::RETRY_AFTER, seconds.to_string())], ApiError { status, message, hint: Some(hint) }).into_response()
     }
 }
 
@@ -116,15 +172,6 @@ fn unauthorized(message: &str) -> Response {
         hint: Some("open /login, or send HTTP Basic credentials".to_owned()),
     };
     ([(header::WWW_AUTHENTICATE, "Basic realm=\"millrace\", charset=\"UTF-8\"")], error).into_response()
-}
-
-fn too_many(seconds: u64) -> Response {
-    let error = ApiError {
-        status: StatusCode::TOO_MANY_REQUESTS,
-        message: "too many failed logins".to_owned(),
-        hint: Some(format!("wait {seconds} s")),
-    };
-    ([(header::RETRY_AFTER, seconds.to_string())], error).into_response()
 }
 
 fn basic(headers: &HeaderMap) -> Option<(String, Secret)> {

@@ -151,6 +151,16 @@ pub(crate) async fn query(
     Ok(query)
 }
 
+/// A report's own page as the origin of what is drilled from it, with where the reader came from. Past a
+/// length that every server and browser takes, the way back is cut short.
+pub(crate) fn report_origin(report: &Report, filters: &Filters) -> String {
+    const LENGTH_MAX: usize = 1500;
+    let own = filters.for_params(&report.params);
+    let back = filters.given("_back").filter(|back| back.len() <= LENGTH_MAX);
+    let back = back.map(|back| ("_back".to_owned(), back.to_owned()));
+    format!("/reports/{}{}", report.name, query_of(&own.into_iter().chain(back).collect::<Vec<_>>()))
+}
+
 /// Runs a report. `origin` is the dashboard (path and query) that drilled pages lead back to.
 pub(crate) async fn run(
     console: &Console,

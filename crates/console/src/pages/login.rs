@@ -10,7 +10,7 @@ use maud::html;
 use millrace_base::Secret;
 use serde::Deserialize;
 
-use crate::{Shared, pages::layout, security, session::Session, users};
+use crate::{Shared, pages::layout, security, session::Session};
 
 /// Where to go after the login.
 #[derive(Debug, Deserialize)]
@@ -108,33 +108,18 @@ pub(crate) async fn submit(State(console): State<Shared>, request: Request) -> R
             "This form had expired, or cookies are off. Nothing was sent on; log in again.",
         );
     }
-    if let Some(wait) = console.limits.wait(address, &login.user) {
-        let seconds = wait.as_secs().max(1);
-        let message = format!("Too many failed logins. Try again in {}.", crate::format::duration(wait));
-        let mut response = again(StatusCode::TOO_MANY_REQUESTS, &message);
-        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
-        return response;
-    }
-    match users::verify(&console.state.users, &login.user, login.password.clone()).await {
+    match security::check_login(&console, address, &login.user, login.password.clone()).await {
         Ok(true) => {
-            console.limits.passed(address, &login.user);
             let (_, cookie) = console.sessions.start(&login.user);
             tracing::info!(user = login.user, "logged in");
             (AppendHeaders([(header::SET_COOKIE, cookie)]), Redirect::to(safe_next(&login.next))).into_response()
         }
-        Ok(false) => {
-            console.limits.failed(address, &login.user);
-            tracing::warn!(?address, "a login failed");
-            again(StatusCode::UNAUTHORIZED, "The user name or the password is wrong.")
-        }
-        Err(error) => {
-            tracing::error!(%error, "logins cannot be checked");
-            let message = format!(
-                "Logins cannot be checked now: {}. {}",
-                error.message,
-                error.hint.as_deref().unwrap_or("Try again shortly; `millrace status` says what is wrong.")
-            );
-            again(StatusCode::SERVICE_UNAVAILABLE, &message)
+        Ok(false) => again(StatusCode::UNAUTHORIZED, "The user name or the password is wrong."),
+        Err(refused) => {
+            let (status, message, hint, seconds) = refused.explain();
+            let mut response = again(status, &format!("{message}: {hint}"));
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+            response
         }
     }
 }

@@ -50,9 +50,10 @@ pub(crate) async fn show(
     };
     let filters = Filters::new(pairs);
     let path = format!("/reports/{name}");
+    let origin = tile::report_origin(&report, &filters);
     let (form, answer) = tokio::join!(
         dashboard::filter_form(&console, &report.params, &filters, &path),
-        tile::run(&console, &report, None, &filters, filters.given("_back").unwrap_or_default()),
+        tile::run(&console, &report, None, &filters, &origin),
     );
     let status = match &answer {
         Ok(_) => StatusCode::OK,
@@ -73,17 +74,36 @@ pub(crate) async fn show(
     (status, layout::page(&console, &session, &headers, &page, &body)).into_response()
 }
 
+/// How many pages a breadcrumb names.
+const CRUMBS_MAX: usize = 6;
+
+/// The pages that the reader came through, outermost first: link and title.
+fn trail(console: &Shared, filters: &Filters) -> Vec<(String, String)> {
+    let catalog = &console.state.catalog;
+    let mut trail = Vec::new();
+    let mut back = filters.given("_back").and_then(local_path).map(str::to_owned);
+    while let Some(link) = back.take().filter(|_| trail.len() < CRUMBS_MAX) {
+        let path = link.split('?').next().unwrap_or_default();
+        if let Some(dashboard) = path.strip_prefix("/dashboards/").and_then(|slug| catalog.dashboard(slug)) {
+            trail.push((link, dashboard.title.clone()));
+        } else if let Some(report) = path.strip_prefix("/reports/").and_then(|name| catalog.report(name)) {
+            let pairs = link.parse().ok().and_then(|uri| Query::<Vec<(String, String)>>::try_from_uri(&uri).ok());
+            let before = Filters::new(pairs.map(|Query(pairs)| pairs).unwrap_or_default());
+            back = before.given("_back").and_then(local_path).map(str::to_owned);
+            trail.push((link, report.title.clone()));
+        }
+    }
+    if trail.is_empty() {
+        trail.push(("/reports".to_owned(), "Reports".to_owned()));
+    }
+    trail.reverse();
+    trail
+}
+
 fn breadcrumb(console: &Shared, report: &Report, filters: &Filters) -> Markup {
-    let back = filters.given("_back").and_then(local_path);
-    let origin = back.and_then(|back| {
-        let path = back.split('?').next().unwrap_or_default();
-        let slug = path.strip_prefix("/dashboards/")?;
-        Some((back, console.state.catalog.dashboard(slug)?.title.as_str()))
-    });
-    let (link, title) = origin.unwrap_or(("/reports", "Reports"));
     html! {
         nav.crumbs aria-label="Breadcrumb" { ol {
-            li { a href=(link) rel="up" { (title) } }
+            @for (link, title) in trail(console, filters) { li { a href=(link) rel="up" { (title) } } }
             li aria-current="page" { (report.title) }
         } }
     }
@@ -92,10 +112,12 @@ fn breadcrumb(console: &Shared, report: &Report, filters: &Filters) -> Markup {
 fn rows(console: &Shared, report: &Report, filters: &Filters, data: &tile::TileData) -> Markup {
     let kept = filters.given("_sort").map(|sort| ("_sort".to_owned(), sort.to_owned()));
     let query = query_of(&filters.for_params(&report.params).into_iter().chain(kept).collect::<Vec<_>>());
+    let back = filters.given("_back").map(|back| ("_back".to_owned(), back.to_owned()));
+    let source = query_of(&filters.for_params(&report.params).into_iter().chain(back).collect::<Vec<_>>());
     let drawn = !matches!(report.chart, ChartKind::Number | ChartKind::Table);
     let kind = dashboard::kind(report.chart);
     html! {
-        section.tile.w12.open.(kind) id="tile-0" data-kind=(kind) data-src={ "/api/v1/reports/" (report.name) ".json" (query) } data-state="ready"
+        section.tile.w12.open.(kind) id="tile-0" data-kind=(kind) data-src={ "/api/v1/reports/" (report.name) ".json" (source) } data-state="ready"
                 data-static[filters.given("_sort").is_some()] aria-label=(report.title) tabindex="-1" {
             header {
                 p.muted { (data.texts.len()) @if data.truncated { "+" } @if data.texts.len() == 1 { " row" } @else { " rows" } }
