@@ -64,12 +64,12 @@ let themeBefore: string | undefined;
 addEventListener("beforeprint", () => {
   themeBefore = document.documentElement.dataset["theme"];
   document.documentElement.dataset["theme"] = "light";
-  recolour();
+  for (const tile of tiles) tile.beforePrint();
 });
 addEventListener("afterprint", () => {
   if (themeBefore) document.documentElement.dataset["theme"] = themeBefore;
   else delete document.documentElement.dataset["theme"];
-  recolour();
+  for (const tile of tiles) tile.afterPrint();
 });
 
 // --- filters: the URL moves, the tiles follow, the page stays
@@ -77,7 +77,19 @@ addEventListener("afterprint", () => {
 const form = $<HTMLFormElement>("form.filters");
 const grid = $("[data-dashboard]");
 
+/** What the filters are, in words: for paper. */
+function filtered(fields: HTMLFormElement): string {
+  const words: string[] = [];
+  for (const label of $$("label", fields)) {
+    const field = $<HTMLInputElement | HTMLSelectElement>("input, select", label);
+    if (field?.value) words.push(`${label.firstElementChild?.textContent ?? ""}: ${field.value}`);
+  }
+  return words.join(" · ");
+}
+
 function follow(query: string): void {
+  const note = $(".filtered");
+  if (note && form) note.textContent = filtered(form);
   const clear = $<HTMLAnchorElement>(".clear", form ?? document);
   if (clear) clear.hidden = query === "";
   for (const tile of tiles) {

@@ -58,8 +58,8 @@ function tip(data: TileData, row: number, colors: string[]): HTMLElement {
 // without quotes: the drawing's own attributes would end at them when it is saved as an image
 const FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, sans-serif";
 
-function base(data: TileData, colors: Theme): EChartsCoreOption {
-  const calm = reducedMotion.matches;
+function base(data: TileData, colors: Theme, still: boolean): EChartsCoreOption {
+  const calm = still || reducedMotion.matches;
   return {
     color: colors.series,
     backgroundColor: "transparent",
@@ -87,11 +87,11 @@ function base(data: TileData, colors: Theme): EChartsCoreOption {
   };
 }
 
-function pie(data: TileData, colors: Theme, width: number): EChartsCoreOption {
+function pie(data: TileData, colors: Theme, width: number, still: boolean): EChartsCoreOption {
   const { x, ys } = positions(data);
   const y = ys[0] ?? 0;
   return {
-    ...base(data, colors),
+    ...base(data, colors, still),
     series: [
       {
         id: "slices",
@@ -111,7 +111,7 @@ function pie(data: TileData, colors: Theme, width: number): EChartsCoreOption {
   };
 }
 
-function cartesian(data: TileData, colors: Theme, width: number): EChartsCoreOption {
+function cartesian(data: TileData, colors: Theme, width: number, still: boolean): EChartsCoreOption {
   const { x, ys } = positions(data);
   const lying = data.chart === "horizontal_bar";
   const formats = [...new Set(ys.map((y) => data.columns[y]?.format ?? "plain"))].slice(0, 2);
@@ -136,7 +136,7 @@ function cartesian(data: TileData, colors: Theme, width: number): EChartsCoreOpt
   }));
   const legend = ys.length > 1;
   return {
-    ...base(data, colors),
+    ...base(data, colors, still),
     grid: { left: 4, right: formats.length > 1 && !lying ? 4 : 14, top: legend ? 34 : 12, bottom: 4, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
     ...(legend ? { legend: { top: 0, left: 0, icon: "roundRect", itemWidth: 10, itemHeight: 10, textStyle: { color: colors.muted } } } : {}),
     xAxis: lying ? values : category,
@@ -157,7 +157,8 @@ function cartesian(data: TileData, colors: Theme, width: number): EChartsCoreOpt
   };
 }
 
-export function options(data: TileData, width: number): EChartsCoreOption {
+/** `still` draws at once, without animation. */
+export function options(data: TileData, width: number, still: boolean): EChartsCoreOption {
   const colors = theme();
-  return data.chart === "pie" ? pie(data, colors, width) : cartesian(data, colors, width);
+  return data.chart === "pie" ? pie(data, colors, width, still) : cartesian(data, colors, width, still);
 }

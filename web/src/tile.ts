@@ -29,6 +29,7 @@ export class Tile {
   source: string;
   private chart: echarts.ECharts | undefined;
   private mark = -1;
+  private printing = false;
   private fetching: AbortController | undefined;
 
   constructor(element: HTMLElement) {
@@ -96,18 +97,44 @@ export class Tile {
     let lsn = $(".lsn", badge);
     if (!lsn) {
       const link = el("a", undefined, el("span", "lsn"));
-      badge.replaceChildren(el("span", "dot"), " ", el("span", "age"), " · ", link);
+      badge.replaceChildren(el("span", "dot"), " ", el("span", "age"), el("span", "when print-only"), " · ", link);
       lsn = $(".lsn", badge);
     }
     if (lsn) lsn.textContent = freshness.lsn;
+    const when = $(".when", badge);
+    if (when) when.textContent = `as of ${new Date(asOf(freshness) / 1000).toISOString().slice(0, 19)}Z`;
     $("a", badge)?.setAttribute("href", `/runs#run-${freshness.run_id}`);
     tick();
   }
 
   redraw(recolour: boolean): void {
-    if (!this.data || !this.place) return;
-    if (this.chart) this.chart.resize();
+    if (!this.data || !this.place || this.printing) return;
+    this.chart?.resize();
     this.draw(recolour);
+  }
+
+  /** Draws for paper: at once, at about the width of a column, scaled to it by its view box. */
+  beforePrint(): void {
+    const { chart, data, place } = this;
+    if (!chart || !data || !place) return;
+    this.printing = true;
+    const columns = Number(/\bw(\d+)\b/.exec(this.element.className)?.[1] ?? 12);
+    const width = columns >= 8 ? 680 : 330;
+    const height = data.chart === "horizontal_bar" ? place.clientHeight : 230;
+    chart.resize({ width, height });
+    chart.setOption(options(data, width, true), { notMerge: true });
+    // drawing waits for the next frame otherwise, and paper has none
+    chart.getZr().flush();
+    $("svg", place)?.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  }
+
+  afterPrint(): void {
+    if (!this.printing) return;
+    this.printing = false;
+    const svg = this.place && $("svg", this.place);
+    svg?.removeAttribute("viewBox");
+    this.chart?.resize({ width: "auto", height: "auto" });
+    this.draw(true);
   }
 
   toggleData(): void {
@@ -159,12 +186,12 @@ export class Tile {
     place.setAttribute("aria-roledescription", "chart");
     const enter = data.links ? ", Enter opens its rows" : "";
     place.setAttribute("aria-label", `${data.title}. ${kind} of ${data.rows.length} marks. Arrow keys go from mark to mark${enter}; d shows the data as a table.`);
-    if (place.clientWidth === 0) return;
+    if (place.clientWidth === 0 || this.printing) return;
     if (!this.chart) {
       this.chart = echarts.init(place, null, { renderer: "svg" });
       this.listen(this.chart);
     }
-    this.chart.setOption(options(data, place.clientWidth), replace ? { notMerge: true } : { replaceMerge: ["series", "xAxis", "yAxis"] });
+    this.chart.setOption(options(data, place.clientWidth, false), replace ? { notMerge: true } : { replaceMerge: ["series", "xAxis", "yAxis"] });
   }
 
   private listen(chart: echarts.ECharts): void {

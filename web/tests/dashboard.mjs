@@ -65,7 +65,7 @@ try {
     return `${states.length} tiles, load to drawn ${ms} ms`;
   });
   await check("dashboard: every tile says how fresh it is, with its log position", async () => {
-    const badges = await page.$$eval(".tile[data-src] .fresh", (all) => all.map((badge) => badge.textContent.trim()));
+    const badges = await page.$$eval(".tile[data-src] .fresh", (all) => all.map((badge) => badge.innerText.trim()));
     for (const badge of badges) assert(/\d.* old · [0-9A-F]+\/[0-9A-F]+/.test(badge), `badge “${badge}”`);
     return badges[0];
   });
@@ -267,6 +267,9 @@ try {
     await settled(page);
     const pdf = await page.pdf({ format: "A4", ...(config.shots ? { path: `${config.shots}/dashboard.pdf` } : {}) });
     assert(pdf.length > 10_000, "the print has content");
+    await settled(page);
+    const clipped = await page.$$eval(".chart svg", (all) => all.filter((svg) => Math.abs(svg.clientWidth - svg.closest(".chart").clientWidth) > 2).length);
+    equal(clipped, 0, "charts of another width than their tile after the print");
     return `PDF ${(pdf.length / 1024).toFixed(0)} KiB`;
   });
 

@@ -57,6 +57,7 @@ pub(crate) async fn show(
             div { h1 { (dashboard.title) } @if !dashboard.description.is_empty() { p.muted { (dashboard.description) } } }
             (form)
         }
+        (filtered(&dashboard.filters, &filters))
         div.grid data-dashboard=(slug) {
             @for (position, (tile, answer)) in dashboard.tiles.iter().zip(&tiles).enumerate() {
                 (draw(&console, &dashboard, position, tile, answer, &query))
@@ -154,7 +155,7 @@ pub(crate) fn badge(console: &Shared, stamp: Option<Stamp>) -> Markup {
     let age = console.state.clock.wall().since(as_of);
     html! {
         span.fresh data-as-of=(as_of.0) title={ "Everything committed on the primary up to log position " (stamp.lsn) ", confirmed " (as_of) " (load run " (stamp.run_id) ")" } {
-            span.dot {} span.age { (format::duration(age)) " old" } " · " a href={ "/runs#run-" (stamp.run_id) } { span.lsn { (stamp.lsn) } }
+            span.dot {} span.age { (format::duration(age)) " old" } span.when.print-only { "as of " (as_of) } " · " a href={ "/runs#run-" (stamp.run_id) } { span.lsn { (stamp.lsn) } }
         }
     }
 }
@@ -193,6 +194,13 @@ pub(crate) async fn filter_form(console: &Shared, params: &[Param], filters: &Fi
             a.quiet.clear href=(path) hidden[!filters.any_given(params)] { "Clear" }
         }
     }
+}
+
+/// The filters in words, for paper.
+pub(crate) fn filtered(params: &[Param], filters: &Filters) -> Markup {
+    let words: Vec<String> =
+        params.iter().filter_map(|param| Some(format!("{}: {}", param.label, filters.effective(param)?))).collect();
+    html! { p.filtered.print-only { (words.join(" · ")) } }
 }
 
 /// The values that a filter offers; a failure leaves a free field.

@@ -64,6 +64,7 @@ pub(crate) async fn show(
     let body = html! {
         (breadcrumb(&console, &report, &filters))
         div.head { div { h1 { (report.title) } @if !report.description.is_empty() { p.muted { (report.description) } } } (form) }
+        (dashboard::filtered(&report.params, &filters))
         @match &answer {
             Err(error) => (problem(&error.to_string(), Some(&error.hint()))),
             Ok(data) => (rows(&console, &report, &filters, data)),
