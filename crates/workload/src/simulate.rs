@@ -169,6 +169,7 @@ pub async fn simulate(
             simulation,
             ticks: (worker, workers),
             started,
+            was_connected: first.is_some(),
             session: first.take(),
             events: events.clone(),
             token: tasks.token().clone(),
@@ -242,6 +243,8 @@ struct Worker {
     ticks: (u64, u64),
     started: Instant,
     session: Option<Session>,
+    /// It had a session before; set by the worker, for the count of reconnects.
+    was_connected: bool,
     events: mpsc::Sender<Event>,
     token: CancellationToken,
 }
@@ -291,7 +294,9 @@ impl Worker {
         match Session::open(&self.params, &self.operations).await {
             Ok(session) => {
                 self.session = Some(session);
-                self.tell(Event::Reconnected).await;
+                if std::mem::replace(&mut self.was_connected, true) {
+                    self.tell(Event::Reconnected).await;
+                }
             }
             Err(WorkloadError::Connect { source, .. }) if source.is_transient() => {
                 tracing::debug!(error = %source, "the server does not answer");
