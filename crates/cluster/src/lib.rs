@@ -13,6 +13,7 @@
 pub mod act;
 pub mod decide;
 pub mod error;
+mod node;
 pub mod observe;
 pub mod observed;
 pub mod plan;

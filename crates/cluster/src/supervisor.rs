@@ -7,8 +7,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use millrace_base::{Backoff, Clock, Tasks};
-use millrace_pg::{ConnectParams, Connection, Postmaster, ServerError, ServerSpec, process::Exit};
+use millrace_base::{Clock, Tasks};
+use millrace_pg::{Postmaster, ServerError, catalog::ServerState, process::Exit};
 use tokio::{
     sync::{mpsc, watch},
     time::timeout,
@@ -19,10 +19,11 @@ use crate::{
     act,
     decide::{choose_primary, decide},
     error::ClusterError,
+    node::Node,
     observe,
     observed::{Failure, FailureKind, Goal, Intent, NodeView, Observed, ProcessState},
     plan::{Action, Plan},
-    spec::{ClusterSpec, NodeName, NodeSpec},
+    spec::{ClusterSpec, NodeName},
     state::{self, ClusterRecord},
     status::{self, ClusterStatus},
 };
@@ -46,24 +47,6 @@ pub struct Supervisor {
     tasks: Tasks,
     /// Ends steps that a stop need not wait for.
     steps: CancellationToken,
-}
-
-/// What the supervisor holds of a node between cycles.
-#[derive(Debug)]
-struct Node {
-    spec: NodeSpec,
-    server: ServerSpec,
-    params: ConnectParams,
-    postmaster: Option<Postmaster>,
-    /// Also while a step owns the process.
-    pid: Option<u32>,
-    started: Duration,
-    ready: bool,
-    connection: Option<Connection>,
-    not_streaming_since: Option<Duration>,
-    busy: Option<(String, Duration)>,
-    failure: Option<Failure>,
-    backoff: Backoff,
 }
 
 #[derive(Debug)]
@@ -211,7 +194,7 @@ impl Supervisor {
     }
 
     /// Files and processes, without asking servers. `answers` has what they said.
-    fn look(&mut self, answers: Option<&BTreeMap<NodeName, millrace_pg::catalog::ServerState>>) -> Observed {
+    fn look(&mut self, answers: Option<&BTreeMap<NodeName, ServerState>>) -> Observed {
         let primary = self.intent.primary.clone();
         let views = self.nodes.iter_mut().map(|(name, node)| {
             let view = NodeView {
@@ -460,61 +443,5 @@ async fn ask_for(
     match timeout(deadline, asking).await {
         Ok(answer) => answer.map_err(ClusterError::sql(name)),
         Err(_) => Err(ClusterError::sql(name)(millrace_pg::PgError::Timeout { address: name.to_string(), deadline })),
-    }
-}
-
-impl Node {
-    fn new(spec: &ClusterSpec, node: &NodeSpec) -> Result<Self, ClusterError> {
-        Ok(Self {
-            server: spec.server(node),
-            params: spec.superuser(node)?,
-            spec: node.clone(),
-            postmaster: None,
-            pid: None,
-            started: Duration::ZERO,
-            ready: false,
-            connection: None,
-            not_streaming_since: None,
-            busy: None,
-            failure: None,
-            backoff: Backoff::new(spec.limits.restart_delay_first, spec.limits.restart_delay_max),
-        })
-    }
-
-    fn process(&mut self) -> ProcessState {
-        match (self.pid, &self.busy) {
-            (Some(pid), _) => ProcessState::Running { pid, ready: self.ready },
-            (None, Some(_)) => ProcessState::None,
-            (None, None) => self.server.running_pid().map_or(ProcessState::None, |pid| ProcessState::Unadopted { pid }),
-        }
-    }
-
-    /// Asks a server that is up, and keeps what only time tells.
-    async fn ask(
-        &mut self,
-        now: Duration,
-        probe: Duration,
-        stable: Duration,
-    ) -> Option<millrace_pg::catalog::ServerState> {
-        let postmaster = self.postmaster.as_mut()?;
-        self.ready = self.ready || postmaster.is_ready();
-        if !self.ready {
-            return None;
-        }
-        if now.saturating_sub(self.started) >= stable && self.failure.is_some() {
-            self.failure = None;
-            self.backoff.reset();
-        }
-        match observe::ask(&mut self.connection, &self.params, probe).await {
-            Ok(state) => {
-                let waits = state.in_recovery && !state.streaming;
-                self.not_streaming_since = waits.then(|| self.not_streaming_since.unwrap_or(now));
-                Some(state)
-            }
-            Err(error) => {
-                tracing::debug!(%error, "a server does not answer");
-                None
-            }
-        }
     }
 }

@@ -46,7 +46,7 @@ impl ConnectParams {
 }
 
 /// An open connection; used as the [`Client`] that it owns. Dropping it closes the connection,
-/// in order if the server takes part, within [`CLOSE`] in any case.
+/// in order if the server takes part, within a second in any case.
 #[derive(Debug)]
 pub struct Connection {
     client: Client,

@@ -13,7 +13,7 @@ use millrace_testkit::{Sandbox, free_port, wait_until};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(180);
 
 pub(crate) struct Cluster {
     pub(crate) spec: ClusterSpec,

@@ -8,7 +8,7 @@ use millrace_pg::{
 };
 use millrace_testkit::{TestServer, free_port, wait_until};
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 
 #[tokio::test]
 async fn a_running_server_is_adopted_and_no_other_process() {
@@ -97,7 +97,10 @@ async fn what_is_not_fit_to_start_is_named() {
         };
         owner("root");
         let error = spec.start().await.unwrap_err();
-        assert!(error.to_string().ends_with("belongs to root, not to \"postgres\", as which the servers run"), "{error}");
+        assert!(
+            error.to_string().ends_with("belongs to root, not to \"postgres\", as which the servers run"),
+            "{error}"
+        );
         owner("postgres");
     }
     server.start_again().await;
