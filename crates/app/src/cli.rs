@@ -7,30 +7,30 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// Runs a company's data platform on PostgreSQL: from the committed row to the chart.
 #[derive(Debug, Parser)]
 #[command(name = "millrace", version, propagate_version = true, max_term_width = 100)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
-    pub global: Global,
+    pub(crate) global: Global,
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 /// Options that every command takes.
 #[derive(Debug, Clone, Args)]
-pub struct Global {
+pub(crate) struct Global {
     /// The platform's folder: the one with millrace.toml [default: this folder, else ./platform]
     #[arg(long, short = 'C', global = true, value_name = "DIR")]
-    pub dir: Option<PathBuf>,
+    pub(crate) dir: Option<PathBuf>,
     /// Print JSON for machines
     #[arg(long, global = true)]
-    pub json: bool,
+    pub(crate) json: bool,
     /// Dies or fails at a named place; for tests of crash safety
     #[cfg(debug_assertions)]
     #[arg(long, global = true, hide = true, value_name = "NAME[=HITS]:abort|error")]
-    pub failpoint: Option<String>,
+    pub(crate) failpoint: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Make a platform folder from a pack
     Init(Init),
     /// Check configuration, secrets and pack without starting anything
@@ -86,70 +86,70 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
-pub struct Init {
+pub(crate) struct Init {
     /// A pack that comes with millrace, or a folder with one
     #[arg(long)]
-    pub pack: String,
+    pub(crate) pack: String,
     /// The folder to make
-    pub target: PathBuf,
+    pub(crate) target: PathBuf,
     /// First of the ports to use instead of the usual ones (nodes, warehouse, console in a row)
     #[arg(long, value_name = "PORT")]
-    pub base_port: Option<u16>,
+    pub(crate) base_port: Option<u16>,
     /// Where data goes [default: DIR/data, or /var/lib/millrace/… where DIR is closed to the servers' user]
     #[arg(long, value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
+    pub(crate) data_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
-pub struct Up {
+pub(crate) struct Up {
     /// Stay in the background
     #[arg(short = 'd', long)]
-    pub detach: bool,
+    pub(crate) detach: bool,
     /// Load sample data at scale 1 first if the database is empty
     #[arg(long)]
-    pub sample: bool,
+    pub(crate) sample: bool,
     /// With live customers at this rate of transactions a second
     #[arg(long, value_name = "RATE")]
-    pub simulate: Option<f64>,
+    pub(crate) simulate: Option<f64>,
     /// Set the warehouse aside and copy everything anew; surrogate keys and type 2 history start over
     #[arg(long)]
-    pub recopy: bool,
+    pub(crate) recopy: bool,
     /// What `--detach` starts
     #[arg(long, hide = true)]
-    pub background: bool,
+    pub(crate) background: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct Status {
+pub(crate) struct Status {
     /// Show again every two seconds
     #[arg(long, short)]
-    pub watch: bool,
+    pub(crate) watch: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct Logs {
+pub(crate) struct Logs {
     /// millrace, or a node's name [default: all]
-    pub component: Option<String>,
+    pub(crate) component: Option<String>,
     /// Newest lines of each
     #[arg(short = 'n', long, default_value_t = 30)]
-    pub lines: usize,
+    pub(crate) lines: usize,
     /// Go on showing new lines
     #[arg(short, long)]
-    pub follow: bool,
+    pub(crate) follow: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct Psql {
+pub(crate) struct Psql {
     /// primary, replica1, replica2, …, a node's name, or warehouse
     #[arg(default_value = "primary")]
-    pub target: String,
+    pub(crate) target: String,
     /// Passed on to psql, after `--`
     #[arg(last = true)]
-    pub arguments: Vec<String>,
+    pub(crate) arguments: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Load {
+pub(crate) enum Load {
     /// Deterministic sample data: scale 1 is 2,000 customers and about 100,000 payments
     Sample {
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -166,19 +166,19 @@ pub enum Load {
 }
 
 #[derive(Debug, Args)]
-pub struct Simulate {
+pub(crate) struct Simulate {
     /// Transactions a second
     #[arg(long, default_value_t = 10.0)]
-    pub rate: f64,
+    pub(crate) rate: f64,
     #[arg(long, default_value_t = 1)]
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Stop after so many seconds [default: when interrupted]
     #[arg(long, value_name = "SECONDS")]
-    pub seconds: Option<u64>,
+    pub(crate) seconds: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum MigrateCommand {
+pub(crate) enum MigrateCommand {
     /// What is applied and what is not
     Status,
     /// Apply what is not
@@ -188,7 +188,7 @@ pub enum MigrateCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum ModelCommand {
+pub(crate) enum ModelCommand {
     /// What a changed declaration will do, before it is done
     Plan,
     /// Do what the plan says
@@ -198,7 +198,7 @@ pub enum ModelCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum ReportCommand {
+pub(crate) enum ReportCommand {
     /// Names, titles and parameters
     List,
     /// Run one
@@ -216,14 +216,14 @@ pub enum ReportCommand {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     Table,
     Csv,
     Json,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum UserCommand {
+pub(crate) enum UserCommand {
     /// Names
     List,
     /// A new user; the password is generated and printed once
@@ -235,17 +235,17 @@ pub enum UserCommand {
 }
 
 #[derive(Debug, Args)]
-pub struct Bench {
+pub(crate) struct Bench {
     /// What to measure
     #[arg(value_enum)]
-    pub name: BenchName,
+    pub(crate) name: BenchName,
     /// Rows of the largest table
     #[arg(long, default_value_t = 1_000_000)]
-    pub rows: u64,
+    pub(crate) rows: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BenchName {
+pub(crate) enum BenchName {
     /// Initial copy, apply rate and freshness beside native logical replication
     Capture,
     /// The dashboard's reports beside PostgreSQL, and the time of one batch

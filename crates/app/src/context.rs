@@ -15,13 +15,13 @@ use crate::{
 };
 
 /// The database of the platform's own tables.
-pub const PLATFORM_DATABASE: &str = "millrace";
+pub(crate) const PLATFORM_DATABASE: &str = "millrace";
 /// The role as which capture reads.
-pub const CAPTURE_ROLE: &str = "etl_reader";
+pub(crate) const CAPTURE_ROLE: &str = "etl_reader";
 /// The role at the warehouse's endpoint.
-pub const WAREHOUSE_ROLE: &str = "warehouse_reader";
+pub(crate) const WAREHOUSE_ROLE: &str = "warehouse_reader";
 /// The database name at the warehouse's endpoint.
-pub const WAREHOUSE_DATABASE: &str = "warehouse";
+pub(crate) const WAREHOUSE_DATABASE: &str = "warehouse";
 
 impl<T> Explained<T> for Result<T, ConfigError> {
     fn explained(self) -> anyhow::Result<T> {
@@ -31,16 +31,16 @@ impl<T> Explained<T> for Result<T, ConfigError> {
 
 /// One platform, as its files describe it.
 #[derive(Debug)]
-pub struct Context {
-    pub output: Output,
-    pub config: Config,
-    pub secrets: Secrets,
-    pub pack: Pack,
-    pub layout: Layout,
+pub(crate) struct Context {
+    pub(crate) output: Output,
+    pub(crate) config: Config,
+    pub(crate) secrets: Secrets,
+    pub(crate) pack: Pack,
+    pub(crate) layout: Layout,
 }
 
 /// The folder that a command means: the one given, the one of the environment, this one, or `platform` in it.
-pub fn folder(given: Option<&PathBuf>, environment: &Environment) -> PathBuf {
+pub(crate) fn folder(given: Option<&PathBuf>, environment: &Environment) -> PathBuf {
     if let Some(folder) = given.or(environment.dir.as_ref()) {
         return folder.clone();
     }
@@ -51,7 +51,7 @@ pub fn folder(given: Option<&PathBuf>, environment: &Environment) -> PathBuf {
 }
 
 impl Context {
-    pub fn load(folder: &std::path::Path, output: Output) -> anyhow::Result<Self> {
+    pub(crate) fn load(folder: &std::path::Path, output: Output) -> anyhow::Result<Self> {
         // absolute, because a detached platform and its servers do not run where this command does
         let folder = std::path::absolute(folder)?;
         let config = Config::load(&folder).explained()?;
@@ -62,7 +62,7 @@ impl Context {
     }
 
     /// Every role that may log in, with its password and the databases that it may reach.
-    pub fn login_roles(&self) -> anyhow::Result<Vec<(String, Secret, Vec<String>)>> {
+    pub(crate) fn login_roles(&self) -> anyhow::Result<Vec<(String, Secret, Vec<String>)>> {
         self.pack
             .roles
             .iter()
@@ -82,7 +82,7 @@ impl Context {
     }
 
     /// What the servers are made and run from.
-    pub fn cluster_spec(&self) -> anyhow::Result<ClusterSpec> {
+    pub(crate) fn cluster_spec(&self) -> anyhow::Result<ClusterSpec> {
         let config = &self.config;
         let binaries = Binaries::find(config.postgres.bin_dir.as_deref()).explained()?;
         let run_as = RunAs::resolve(self.wanted_user()).explained()?;
@@ -142,7 +142,7 @@ impl Context {
     }
 
     /// Superuser access to a node's database `postgres`.
-    pub fn superuser(&self, port: u16) -> anyhow::Result<ConnectParams> {
+    pub(crate) fn superuser(&self, port: u16) -> anyhow::Result<ConnectParams> {
         Ok(ConnectParams {
             host: self.host(self.config.cluster.listen),
             port,
@@ -155,20 +155,20 @@ impl Context {
     }
 
     /// Superuser access to the primary. One host and no fail-over yet: it is the first node.
-    pub fn primary(&self) -> anyhow::Result<ConnectParams> {
+    pub(crate) fn primary(&self) -> anyhow::Result<ConnectParams> {
         let first = self.config.cluster.nodes.first().ok_or_else(|| anyhow!("the cluster has no nodes"))?;
         self.superuser(first.port)
     }
 
     /// Access to the pack's database on the primary as one of its roles.
-    pub fn as_role(&self, role: &str) -> anyhow::Result<ConnectParams> {
+    pub(crate) fn as_role(&self, role: &str) -> anyhow::Result<ConnectParams> {
         let password = self.login_roles()?.into_iter().find(|(name, ..)| name == role).map(|(_, password, _)| password);
         let password = password.ok_or_else(|| anyhow!("the pack has no role `{role}` that may log in\n  hint: add it to [[roles]] in pack.toml"))?;
         Ok(self.primary()?.to_database(&self.pack.database).as_user(role, password))
     }
 
     /// The read-only way into the warehouse.
-    pub fn warehouse(&self) -> anyhow::Result<ConnectParams> {
+    pub(crate) fn warehouse(&self) -> anyhow::Result<ConnectParams> {
         Ok(ConnectParams {
             host: self.host(self.config.warehouse.listen),
             port: self.config.warehouse.port,
@@ -181,7 +181,7 @@ impl Context {
     }
 
     /// Where the console is.
-    pub fn console_url(&self) -> String {
+    pub(crate) fn console_url(&self) -> String {
         let host = self.host(self.config.console.listen);
         let host = if host == "127.0.0.1" { "localhost".to_owned() } else { host };
         format!("https://{host}:{}/", self.config.console.port)

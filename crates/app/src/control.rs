@@ -41,7 +41,7 @@ fn short_path(run_folder: &Path) -> io::Result<ShortPath> {
 }
 
 /// Binds the socket anew; the caller holds the platform's lock, so a file left over is stale.
-pub fn bind(run_folder: &Path) -> anyhow::Result<UnixListener> {
+pub(crate) fn bind(run_folder: &Path) -> anyhow::Result<UnixListener> {
     let socket = short_path(run_folder)?;
     match std::fs::remove_file(&socket.path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context("cannot remove the stale control socket"),
@@ -52,27 +52,27 @@ pub fn bind(run_folder: &Path) -> anyhow::Result<UnixListener> {
 
 /// A running platform as seen from the command line.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     run_folder: PathBuf,
 }
 
 impl Client {
-    pub fn new(run_folder: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(run_folder: impl Into<PathBuf>) -> Self {
         Self { run_folder: run_folder.into() }
     }
 
     /// Whether something answers.
-    pub async fn is_up(&self) -> bool {
+    pub(crate) async fn is_up(&self) -> bool {
         self.connect().await.is_ok()
     }
 
     /// Asks and reads the JSON answer.
-    pub async fn get<T: DeserializeOwned>(&self, path: &str, deadline: Duration) -> anyhow::Result<T> {
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str, deadline: Duration) -> anyhow::Result<T> {
         self.send(Method::GET, path, &(), deadline).await
     }
 
     /// Tells and reads the JSON answer.
-    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, deadline: Duration) -> anyhow::Result<T> {
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, deadline: Duration) -> anyhow::Result<T> {
         self.send(Method::POST, path, body, deadline).await
     }
 

@@ -5,7 +5,7 @@ use std::{error::Error, fmt};
 use anyhow::anyhow;
 
 /// One line of the error and its causes; a cause that repeats what was said is left out.
-pub fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -19,7 +19,7 @@ pub fn chain(error: &dyn Error) -> String {
 }
 
 /// The error with its causes, and on a line of its own what to do.
-pub fn explain(error: &dyn Error, hint: Option<String>) -> anyhow::Error {
+pub(crate) fn explain(error: &dyn Error, hint: Option<String>) -> anyhow::Error {
     match hint {
         Some(hint) => anyhow!("{}\n  hint: {hint}", chain(error)),
         None => anyhow!("{}", chain(error)),
@@ -27,7 +27,7 @@ pub fn explain(error: &dyn Error, hint: Option<String>) -> anyhow::Error {
 }
 
 /// `result.explained()?` where the error knows its own hint.
-pub trait Explained<T> {
+pub(crate) trait Explained<T> {
     fn explained(self) -> anyhow::Result<T>;
 }
 
@@ -51,7 +51,7 @@ impl<T> Explained<T> for Result<T, millrace_contract::QueryError> {
 
 /// The command was understood but used wrongly: exit code 2.
 #[derive(Debug)]
-pub struct Usage(pub String);
+pub(crate) struct Usage(pub String);
 
 impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -21,7 +21,7 @@ const FREE_BYTES_CRITICAL: u64 = 1 << 30;
 
 /// All findings, worst first: the cluster's own about its nodes, and what the rest shows.
 /// `since` is filled by [`Book`].
-pub fn assess(status: &PlatformStatus, of_cluster: Vec<Finding>) -> Vec<Finding> {
+pub(crate) fn assess(status: &PlatformStatus, of_cluster: Vec<Finding>) -> Vec<Finding> {
     let mut found = of_cluster;
     lag(status, &mut found);
     slots(status, &mut found);
@@ -126,13 +126,13 @@ fn disks(status: &PlatformStatus, found: &mut Vec<Finding>) {
 
 /// Remembers since when each finding holds.
 #[derive(Debug, Default)]
-pub struct Book {
+pub(crate) struct Book {
     since: BTreeMap<(String, Severity), Micros>,
 }
 
 impl Book {
     /// Fills `since` of `found` and forgets what is over.
-    pub fn note(&mut self, found: &mut [Finding], now: Micros) {
+    pub(crate) fn note(&mut self, found: &mut [Finding], now: Micros) {
         let before = std::mem::take(&mut self.since);
         for finding in found {
             let key = (finding.subject.clone(), finding.severity);

@@ -12,77 +12,77 @@ use std::path::{Path, PathBuf};
 /// DATA/run/platform.lock, control.sock, pgpass      of the running platform, mode 0700
 /// ```
 #[derive(Debug, Clone)]
-pub struct Layout {
+pub(crate) struct Layout {
     dir: PathBuf,
     data: PathBuf,
 }
 
 impl Layout {
-    pub fn new(dir: impl Into<PathBuf>, data: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(dir: impl Into<PathBuf>, data: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), data: data.into() }
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    pub fn data(&self) -> &Path {
+    pub(crate) fn data(&self) -> &Path {
         &self.data
     }
 
-    pub fn tls(&self) -> PathBuf {
+    pub(crate) fn tls(&self) -> PathBuf {
         self.dir.join("tls")
     }
 
-    pub fn nodes(&self) -> PathBuf {
+    pub(crate) fn nodes(&self) -> PathBuf {
         self.data.join("nodes")
     }
 
     /// The cluster's own record.
-    pub fn cluster(&self) -> PathBuf {
+    pub(crate) fn cluster(&self) -> PathBuf {
         self.data.join("cluster")
     }
 
-    pub fn run(&self) -> PathBuf {
+    pub(crate) fn run(&self) -> PathBuf {
         self.data.join("run")
     }
 
-    pub fn lock(&self) -> PathBuf {
+    pub(crate) fn lock(&self) -> PathBuf {
         self.run().join("platform.lock")
     }
 
     /// Passwords in libpq's file format, for psql; mode 0600.
-    pub fn pgpass(&self) -> PathBuf {
+    pub(crate) fn pgpass(&self) -> PathBuf {
         self.run().join("pgpass")
     }
 
-    pub fn logs(&self) -> PathBuf {
+    pub(crate) fn logs(&self) -> PathBuf {
         self.data.join("logs")
     }
 
-    pub fn platform_log(&self) -> PathBuf {
+    pub(crate) fn platform_log(&self) -> PathBuf {
         self.logs().join("millrace.log")
     }
 
-    pub fn node_log(&self, node: &str) -> PathBuf {
+    pub(crate) fn node_log(&self, node: &str) -> PathBuf {
         self.logs().join(format!("{node}.log"))
     }
 
-    pub fn warehouse(&self) -> PathBuf {
+    pub(crate) fn warehouse(&self) -> PathBuf {
         self.data.join("warehouse")
     }
 
-    pub fn warehouse_file(&self) -> PathBuf {
+    pub(crate) fn warehouse_file(&self) -> PathBuf {
         self.warehouse().join("warehouse.duckdb")
     }
 
     /// Large transactions wait here for their commit.
-    pub fn spill(&self) -> PathBuf {
+    pub(crate) fn spill(&self) -> PathBuf {
         self.data.join("spill")
     }
 
     /// Every folder that the platform makes below its data folder.
-    pub fn all(&self) -> [PathBuf; 6] {
+    pub(crate) fn all(&self) -> [PathBuf; 6] {
         [self.nodes(), self.cluster(), self.warehouse(), self.spill(), self.logs(), self.run()]
     }
 }

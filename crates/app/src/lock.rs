@@ -18,19 +18,19 @@ use rustix::{
 
 /// Held as long as the platform runs.
 #[derive(Debug)]
-pub struct PlatformLock {
+pub(crate) struct PlatformLock {
     _file: File,
 }
 
 /// Someone else holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
+pub(crate) struct Held {
     /// The holder, as far as it has said so yet.
-    pub pid: Option<u32>,
+    pub(crate) pid: Option<u32>,
 }
 
 /// Takes the lock or says who has it.
-pub fn take(path: &Path) -> anyhow::Result<Result<PlatformLock, Held>> {
+pub(crate) fn take(path: &Path) -> anyhow::Result<Result<PlatformLock, Held>> {
     let mut file = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -55,7 +55,7 @@ pub fn take(path: &Path) -> anyhow::Result<Result<PlatformLock, Held>> {
 }
 
 /// Who holds it now; `None` if no one does.
-pub fn holder(path: &Path) -> anyhow::Result<Option<Held>> {
+pub(crate) fn holder(path: &Path) -> anyhow::Result<Option<Held>> {
     if !path.exists() {
         return Ok(None);
     }
@@ -72,7 +72,7 @@ pub fn holder(path: &Path) -> anyhow::Result<Option<Held>> {
 }
 
 /// Waits until no one holds it; false if someone still does at the deadline.
-pub async fn wait_free(path: &Path, deadline: Duration) -> anyhow::Result<bool> {
+pub(crate) async fn wait_free(path: &Path, deadline: Duration) -> anyhow::Result<bool> {
     let waiting = async {
         let mut tick = tokio::time::interval(Duration::from_millis(50));
         while holder(path)?.is_some() {

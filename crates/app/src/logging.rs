@@ -6,7 +6,7 @@ use anyhow::Context;
 use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// For the platform process. `filter` as in `info,millrace_capture=debug`.
-pub fn to_file(path: &Path, filter: Option<&str>, also_terminal: bool) -> anyhow::Result<()> {
+pub(crate) fn to_file(path: &Path, filter: Option<&str>, also_terminal: bool) -> anyhow::Result<()> {
     let file = OpenOptions::new()
         .create(true)
         .append(true)
@@ -25,7 +25,7 @@ pub fn to_file(path: &Path, filter: Option<&str>, also_terminal: bool) -> anyhow
 }
 
 /// For every other command: warnings to the error stream.
-pub fn to_terminal(filter: Option<&str>) -> anyhow::Result<()> {
+pub(crate) fn to_terminal(filter: Option<&str>) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter.unwrap_or("error")).context("MILLRACE_LOG is not a log filter; one looks like info,millrace_capture=debug")?;
     tracing_subscriber::registry()
         .with(fmt::layer().with_target(false).without_time().with_writer(std::io::stderr).with_filter(filter))

@@ -6,33 +6,33 @@ use serde::Serialize;
 
 /// Where and how to print.
 #[derive(Debug, Clone, Copy)]
-pub struct Output {
-    pub json: bool,
+pub(crate) struct Output {
+    pub(crate) json: bool,
     colour: bool,
 }
 
 impl Output {
     /// `plain` turns colours off (`NO_COLOR`, or not a terminal).
-    pub fn new(json: bool, plain: bool) -> Self {
+    pub(crate) fn new(json: bool, plain: bool) -> Self {
         Self { json, colour: !plain && !json && io::stdout().is_terminal() }
     }
 
     /// A line for people; nothing with `--json`.
-    pub fn line(self, text: impl AsRef<str>) {
+    pub(crate) fn line(self, text: impl AsRef<str>) {
         if !self.json {
             self.raw(format!("{}\n", text.as_ref()));
         }
     }
 
     /// As it is, in every mode.
-    pub fn raw(self, text: impl AsRef<str>) {
+    pub(crate) fn raw(self, text: impl AsRef<str>) {
         let mut out = io::stdout().lock();
         // a closed pipe (`| head`) ends the reader's interest, not our work
         _ = out.write_all(text.as_ref().as_bytes()).and_then(|()| out.flush());
     }
 
     /// The result for machines; nothing without `--json`.
-    pub fn json(self, value: &impl Serialize) -> anyhow::Result<()> {
+    pub(crate) fn json(self, value: &impl Serialize) -> anyhow::Result<()> {
         if self.json {
             self.raw(format!("{}\n", serde_json::to_string_pretty(value)?));
         }
@@ -40,29 +40,29 @@ impl Output {
     }
 
     /// Progress and notes, on the error stream so that output can be piped.
-    pub fn note(self, text: impl AsRef<str>) {
+    pub(crate) fn note(self, text: impl AsRef<str>) {
         let mut err = io::stderr().lock();
         // as above
         _ = writeln!(err, "{}", text.as_ref());
     }
 
-    pub fn green(self, text: &str) -> String {
+    pub(crate) fn green(self, text: &str) -> String {
         self.paint("32", text)
     }
 
-    pub fn red(self, text: &str) -> String {
+    pub(crate) fn red(self, text: &str) -> String {
         self.paint("31", text)
     }
 
-    pub fn yellow(self, text: &str) -> String {
+    pub(crate) fn yellow(self, text: &str) -> String {
         self.paint("33", text)
     }
 
-    pub fn bold(self, text: &str) -> String {
+    pub(crate) fn bold(self, text: &str) -> String {
         self.paint("1", text)
     }
 
-    pub fn faint(self, text: &str) -> String {
+    pub(crate) fn faint(self, text: &str) -> String {
         self.paint("2", text)
     }
 
@@ -72,7 +72,7 @@ impl Output {
 }
 
 /// Rows under a header, columns as wide as their widest cell; numbers to the right.
-pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         rows.iter()
             .filter_map(|row| row.get(column))
@@ -120,7 +120,7 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// RFC 4180: quoted where needed, doubled quotes, lines end in CRLF.
-pub fn csv_line(cells: &[Option<String>]) -> String {
+pub(crate) fn csv_line(cells: &[Option<String>]) -> String {
     let quoted = |cell: &Option<String>| match cell {
         None => String::new(),
         Some(text) if text.is_empty() || text.contains(['"', ',', '\n', '\r']) => {
@@ -135,7 +135,7 @@ pub fn csv_line(cells: &[Option<String>]) -> String {
 
 /// `3.1 MiB`.
 #[expect(clippy::cast_precision_loss, reason = "one decimal is shown")]
-pub fn bytes_text(bytes: u64) -> String {
+pub(crate) fn bytes_text(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
         if value < 1024.0 || unit == "TiB" {
@@ -147,7 +147,7 @@ pub fn bytes_text(bytes: u64) -> String {
 }
 
 /// `4 s`, `12 min`, `3 h`, `2 d`.
-pub fn age_text(age: std::time::Duration) -> String {
+pub(crate) fn age_text(age: std::time::Duration) -> String {
     let seconds = age.as_secs();
     match seconds {
         0 => format!("{} ms", age.as_millis()),

@@ -10,13 +10,13 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Opens a connection for each call: logins are rare, and a connection kept would outlive a restart badly.
 #[derive(Debug, Clone)]
-pub struct UserStore {
+pub(crate) struct UserStore {
     primary: ConnectParams,
 }
 
 impl UserStore {
     /// `primary` leads to the database `millrace` as the superuser.
-    pub fn new(primary: ConnectParams) -> Self {
+    pub(crate) fn new(primary: ConnectParams) -> Self {
         Self { primary }
     }
 
@@ -48,7 +48,7 @@ impl UserStore {
     ///
     /// # Errors
     /// If the primary does not answer.
-    pub async fn names(&self) -> Result<Vec<String>, PgError> {
+    pub(crate) async fn names(&self) -> Result<Vec<String>, PgError> {
         let client = connect(&self.primary, DEADLINE).await?;
         let rows = client.query("SELECT name FROM console_users ORDER BY name", &[]).await?;
         rows.iter().map(|row| row.try_get(0).map_err(PgError::from)).collect()
@@ -58,7 +58,7 @@ impl UserStore {
     ///
     /// # Errors
     /// If the primary does not answer.
-    pub async fn remove(&self, name: &str) -> Result<bool, PgError> {
+    pub(crate) async fn remove(&self, name: &str) -> Result<bool, PgError> {
         let client = connect(&self.primary, DEADLINE).await?;
         Ok(client.execute("DELETE FROM console_users WHERE name = $1", &[&name]).await? > 0)
     }

@@ -20,29 +20,29 @@ const REPLICA_LAG_BYTES_MAX: u64 = 16 << 20;
 
 /// What the checks look at.
 #[derive(Debug)]
-pub struct Subject<'a> {
-    pub status: PlatformStatus,
+pub(crate) struct Subject<'a> {
+    pub(crate) status: PlatformStatus,
     /// Superuser access to each node, with its name; the first is the primary.
-    pub nodes: Vec<(String, ConnectParams)>,
+    pub(crate) nodes: Vec<(String, ConnectParams)>,
     /// Login roles that applications use, with the database that they may reach.
-    pub roles: Vec<(String, Secret, String)>,
+    pub(crate) roles: Vec<(String, Secret, String)>,
     /// The role that capture reads as, and the pack's database.
-    pub etl_reader: (String, Secret, String),
+    pub(crate) etl_reader: (String, Secret, String),
     /// The read-only role at the warehouse's endpoint.
-    pub endpoint: ConnectParams,
-    pub secrets_file: PathBuf,
-    pub publication: String,
-    pub published: Vec<String>,
-    pub migrations_pending: Result<Vec<String>, String>,
-    pub reader: &'a dyn Reader,
-    pub catalog: &'a ReportCatalog,
+    pub(crate) endpoint: ConnectParams,
+    pub(crate) secrets_file: PathBuf,
+    pub(crate) publication: String,
+    pub(crate) published: Vec<String>,
+    pub(crate) migrations_pending: Result<Vec<String>, String>,
+    pub(crate) reader: &'a dyn Reader,
+    pub(crate) catalog: &'a ReportCatalog,
     /// Waits until the warehouse stands at the position or later; false if it does not in time.
-    pub caught_up: bool,
-    pub caught_up_to: Lsn,
+    pub(crate) caught_up: bool,
+    pub(crate) caught_up_to: Lsn,
 }
 
 /// All checks, in the order of the data's way.
-pub async fn run(subject: &Subject<'_>) -> Vec<Check> {
+pub(crate) async fn run(subject: &Subject<'_>) -> Vec<Check> {
     let mut checks = vec![secrets(subject), processes(subject)];
     for (name, params) in &subject.nodes {
         checks.push(check(format!("node {name} speaks TLS only"), refuses_plain(params).await));

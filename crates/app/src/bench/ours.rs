@@ -48,7 +48,7 @@ impl Ours {
             threads: config.threads,
             temp_directory: folder.join("temp"),
         };
-        let engine = Engine::open(&folder.join("warehouse.duckdb"), options).map_err(|error| explain(&error, error.hint()))?;
+        let engine = Engine::open(&folder.join("warehouse.duckdb"), options).map_err(|error| explain(&error, Some(error.hint())))?;
         let reader = DuckReader::new(engine.clone(), &ReaderOptions::default(), &CancellationToken::new()).explained()?;
         let models = Arc::new(crate::platform::models(&lab.context)?);
         Ok(Self { engine, reader, models, clock: Arc::new(SystemClock::new()), folder })
@@ -56,7 +56,7 @@ impl Ours {
 
     /// The way in.
     pub fn sink(&self) -> anyhow::Result<DuckSink> {
-        DuckSink::open(self.engine.clone(), self.models.clone(), self.clock.clone()).map_err(|error| explain(&error, error.hint()))
+        DuckSink::open(self.engine.clone(), self.models.clone(), self.clock.clone()).map_err(|error| explain(&error, Some(error.hint())))
     }
 
     /// Starts capture as configured for a platform.

@@ -26,7 +26,7 @@ const READY_MAX: Duration = Duration::from_secs(1200);
 const STOP_MAX: Duration = Duration::from_secs(180);
 const SERVER_STOP_MAX: Duration = Duration::from_secs(60);
 
-pub async fn up(context: Context, options: &Up, environment: &Environment) -> anyhow::Result<u8> {
+pub(crate) async fn up(context: Context, options: &Up, environment: &Environment) -> anyhow::Result<u8> {
     if options.detach {
         return detached(&context, options).await;
     }
@@ -95,7 +95,7 @@ async fn detached(context: &Context, options: &Up) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-pub async fn down(context: &Context) -> anyhow::Result<u8> {
+pub(crate) async fn down(context: &Context) -> anyhow::Result<u8> {
     let output = context.output;
     if lock::holder(&context.layout.lock())?.is_some() {
         let () = Client::new(context.layout.run()).post("/down", &(), Duration::from_secs(10)).await?;
@@ -127,7 +127,7 @@ async fn stop_left_over(context: &Context, mode: StopMode) -> anyhow::Result<usi
     Ok(stopped)
 }
 
-pub async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
+pub(crate) async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
     let output = context.output;
     let layout = &context.layout;
     if lock::holder(&layout.lock())?.is_some() {

@@ -14,7 +14,7 @@ use crate::{cli, output::Output};
 const TAIL_BYTES_MAX: u64 = 1 << 20;
 
 /// `files` are the components' names and log files.
-pub async fn run(options: &cli::Logs, files: &[(String, PathBuf)], output: Output) -> anyhow::Result<()> {
+pub(crate) async fn run(options: &cli::Logs, files: &[(String, PathBuf)], output: Output) -> anyhow::Result<()> {
     let chosen: Vec<_> = files.iter().filter(|(name, _)| options.component.as_ref().is_none_or(|wanted| wanted == name)).collect();
     if chosen.is_empty() {
         let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();

@@ -1,11 +1,11 @@
 //! What each word does: most ask the running platform over its control socket, the others work on
 //! the files or on the primary directly.
 
-pub mod load;
+pub(crate) mod load;
 mod logs;
 mod lifecycle;
 mod psql;
-pub mod ps;
+pub(crate) mod ps;
 mod report;
 mod show;
 
@@ -36,7 +36,7 @@ const SHORT: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(6 * 3600);
 
 /// Runs one command; the value is the exit code.
-pub fn run(cli: Cli, environment: Environment, output: Output) -> anyhow::Result<u8> {
+pub(crate) fn run(cli: Cli, environment: Environment, output: Output) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(Box::pin(dispatch(cli, environment, output)))
 }

@@ -8,18 +8,18 @@ use crate::output::{Output, bytes_text, table};
 
 /// A process of the platform.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Process {
-    pub pid: u32,
-    pub name: String,
-    pub uid: u32,
-    pub state: String,
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) name: String,
+    pub(crate) uid: u32,
+    pub(crate) state: String,
     /// Memory of its own and shared, in bytes.
-    pub resident_bytes: u64,
-    pub command: String,
+    pub(crate) resident_bytes: u64,
+    pub(crate) command: String,
 }
 
 /// Reads one process; `None` if it is gone.
-pub fn read(pid: u32, name: &str) -> Option<Process> {
+pub(crate) fn read(pid: u32, name: &str) -> Option<Process> {
     let folder = Path::new("/proc").join(pid.to_string());
     let status = fs::read_to_string(folder.join("status")).ok()?;
     let field = |wanted: &str| status.lines().find_map(|line| line.strip_prefix(wanted)).map(str::trim);
@@ -36,11 +36,11 @@ pub fn read(pid: u32, name: &str) -> Option<Process> {
 }
 
 /// This process's resident memory, in bytes.
-pub fn own_memory_bytes() -> u64 {
+pub(crate) fn own_memory_bytes() -> u64 {
     read(std::process::id(), "").map_or(0, |process| process.resident_bytes)
 }
 
-pub fn show(processes: &[Process], output: Output) -> anyhow::Result<()> {
+pub(crate) fn show(processes: &[Process], output: Output) -> anyhow::Result<()> {
     output.json(&processes)?;
     let rows: Vec<Vec<String>> = processes
         .iter()

@@ -7,13 +7,13 @@ use millrace_base::files;
 use millrace_pg::ConnectParams;
 
 /// One line of libpq's password file; `:` and `\` are escaped (PostgreSQL manual, "The Password File").
-pub fn pgpass_line(params: &ConnectParams) -> String {
+pub(crate) fn pgpass_line(params: &ConnectParams) -> String {
     let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
     format!("{}:{}:*:{}:{}\n", escape(&params.host), params.port, escape(&params.user), escape(params.password.reveal()))
 }
 
 /// Runs psql in the foreground and returns its exit code.
-pub async fn run(params: &ConnectParams, program: &Path, pgpass: &Path, ca: &Path, arguments: &[String]) -> anyhow::Result<u8> {
+pub(crate) async fn run(params: &ConnectParams, program: &Path, pgpass: &Path, ca: &Path, arguments: &[String]) -> anyhow::Result<u8> {
     let mut lines = std::fs::read_to_string(pgpass).unwrap_or_default();
     let line = pgpass_line(params);
     if !lines.contains(&line) {

@@ -13,7 +13,7 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(300);
 
-pub async fn run(context: &Context, command: &ReportCommand) -> anyhow::Result<u8> {
+pub(crate) async fn run(context: &Context, command: &ReportCommand) -> anyhow::Result<u8> {
     let output = context.output;
     let (name, format, params, limit) = match command {
         ReportCommand::List => {

@@ -8,7 +8,7 @@ use millrace_contract::{
 use crate::output::{Output, age_text, bytes_text, table};
 
 /// One screen: what is wrong comes first.
-pub fn status(status: &PlatformStatus, output: Output) -> String {
+pub(crate) fn status(status: &PlatformStatus, output: Output) -> String {
     let mut text = String::new();
     let mut line = |content: String| {
         text.push_str(&content);
@@ -129,7 +129,7 @@ pub fn status(status: &PlatformStatus, output: Output) -> String {
 }
 
 /// One line for each promise looked at.
-pub fn checks(checks: &[Check], output: Output) -> String {
+pub(crate) fn checks(checks: &[Check], output: Output) -> String {
     let width = checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
     for check in checks {
@@ -145,7 +145,7 @@ pub fn checks(checks: &[Check], output: Output) -> String {
 }
 
 /// One line for each table and model, and the keys that differ.
-pub fn proof(proof: &Proof, output: Output) -> String {
+pub(crate) fn proof(proof: &Proof, output: Output) -> String {
     let mut text = String::new();
     for (heading, compared) in [("source and warehouse", &proof.tables), ("models and their rebuild", &proof.models)] {
         text.push_str(&format!("{}\n", output.bold(heading)));

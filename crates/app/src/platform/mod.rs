@@ -2,10 +2,10 @@
 
 mod observe;
 mod operator;
-pub mod prepare;
+pub(crate) mod prepare;
 mod run;
 mod serve;
 
-pub use operator::ModelReport;
-pub use run::{Start, models, parse_models, run};
-pub use serve::{ReportAnswer, ReportRequest};
+pub(crate) use operator::ModelReport;
+pub(crate) use run::{Start, models, parse_models, run};
+pub(crate) use serve::{ReportAnswer, ReportRequest};

@@ -23,22 +23,22 @@ const QUERY_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Where each part says how it is.
 #[derive(Debug)]
-pub struct Observatory {
-    pub name: String,
-    pub started_at: Micros,
-    pub clock: Arc<dyn Clock>,
-    pub cluster: watch::Receiver<ClusterStatus>,
-    pub capture: watch::Receiver<CaptureStatus>,
-    pub reader: Arc<dyn Reader>,
-    pub listeners: Vec<ListenerStatus>,
-    pub data_dir: PathBuf,
+pub(crate) struct Observatory {
+    pub(crate) name: String,
+    pub(crate) started_at: Micros,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) cluster: watch::Receiver<ClusterStatus>,
+    pub(crate) capture: watch::Receiver<CaptureStatus>,
+    pub(crate) reader: Arc<dyn Reader>,
+    pub(crate) listeners: Vec<ListenerStatus>,
+    pub(crate) data_dir: PathBuf,
     book: Mutex<findings::Book>,
     disks: Mutex<Option<(Duration, Vec<DiskStatus>)>>,
 }
 
 impl Observatory {
     #[expect(clippy::too_many_arguments, reason = "each part is named once, by the wiring")]
-    pub fn new(
+    pub(crate) fn new(
         name: String,
         clock: Arc<dyn Clock>,
         cluster: watch::Receiver<ClusterStatus>,
@@ -63,7 +63,7 @@ impl Observatory {
     }
 
     /// The whole platform now.
-    pub async fn status(&self) -> PlatformStatus {
+    pub(crate) async fn status(&self) -> PlatformStatus {
         let cluster = self.cluster.borrow().clone();
         let capture = self.capture.borrow().clone();
         let last_run = match self.runs(1).await {
@@ -96,7 +96,7 @@ impl Observatory {
     }
 
     /// The newest load runs first.
-    pub async fn runs(&self, limit: usize) -> Result<Vec<RunStatus>, QueryError> {
+    pub(crate) async fn runs(&self, limit: usize) -> Result<Vec<RunStatus>, QueryError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut query = Query::new(include_str!("../../sql/runs.sql")).with(vec![Value::Int(limit)]);
         query.deadline = QUERY_DEADLINE;

@@ -32,22 +32,22 @@ const REPORT_DEADLINE: Duration = Duration::from_secs(300);
 
 /// What `verify` needs to know of the configuration.
 #[derive(Debug)]
-pub struct Access {
+pub(crate) struct Access {
     /// Superuser access to each node, the primary first.
-    pub nodes: Vec<(String, ConnectParams)>,
-    pub roles: Vec<(String, Secret, String)>,
-    pub capture_role: (String, Secret, String),
-    pub endpoint: ConnectParams,
-    pub secrets_file: PathBuf,
-    pub publication: String,
-    pub published: Vec<TableName>,
-    pub migrations: Vec<millrace_migrate::Migration>,
+    pub(crate) nodes: Vec<(String, ConnectParams)>,
+    pub(crate) roles: Vec<(String, Secret, String)>,
+    pub(crate) capture_role: (String, Secret, String),
+    pub(crate) endpoint: ConnectParams,
+    pub(crate) secrets_file: PathBuf,
+    pub(crate) publication: String,
+    pub(crate) published: Vec<TableName>,
+    pub(crate) migrations: Vec<millrace_migrate::Migration>,
 }
 
 /// Work on models that the command line asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ModelWork {
+pub(crate) enum ModelWork {
     Plan,
     Build,
     Rebuild,
@@ -55,25 +55,25 @@ pub enum ModelWork {
 
 /// What became of it: a line for each model.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct ModelReport {
-    pub changes: Vec<String>,
-    pub duration_ms: u64,
+pub(crate) struct ModelReport {
+    pub(crate) changes: Vec<String>,
+    pub(crate) duration_ms: u64,
 }
 
 /// All handles that operating needs.
 #[derive(Debug)]
-pub struct PlatformOperator {
-    pub observatory: Observatory,
-    pub access: Access,
-    pub reader: Arc<dyn Reader>,
-    pub engine: Arc<Engine>,
-    pub writer: WriterHandle,
+pub(crate) struct PlatformOperator {
+    pub(crate) observatory: Observatory,
+    pub(crate) access: Access,
+    pub(crate) reader: Arc<dyn Reader>,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) writer: WriterHandle,
     /// Where the pack is, to read its models as they are now.
-    pub pack_dir: PathBuf,
-    pub capture: mpsc::Sender<Command>,
-    pub catalog: Arc<ReportCatalog>,
-    pub ready: tokio::sync::watch::Sender<bool>,
-    pub stop: CancellationToken,
+    pub(crate) pack_dir: PathBuf,
+    pub(crate) capture: mpsc::Sender<Command>,
+    pub(crate) catalog: Arc<ReportCatalog>,
+    pub(crate) ready: tokio::sync::watch::Sender<bool>,
+    pub(crate) stop: CancellationToken,
 }
 
 fn refused(error: &dyn std::error::Error, hint: Option<String>) -> OperateError {
@@ -108,21 +108,21 @@ fn pg(error: &PgError) -> OperateError {
 }
 
 impl PlatformOperator {
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         *self.ready.borrow()
     }
 
-    pub fn catalog(&self) -> &ReportCatalog {
+    pub(crate) fn catalog(&self) -> &ReportCatalog {
         &self.catalog
     }
 
     /// Asks the platform to stop; it does so after the answer.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stop.cancel();
     }
 
     /// One read-only statement.
-    pub async fn query(&self, sql: String, params: Vec<Value>, limit: usize) -> Result<RowSet, OperateError> {
+    pub(crate) async fn query(&self, sql: String, params: Vec<Value>, limit: usize) -> Result<RowSet, OperateError> {
         let mut query = Query::new(sql).with(params);
         query.deadline = REPORT_DEADLINE;
         let run = async { self.reader.query(query).await?.collect(limit).await };
@@ -130,7 +130,7 @@ impl PlatformOperator {
     }
 
     /// Plans, builds or rebuilds the models of the pack as it is on disk now.
-    pub async fn model(&self, work: ModelWork) -> Result<ModelReport, OperateError> {
+    pub(crate) async fn model(&self, work: ModelWork) -> Result<ModelReport, OperateError> {
         let started = self.observatory.clock.monotonic();
         let models = Arc::new(self.declared()?);
         let changes = match work {

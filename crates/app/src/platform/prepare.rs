@@ -21,12 +21,12 @@ const MIGRATION_DEADLINE: Duration = Duration::from_secs(3600);
 
 /// What was done, for the person who waits.
 #[derive(Debug, Default)]
-pub struct Prepared {
-    pub migrations_applied: Vec<String>,
+pub(crate) struct Prepared {
+    pub(crate) migrations_applied: Vec<String>,
 }
 
 /// Does all of it on the primary.
-pub async fn run(context: &Context, primary: &ConnectParams) -> anyhow::Result<Prepared> {
+pub(crate) async fn run(context: &Context, primary: &ConnectParams) -> anyhow::Result<Prepared> {
     let pack = &context.pack;
     let client = connect(primary, DEADLINE).await.explained()?;
     for role in pack.roles.iter().filter(|role| !role.login) {
@@ -57,7 +57,7 @@ pub async fn run(context: &Context, primary: &ConnectParams) -> anyhow::Result<P
 }
 
 /// Applies what the pack has and the database has not.
-pub async fn migrate(context: &Context, primary: &ConnectParams) -> anyhow::Result<Vec<String>> {
+pub(crate) async fn migrate(context: &Context, primary: &ConnectParams) -> anyhow::Result<Vec<String>> {
     let mut client = connect(&primary.to_database(&context.pack.database), DEADLINE).await.explained()?;
     let migrations = migrations(context);
     let work = millrace_migrate::up(client.client_mut(), &migrations, &primary.user);
@@ -69,7 +69,7 @@ pub async fn migrate(context: &Context, primary: &ConnectParams) -> anyhow::Resu
 }
 
 /// The pack's migrations as the migrator takes them; undo scripts are a later version's.
-pub fn migrations(context: &Context) -> Vec<millrace_migrate::Migration> {
+pub(crate) fn migrations(context: &Context) -> Vec<millrace_migrate::Migration> {
     use millrace_config::pack::MigrationKind;
     context
         .pack

@@ -34,6 +34,7 @@ use super::{
     prepare, serve,
 };
 use crate::{
+    commands::load,
     context::{CAPTURE_ROLE, Context, PLATFORM_DATABASE, WAREHOUSE_ROLE},
     control,
     explain::explain,
@@ -49,17 +50,18 @@ const CLUSTER_STOP_MAX: Duration = Duration::from_secs(120);
 
 /// What `up` was asked for.
 #[derive(Debug, Clone, Default)]
-pub struct Start {
-    pub sample: bool,
-    pub simulate: Option<f64>,
-    pub recopy: bool,
-    pub log_filter: Option<String>,
+pub(crate) struct Start {
+    pub(crate) sample: bool,
+    pub(crate) simulate: Option<f64>,
+    pub(crate) recopy: bool,
+    pub(crate) log_filter: Option<String>,
     /// A terminal is there to read warnings.
-    pub foreground: bool,
+    pub(crate) foreground: bool,
 }
 
 /// Runs until asked to stop. `Ok(false)`: another process runs this platform already.
-pub async fn run(context: Context, start: Start) -> anyhow::Result<bool> {
+pub(crate) async fn run(context: Context, start: Start) -> anyhow::Result<bool> {
+    let context = Arc::new(context);
     let layout = context.layout.clone();
     make_folders(&context)?;
     let _lock = match lock::take(&layout.lock())? {
@@ -131,7 +133,7 @@ fn stop_on_signals(tasks: &mut Tasks, stop: &CancellationToken) -> anyhow::Resul
 
 /// Everything between the lock and the stop.
 async fn live(
-    context: &Context,
+    context: &Arc<Context>,
     start: &Start,
     stop: &CancellationToken,
     cluster_tasks: &mut Tasks,
@@ -227,7 +229,7 @@ async fn live(
     spawn_endpoint(context, warehouse_listener, reader, services)?;
 
     if let Some(rate) = start.simulate {
-        let _ = rate;
+        spawn_simulation(context, rate, services);
     }
     wait_for_data(context, capture_watch, stop, services).await?;
     announce(context, first_password.as_ref());
@@ -236,7 +238,7 @@ async fn live(
 }
 
 /// The pack's declarations; every mistake of every file in one error.
-pub fn parse_models(pack: &Pack) -> anyhow::Result<Models> {
+pub(crate) fn parse_models(pack: &Pack) -> anyhow::Result<Models> {
     let files = pack.models.iter().map(|file| (file.path.to_str().unwrap_or(&file.name), file.text.as_str()));
     Models::parse(files).map_err(|errors| {
         let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -245,7 +247,7 @@ pub fn parse_models(pack: &Pack) -> anyhow::Result<Models> {
 }
 
 /// As [`parse_models`], of a platform.
-pub fn models(context: &Context) -> anyhow::Result<Models> {
+pub(crate) fn models(context: &Context) -> anyhow::Result<Models> {
     parse_models(&context.pack)
 }
 
@@ -368,10 +370,9 @@ async fn first_end(cluster_tasks: &mut Tasks, services: &mut Tasks) -> anyhow::E
 }
 
 async fn sample(context: &Context, primary: &ConnectParams) -> anyhow::Result<()> {
-    use crate::commands::load;
-    if load::is_empty(context, primary).await? {
-        context.output.line("  loading sample data at scale 1");
-        load::sample(context, primary, 1, 1).await?;
+    context.output.line("  sample data at scale 1");
+    if !load::sample_if_empty(context, primary).await? {
+        context.output.line("    not needed: there is data already");
     }
     Ok(())
 }
@@ -436,6 +437,17 @@ fn spawn_endpoint(context: &Context, listener: std::net::TcpListener, reader: Ar
     let token = services.token().clone();
     services.spawn("endpoint", millrace_endpoint::Endpoint::serve(listener, tls, users, reader, limits, token));
     Ok(())
+}
+
+/// Live customers beside the platform; trouble of theirs is not the platform's.
+fn spawn_simulation(context: &Arc<Context>, rate: f64, services: &mut Tasks) {
+    let (context, token) = (context.clone(), services.token().clone());
+    services.spawn("simulation", async move {
+        if let Err(error) = load::act(&context, rate, 1, token, |_| {}).await {
+            tracing::warn!(%error, "the simulated customers stopped");
+        }
+        Ok::<_, std::convert::Infallible>(())
+    });
 }
 
 /// Waits until the warehouse has the data, saying how far it is; a capture that stopped is no reason to wait.

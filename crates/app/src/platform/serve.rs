@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::operator::{ModelWork, PlatformOperator};
 
 /// Binds a TCP port at once, so that a port in use is known before anything starts.
-pub fn bind(name: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+pub(crate) fn bind(name: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
     let listener = match TcpListener::bind(address) {
         Ok(listener) => listener,
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => anyhow::bail!(
@@ -36,7 +36,7 @@ pub fn bind(name: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpList
 }
 
 /// Serves the console until the token is cancelled.
-pub async fn console(
+pub(crate) async fn console(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
     router: Router,
@@ -57,7 +57,7 @@ pub async fn console(
 }
 
 /// Serves the control socket until the token is cancelled.
-pub async fn control(listener: UnixListener, operator: Arc<PlatformOperator>, token: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn control(listener: UnixListener, operator: Arc<PlatformOperator>, token: CancellationToken) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/ready", get(ready))
         .route("/status", get(status))
@@ -132,20 +132,20 @@ async fn down(State(operator): Shared) -> Json<()> {
 
 /// A report to run, its parameters as texts.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct ReportRequest {
-    pub name: String,
-    pub params: Vec<(String, String)>,
-    pub limit: usize,
+pub(crate) struct ReportRequest {
+    pub(crate) name: String,
+    pub(crate) params: Vec<(String, String)>,
+    pub(crate) limit: usize,
 }
 
 /// A report's rows as PostgreSQL's texts.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct ReportAnswer {
-    pub columns: Vec<String>,
-    pub rows: Vec<Vec<Option<String>>>,
-    pub truncated: bool,
-    pub watermark: millrace_base::Lsn,
-    pub commit_time: millrace_base::Micros,
+pub(crate) struct ReportAnswer {
+    pub(crate) columns: Vec<String>,
+    pub(crate) rows: Vec<Vec<Option<String>>>,
+    pub(crate) truncated: bool,
+    pub(crate) watermark: millrace_base::Lsn,
+    pub(crate) commit_time: millrace_base::Micros,
 }
 
 async fn report(State(operator): Shared, Json(request): Json<ReportRequest>) -> Result<Json<ReportAnswer>, Refused> {
