@@ -12,7 +12,7 @@ use super::to_char::{Piece, date_pieces, is_numeric, numeric};
 use crate::reader::error::{error, read_only};
 
 /// PostgreSQL's name, DuckDB's name.
-const RENAMED: [(&str, &str); 25] = [
+const RENAMED: &[(&str, &str)] = &[
     ("every", "bool_and"),
     ("jsonb_build_object", "json_object"),
     ("json_build_object", "json_object"),
@@ -41,7 +41,7 @@ const RENAMED: [(&str, &str); 25] = [
 ];
 
 /// Functions of our own catalog emulation; each has a macro `mr_<name>` in `sql/catalog.sql`.
-const CATALOG: [&str; 65] = [
+const CATALOG: &[&str] = &[
     "array_upper",
     "col_description",
     "current_schema",
