@@ -14,7 +14,10 @@ use millrace_contract::{
     status::{CaptureState, CaptureStatus},
 };
 use millrace_model::Models;
-use millrace_warehouse::{DuckReader, DuckSink, Engine, EngineOptions, ReaderOptions};
+use millrace_warehouse::{
+    DuckSink, Engine, EngineOptions,
+    reader::{DuckReader, ReaderOptions},
+};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
