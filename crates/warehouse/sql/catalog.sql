@@ -125,7 +125,7 @@ select r.oid, r.name as relname, r.schema_oid as relnamespace, 0::bigint as relt
     0::bigint as reltablespace, 0::bigint as relpages, r.estimated_rows::float as reltuples, 0::bigint as relallvisible,
     0::bigint as reltoastrelid, false as relhasindex, false as relisshared, 'p' as relpersistence, r.kind as relkind,
     r.columns as relnatts, 0::bigint as relchecks, r.kind = 'v' as relhasrules, false as relhastriggers, false as relhassubclass,
-    false as relrowsecurity, false as relforcerowsecurity, true as relispopulated, 'n' as relreplident,
+    false as relrowsecurity, false as relforcerowsecurity, true as relispopulated, 'd' as relreplident,
     false as relispartition, 0::bigint as relrewrite, 0::bigint as relfrozenxid, 0::bigint as relminmxid,
     null::varchar[] as relacl, null::varchar[] as reloptions, null::varchar as relpartbound, false as relhasoids, 1::bigint as xmin,
     1259::bigint as tableoid

@@ -1,6 +1,9 @@
 -- What a reader connection has before its first statement: PostgreSQL's division, and functions that DuckDB
 -- lacks. Temporary: the file is not touched. Locks: none. DuckDB 1.5.
 set integer_division = true;
+-- of the whole instance, for good: no statement of anyone reaches files or the network; the attached file itself,
+-- its log and the temporary directory stay usable
+set enable_external_access = false;
 
 create temp macro initcap(s) as array_to_string(list_transform(string_split(lower(s), ' '), lambda w: upper(left(w, 1)) || substring(w, 2)), ' ');
 create temp macro btrim(s) as trim(s), (s, c) as trim(s, c);

@@ -35,6 +35,7 @@ const RENAMED: &[(&str, &str)] = &[
     ("array_append", "list_append"),
     ("array_remove", "mr_array_remove"),
     ("char_length", "length"),
+    ("octet_length", "strlen"),
     ("character_length", "length"),
     ("pg_typeof", "mr_typeof"),
     ("current_database", "mr_current_database"),
@@ -234,6 +235,11 @@ fn by_arguments(name: &str, args: &[Argument]) -> Option<String> {
             Some(format!("CAST(round({}, {scale}) AS DECIMAL(38, {scale}))", value.text))
         }
         ("format", [Argument { literal: Some(pattern), .. }, rest @ ..]) => printf(pattern, rest),
+        // in FROM it is a table; here each element is a row
+        ("generate_series", args) if args.len() > 1 => {
+            let texts: Vec<&str> = args.iter().map(|arg| arg.text.as_str()).collect();
+            Some(format!("unnest(generate_series({}))", texts.join(", ")))
+        }
         ("div", [one, other]) => Some(format!("(({}) // ({}))", one.text, other.text)),
         ("mod", [one, other]) => Some(format!(
             "(({}) % CASE WHEN ({}) = 0 THEN error('division by zero') ELSE ({}) END)",

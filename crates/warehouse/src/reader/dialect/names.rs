@@ -77,10 +77,6 @@ fn column_name(expr: &Expr) -> Option<String> {
         Expr::Floor { .. } => fixed("floor"),
         Expr::Interval(_) => fixed("interval"),
         Expr::Tuple(_) => fixed("row"),
-        Expr::Value(value) => match value.value {
-            sqlparser::ast::Value::Boolean(_) => fixed("bool"),
-            _ => None,
-        },
         Expr::Subquery(query) => match query.body.as_ref() {
             SetExpr::Select(select) => match select.projection.first()? {
                 SelectItem::UnnamedExpr(expr) => column_name(expr),

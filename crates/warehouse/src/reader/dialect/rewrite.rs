@@ -45,6 +45,9 @@ impl VisitorMut for Rewriter<'_> {
 
     fn post_visit_query(&mut self, query: &mut Query) -> ControlFlow<QueryError> {
         self.params.compared(query);
+        if let Err(refused) = name_values(query) {
+            return ControlFlow::Break(refused);
+        }
         ControlFlow::Continue(())
     }
 
@@ -88,6 +91,27 @@ fn name_body(body: &mut SetExpr) {
             name_body(right);
         }
         _ => {}
+    }
+}
+
+/// VALUES has columns `column1`, `column2`, …
+fn name_values(query: &mut Query) -> Result<(), QueryError> {
+    let SetExpr::Values(values) = query.body.as_ref() else { return Ok(()) };
+    let columns: Vec<String> = (1..=values.rows.first().map_or(0, Vec::len)).map(|n| format!("column{n}")).collect();
+    let text = format!("SELECT * FROM ({values}) AS \"*VALUES*\"({})", columns.join(", "));
+    *query.body = SetExpr::Select(Box::new(raw_select(text)?));
+    Ok(())
+}
+
+/// A select that is parsed, for places that take no raw text.
+fn raw_select(text: String) -> Result<sqlparser::ast::Select, QueryError> {
+    let parsed = sqlparser::parser::Parser::parse_sql(&sqlparser::dialect::PostgreSqlDialect {}, &text);
+    match parsed.ok().and_then(|mut statements| statements.pop()) {
+        Some(sqlparser::ast::Statement::Query(query)) => match *query.body {
+            SetExpr::Select(select) => Ok(*select),
+            _ => Err(error("XX000", "a rewritten VALUES is no SELECT")),
+        },
+        _ => Err(error("0A000", "VALUES of this kind are not supported")),
     }
 }
 
@@ -223,6 +247,15 @@ fn expression(expr: &mut Expr) -> Result<Option<Expr>, QueryError> {
             plain.then(|| std::mem::replace(expr.as_mut(), raw("")))
         }
         Expr::Cast { expr: inner, data_type, .. } => cast(inner, data_type),
+        Expr::Like { pattern, escape_char, .. } | Expr::ILike { pattern, escape_char, .. } if escape_char.is_none() => {
+            // a backslash escapes by default; a plain pattern stays as it is, because the engine optimises it
+            let plain = matches!(pattern.as_ref(), Expr::Value(value)
+                if matches!(&value.value, Value::SingleQuotedString(text) if !text.contains('\\')));
+            if !plain {
+                *escape_char = Some(Value::SingleQuotedString("\\".to_owned()));
+            }
+            None
+        }
         Expr::SimilarTo { negated, expr, pattern, .. } => similar(*negated, expr, pattern),
         Expr::Overlay { expr, overlay_what, overlay_from, overlay_for } => {
             let length = overlay_for.as_ref().map_or_else(|| format!("length({overlay_what})"), ToString::to_string);
