@@ -83,6 +83,9 @@ pub struct Expression {
     pub columns: BTreeSet<(String, String)>,
     /// The column itself, if the expression is nothing else.
     pub bare: Option<(String, String)>,
+    /// An aggregate whose value over two sets of rows is the sum of its values over each:
+    /// `count(…)`, `coalesce(sum(…), 0)`. Exact unless it adds floating-point numbers.
+    pub additive: bool,
 }
 
 /// What an expression may contain.
@@ -112,7 +115,25 @@ pub(crate) fn parse(text: &str, own: &str, allowed: Allowed) -> Result<Expressio
         Expr::CompoundIdentifier(_) => rewrite.columns.first().cloned(),
         _ => None,
     };
-    Ok(Expression { sql: expr.to_string(), columns: rewrite.columns, bare })
+    Ok(Expression { additive: is_additive(&expr), sql: expr.to_string(), columns: rewrite.columns, bare })
+}
+
+fn is_additive(expr: &Expr) -> bool {
+    let Expr::Function(function) = expr else { return false };
+    let FunctionArguments::List(list) = &function.args else { return false };
+    let whole = |name: &str| function.name.to_string() == name && list.duplicate_treatment.is_none();
+    if whole("count") {
+        return true;
+    }
+    let [
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Function(sum))),
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(zero))),
+    ] = list.args.as_slice()
+    else {
+        return false;
+    };
+    let distinct = matches!(&sum.args, FunctionArguments::List(list) if list.duplicate_treatment.is_some());
+    whole("coalesce") && sum.name.to_string() == "sum" && !distinct && zero.value.to_string() == "0"
 }
 
 /// A query of a view or a report: what it reads, and DuckDB's SQL for it.

@@ -29,6 +29,16 @@ pub enum Base {
     Affected,
 }
 
+/// How an incremental load gets at aggregates.
+#[derive(Debug, Clone, Copy)]
+pub struct Incremental<'a> {
+    pub base: Base,
+    pub changes: &'a Changes,
+    /// Additive aggregates are carried on from the fact's prior row instead of gathered again; needs
+    /// [`Fact::prior`], and exact types.
+    pub carry: bool,
+}
+
 /// What a batch changed.
 #[derive(Debug, Clone, Default)]
 pub struct Changes {
@@ -50,6 +60,10 @@ impl Fact {
         Ident(&format!("affected_{}", self.name)).to_string()
     }
 
+    fn temporary(&self, purpose: &str) -> String {
+        Ident(&format!("{purpose}_{}", self.name)).to_string()
+    }
+
     fn keys(&self) -> String {
         list(self.grain.iter().map(|g| Ident(g).to_string()))
     }
@@ -57,7 +71,7 @@ impl Fact {
     /// Makes the table, empty; needs staging and the dimensions' tables.
     #[must_use]
     pub fn create(&self) -> String {
-        format!("create table if not exists {} as {} limit 0", self.table(), self.rows(Base::All))
+        format!("create table if not exists {} as {} limit 0", self.table(), self.rows())
     }
 
     /// Builds it anew in its own table, in the order of its grain.
@@ -66,7 +80,7 @@ impl Fact {
         vec![format!(
             "create or replace table {} as {} order by {}",
             self.table(),
-            self.rows(Base::All),
+            self.rows(),
             list((1..=self.grain.len()).map(|i| i.to_string()))
         )]
     }
@@ -109,9 +123,14 @@ impl Fact {
             .collect()
     }
 
-    /// The fact's rows.
+    /// All of the fact's rows.
     #[must_use]
-    pub fn rows(&self, base: Base) -> String {
+    pub fn rows(&self) -> String {
+        self.rows_of(Base::All, |aggregate| self.gathered(aggregate, Base::All))
+    }
+
+    /// The template: what a row is, wherever the rows of its source come from.
+    fn rows_of(&self, base: Base, gather: impl Fn(&Aggregate) -> String) -> String {
         let own = &self.source.table;
         let mut columns: Vec<String> = self.grain.iter().map(|g| qualified(own, g)).collect();
         let mut from = format!("{}{}", self.base(base), self.joins_for(self.row_expressions(), "left"));
@@ -121,34 +140,95 @@ impl Fact {
             from.push_str(&join);
         }
         for (i, aggregate) in self.aggregates.iter().enumerate() {
-            let (gathered, none) = (format!("_a{i}"), format!("_e{i}"));
-            from.push_str(&self.gather(aggregate, base, &gathered, &none));
+            let on = list_and(aggregate.on.iter().map(|(column, e)| format!("_a{i}.{} = {}", Ident(column), e.sql)));
+            // what the aggregates are over no rows at all
+            let none = format!(
+                "select {} from {} as {} where false",
+                aggregate.values(),
+                relation("staging", &aggregate.source.table),
+                Ident(&aggregate.source.table)
+            );
+            from.push_str(&format!(" left join ({}) as _a{i} on {on} cross join ({none}) as _e{i}", gather(aggregate)));
             columns.extend(aggregate.columns.iter().map(|(name, _)| {
                 let name = Ident(name);
-                format!("case when {gathered}._found then {gathered}.{name} else {none}.{name} end as {name}")
+                format!("case when _a{i}._found then _a{i}.{name} else _e{i}.{name} end as {name}")
             }));
         }
         columns.extend(self.columns.iter().map(|(name, e)| format!("{} as {}", e.sql, Ident(name))));
         format!("select {} from {from}", columns.join(", "))
     }
 
-    /// The joins that bring an aggregate: what was gathered, and what it is over no rows.
-    fn gather(&self, aggregate: &Aggregate, base: Base, gathered: &str, none: &str) -> String {
-        let child = &aggregate.source.table;
-        let (staging, alias) = (relation("staging", child), Ident(child));
-        let keys = list(aggregate.on.iter().map(|(column, _)| Ident(column).to_string()));
-        let columns = list(aggregate.columns.iter().map(|(name, e)| format!("{} as {}", e.sql, Ident(name))));
+    /// An aggregate gathered from staging for all facts, or for the affected ones.
+    fn gathered(&self, aggregate: &Aggregate, base: Base) -> String {
         let scope = if base == Base::All {
             String::new()
         } else {
             let wanted = list(aggregate.on.iter().map(|(column, e)| format!("{} as {}", e.sql, Ident(column))));
             let joins = self.joins_for(aggregate.on.iter().map(|(_, e)| e), "left");
-            format!(" semi join (select {wanted} from {}{joins}) as _wanted using ({keys})", self.base(base))
+            format!(" semi join (select {wanted} from {}{joins}) as _wanted using ({})", self.base(base), aggregate.keys())
         };
-        let on = list_and(aggregate.on.iter().map(|(column, e)| format!("{gathered}.{} = {}", Ident(column), e.sql)));
+        aggregate.grouped(&relation("staging", &aggregate.source.table), &scope)
+    }
+
+    /// An aggregate carried on from the prior rows by what the batch changed, and gathered for new facts only.
+    fn carried(&self, aggregate: &Aggregate, changes: &Changes) -> String {
+        let (prior, affected) = (self.temporary("prior"), self.affected_table());
+        let keys = aggregate.keys();
+        let child = &aggregate.source.table;
+        let to_child = list(self.grain_pairs(aggregate).into_iter().map(|(g, column)| format!("{} as {}", Ident(g), Ident(column))));
+        let known = if changes.tables.contains(child) {
+            let of = |table: &str, sign: &str| {
+                let values = list(aggregate.columns.iter().map(|(name, e)| format!("{sign}{} as {}", e.sql, Ident(name))));
+                format!("select {keys}, {values} from {} as {} group by {keys}", Ident(&format!("{table}_{child}")), Ident(child))
+            };
+            let sums = list(aggregate.columns.iter().map(|(name, _)| format!("sum({0}) as {0}", Ident(name))));
+            let values = list(aggregate.columns.iter().map(|(name, _)| {
+                format!("_prior.{0} + coalesce(_delta.{0}, 0) as {0}", Ident(name))
+            }));
+            format!(
+                "select {keys}, true as _found, {values} from _prior left join \
+                 (select {keys}, {sums} from ({} union all {}) group by {keys}) as _delta using ({keys})",
+                of("new", ""),
+                of("old", "-")
+            )
+        } else {
+            let values = list(aggregate.columns.iter().map(|(name, _)| Ident(name).to_string()));
+            format!("select {keys}, true as _found, {values} from _prior")
+        };
+        let values = list(aggregate.columns.iter().map(|(name, _)| Ident(name).to_string()));
+        let scope = format!(
+            " semi join (select {to_child} from {affected} anti join {prior} using ({})) as _wanted using ({keys})",
+            self.keys()
+        );
         format!(
-            " left join (select {keys}, true as _found, {columns} from {staging} as {alias}{scope} group by {keys}) as {gathered} on {on} \
-             cross join (select {columns} from {staging} as {alias} where false) as {none}"
+            "with _prior as (select {to_child}, {values} from {prior}) {known} union all {}",
+            aggregate.grouped(&relation("staging", child), &scope)
+        )
+    }
+
+    /// Whether aggregates can be carried on, were their types exact: all additive, each by the grain itself.
+    #[must_use]
+    pub fn carries(&self) -> bool {
+        !self.aggregates.is_empty()
+            && self.aggregates.iter().all(|a| self.grain_of(a).is_some() && a.columns.iter().all(|(_, e)| e.additive))
+    }
+
+    /// The aggregates' column names.
+    #[must_use]
+    pub fn aggregate_columns(&self) -> Vec<&str> {
+        self.aggregates.iter().flat_map(|a| a.columns.iter().map(|(name, _)| name.as_str())).collect()
+    }
+
+    /// Keeps the affected facts' aggregates in `prior_<fact>`, before [`Fact::delete`].
+    #[must_use]
+    pub fn prior(&self) -> String {
+        let columns = list(self.aggregate_columns().into_iter().map(|c| Ident(c).to_string()));
+        format!(
+            "create or replace temp table {} as select {keys}, {columns} from {} semi join {} using ({keys})",
+            self.temporary("prior"),
+            self.table(),
+            self.affected_table(),
+            keys = self.keys()
         )
     }
 
@@ -225,8 +305,8 @@ impl Fact {
         format!("select {grain} from {staging}{joins} semi join {changed} as _changed on {on}")
     }
 
-    /// The aggregate's own columns in the order of the grain, if they are the grain.
-    fn grain_of(&self, aggregate: &Aggregate) -> Option<String> {
+    /// Pairs of a grain column and the aggregate's own column that equals it.
+    fn grain_pairs<'a>(&'a self, aggregate: &'a Aggregate) -> Vec<(&'a str, &'a str)> {
         let by_base: BTreeMap<&str, &str> = aggregate
             .on
             .iter()
@@ -235,12 +315,14 @@ impl Fact {
                 (*table == self.source.table).then_some((base_column.as_str(), column.as_str()))
             })
             .collect();
-        let columns: Option<Vec<String>> = self
-            .grain
-            .iter()
-            .map(|g| by_base.get(g.as_str()).map(|column| format!("{} as {}", Ident(column), Ident(g))))
-            .collect();
-        columns.filter(|_| aggregate.on.len() == self.grain.len()).map(list)
+        self.grain.iter().filter_map(|g| by_base.get(g.as_str()).map(|column| (g.as_str(), *column))).collect()
+    }
+
+    /// The aggregate's own columns as the grain, if they are the grain.
+    fn grain_of(&self, aggregate: &Aggregate) -> Option<String> {
+        let pairs = self.grain_pairs(aggregate);
+        let whole = pairs.len() == self.grain.len() && aggregate.on.len() == self.grain.len();
+        whole.then(|| list(pairs.into_iter().map(|(g, column)| format!("{} as {}", Ident(column), Ident(g)))))
     }
 
     /// Takes away what may be there of the affected facts.
@@ -257,8 +339,31 @@ impl Fact {
 
     /// Puts the affected facts in.
     #[must_use]
-    pub fn insert(&self, base: Base) -> String {
-        format!("insert into {} {}", self.table(), self.rows(base))
+    pub fn insert(&self, how: Incremental<'_>) -> String {
+        let rows = self.rows_of(how.base, |aggregate| {
+            if how.carry { self.carried(aggregate, how.changes) } else { self.gathered(aggregate, how.base) }
+        });
+        format!("insert into {} {rows}", self.table())
+    }
+}
+
+impl Aggregate {
+    fn keys(&self) -> String {
+        list(self.on.iter().map(|(column, _)| Ident(column).to_string()))
+    }
+
+    fn values(&self) -> String {
+        list(self.columns.iter().map(|(name, e)| format!("{} as {}", e.sql, Ident(name))))
+    }
+
+    /// A group for each key, from `relation` restricted by `scope`.
+    fn grouped(&self, relation: &str, scope: &str) -> String {
+        let keys = self.keys();
+        format!(
+            "select {keys}, true as _found, {} from {relation} as {}{scope} group by {keys}",
+            self.values(),
+            Ident(&self.source.table)
+        )
     }
 }
 

@@ -22,7 +22,7 @@ use indexmap::IndexMap;
 pub use dimension::Scope;
 pub use error::ModelError;
 pub use expression::{AGGREGATE, Expression, SCALAR, TranslatedQuery, translate_query};
-pub use fact::{Base, Changes};
+pub use fact::{Base, Changes, Incremental};
 pub use plan::{Change, ChangeKind, plan};
 pub use star::{Aggregate, Date, Dimension, Fact, Join, Lookup, LookupInto, Model, Seed, Source, View};
 
@@ -95,6 +95,15 @@ impl Models {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Model> {
         self.models.get(name)
+    }
+
+    /// Columns of a source table (bare name) that any model reads.
+    #[must_use]
+    pub fn columns_of(&self, table: &str) -> BTreeSet<String> {
+        let reads = self.iter().flat_map(|m| {
+            m.sources().into_iter().filter(|s| s.table == table).flat_map(|s| m.columns_of(s)).collect::<Vec<_>>()
+        });
+        reads.collect()
     }
 
     /// The names of models that read a column of a source table (bare name).

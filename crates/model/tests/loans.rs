@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use millrace_model::{Base, Changes, Model, Models};
+use millrace_model::{Base, Changes, Incremental, Model, Models};
 
 fn loans() -> Models {
     let files = [
@@ -34,7 +34,11 @@ fn generated_sql() {
             }
             Model::Seed(s) => vec![s.rows()],
             Model::Date(d) => vec![d.rows()],
-            Model::Fact(f) => vec![f.create(), f.affected(&changes).unwrap(), f.delete(), f.insert(Base::Affected)],
+            Model::Fact(f) => {
+                let how = |carry| Incremental { base: Base::Affected, changes: &changes, carry };
+                let carried = if f.carries() { vec![f.prior(), f.insert(how(true))] } else { Vec::new() };
+                [vec![f.create(), f.affected(&changes).unwrap(), f.delete(), f.insert(how(false))], carried].concat()
+            },
             Model::View(v) => vec![v.sql.clone()],
         };
         for statement in statements {

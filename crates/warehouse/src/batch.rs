@@ -284,7 +284,7 @@ impl Batch {
             let mut changed = BTreeSet::new();
             for (name, touched) in &self.touched {
                 let Some(known) = self.tables.get(name) else { continue };
-                if apply_table(connection, &known.schema, touched, self.run_id, &mut applied, &mut counts)? {
+                if apply_table(connection, &known.schema, &state.models, touched, self.run_id, &mut applied, &mut counts)? {
                     changed.insert(name.clone());
                 }
             }
@@ -407,10 +407,17 @@ fn fail_with(table: &TableName) -> impl Fn(schema_change::Refused) -> BatchError
     }
 }
 
+/// The table's columns that models read, and its key.
+fn needed<'a>(models: &Models, schema: &'a TableSchema) -> Vec<&'a str> {
+    let read = models.columns_of(&schema.table.name);
+    schema.columns.iter().filter(|c| c.key || read.contains(&c.name)).map(|c| c.name.as_str()).collect()
+}
+
 /// Writes a table's changes into history and staging; whether anything is left to tell the models.
 fn apply_table(
     connection: &Connection,
     schema: &TableSchema,
+    models: &Models,
     touched: &Touched,
     run_id: i64,
     applied: &mut Applied,
@@ -427,12 +434,18 @@ fn apply_table(
     failpoint::pass("batch.after_raw")?;
     let only_inserts = touched.facts.rows == touched.facts.inserts && !touched.truncated;
     connection.execute_batch(&table.create_new(only_inserts))?;
-    connection.execute_batch(&table.create_old(!only_inserts))?;
+    let needed = needed(models, schema);
+    connection.execute_batch(&table.create_old(&needed))?;
+    if !only_inserts {
+        let mut delete = connection.prepare(&table.delete_old(&needed))?;
+        let taken: Vec<_> = delete.query_arrow([])?.collect();
+        let mut old = connection.appender_to_catalog_and_db(&format!("old_{}", schema.table.name), "temp", "main")?;
+        for rows in taken {
+            old.append_record_batch(rows)?;
+        }
+    }
     let (new, old, both): (u64, u64, u64) =
         connection.query_row(&table.count(), [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    if old > 0 {
-        connection.execute_batch(&table.delete_old())?;
-    }
     if new > 0 {
         connection.execute_batch(&table.insert_new())?;
     }

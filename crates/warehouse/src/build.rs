@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use duckdb::Connection;
 use millrace_base::{Ident, Micros, failpoint};
 use millrace_contract::operate::Compared;
-use millrace_model::{Base, Change, ChangeKind, Changes, Dimension, Fact, Model, Models, Scope, plan};
+use millrace_model::{Base, Change, ChangeKind, Changes, Incremental, Dimension, Fact, Model, Models, Scope, plan};
 
 use crate::{
     error::{WarehouseError, message},
@@ -194,6 +194,10 @@ fn update_fact(connection: &Connection, fact: &Fact, changes: &Changes) -> Resul
         [],
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )?;
+    let carry = fact.carries() && is_exact(connection, fact)?;
+    if carry {
+        run(connection, &fact.prior())?;
+    }
     if existed > 0 {
         run(connection, &fact.delete())?;
     }
@@ -206,7 +210,17 @@ fn update_fact(connection: &Connection, fact: &Fact, changes: &Changes) -> Resul
         (true, false) => Base::Written,
         (false, _) => Base::Elsewhere,
     };
-    run(connection, &fact.insert(base))
+    run(connection, &fact.insert(Incremental { base, changes, carry }))
+}
+
+/// Whether a fact's aggregates can be added and taken away without losing digits.
+fn is_exact(connection: &Connection, fact: &Fact) -> Result<bool, WarehouseError> {
+    let mut statement = connection.prepare_cached(
+        "select column_name from duckdb_columns() where database_name = current_database() and schema_name = 'warehouse' \
+         and table_name = ? and data_type in ('FLOAT', 'DOUBLE')",
+    )?;
+    let inexact: Vec<String> = statement.query_map([&fact.name], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(fact.aggregate_columns().into_iter().all(|c| !inexact.iter().any(|i| i == c)))
 }
 
 /// Compares each built model with what its template says, reading only; works in a pinned state too.
@@ -218,7 +232,7 @@ pub(crate) fn verify(connection: &Connection, models: &Models) -> Result<Vec<Com
             Model::Dimension(d) => (d.table(), d.rows(Scope::All)),
             Model::Seed(s) => (s.table(), s.rows()),
             Model::Date(d) => (d.table(), d.rows()),
-            Model::Fact(f) => (f.table(), f.rows(Base::All)),
+            Model::Fact(f) => (f.table(), f.rows()),
             Model::View(_) => continue,
         };
         compared.push(compare(connection, model.name(), &table, &rows).map_err(|e| describe(model, e))?);

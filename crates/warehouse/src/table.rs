@@ -96,24 +96,33 @@ impl Table<'_> {
         )
     }
 
-    /// The staging rows that the batch touches, with their places.
-    pub(crate) fn create_old(&self, any: bool) -> String {
-        let keys = self.keys();
-        let scope = if any {
-            format!("semi join (select distinct {keys} from {}) using ({keys})", self.temporary("batch"))
-        } else {
-            "limit 0".to_owned()
-        };
+    /// Makes the place for the staging rows that the batch touches, with the columns that models read.
+    pub(crate) fn create_old(&self, needed: &[&str]) -> String {
         format!(
-            "create or replace temp table {} as select rowid as _rowid, {} from {} {scope}",
+            "create or replace temp table {} as select {} from {} limit 0",
             self.temporary("old"),
-            self.columns(),
+            Self::listed(needed),
             self.staging()
         )
     }
 
-    pub(crate) fn delete_old(&self) -> String {
-        format!("delete from {} where rowid in (select _rowid from {})", self.staging(), self.temporary("old"))
+    fn listed(columns: &[&str]) -> String {
+        join(columns.iter().map(|c| Ident(c).to_string()), ", ")
+    }
+
+    /// Takes the rows that the batch touches out of staging and returns what they were: one scan for both.
+    pub(crate) fn delete_old(&self, needed: &[&str]) -> String {
+        let keys = self.keys();
+        let same = join(
+            self.0.key().filter_map(|i| self.0.columns.get(i)).map(|c| format!("_s.{0} = _touched.{0}", Ident(&c.name))),
+            " and ",
+        );
+        format!(
+            "delete from {} as _s using (select distinct {keys} from {}) as _touched where {same} returning {}",
+            self.staging(),
+            self.temporary("batch"),
+            join(needed.iter().map(|c| format!("_s.{}", Ident(c))), ", ")
+        )
     }
 
     pub(crate) fn insert_new(&self) -> String {

@@ -54,7 +54,6 @@ enum Outside {
 #[derive(Debug)]
 pub struct DuckSink {
     commands: mpsc::Sender<Command>,
-    engine: Arc<Engine>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -73,14 +72,14 @@ impl DuckSink {
         let connection = engine.connect()?;
         let state = State::read(&connection, models)?;
         let mut writer =
-            Writer { engine: engine.clone(), connection, state, clock, open: None, failed: None, waiting: Vec::new() };
+            Writer { engine, connection, state, clock, open: None, failed: None, waiting: Vec::new() };
         writer.build_declared()?;
         let (commands, received) = mpsc::channel(CHANNEL_STEPS);
         let thread = std::thread::Builder::new()
             .name("warehouse-writer".into())
             .spawn(move || writer.run(received))
             .map_err(|e| WarehouseError::Records(format!("the writer's thread cannot start: {e}")))?;
-        Ok(Self { commands, engine, thread: Some(thread) })
+        Ok(Self { commands, thread: Some(thread) })
     }
 
     /// For building models beside capture.

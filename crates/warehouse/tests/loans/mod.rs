@@ -1,6 +1,8 @@
 //! A loans-like source without a server: tables, rows as text, the pack's models.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod history;
+
 use std::{path::Path, sync::Arc};
 
 use millrace_base::{Clock, Lsn, Micros, SystemClock};

@@ -1,0 +1,85 @@
+//! The process dies, or a step fails, at each place of a batch: the next start goes on as if nothing had been.
+
+mod loans;
+
+use std::{path::PathBuf, process::Command};
+
+use loans::{history::*, *};
+use millrace_contract::{RunKind, Sink, SinkError};
+use proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::TestRunner,
+};
+
+const FOLDER: &str = "MILLRACE_CRASH_FOLDER";
+const FAILPOINT: &str = "MILLRACE_CRASH_FAILPOINT";
+
+/// The same history in every process.
+fn history() -> Vec<Vec<Event>> {
+    let strategy = proptest::collection::vec(proptest::collection::vec(event(), 6..14), 5);
+    strategy.new_tree(&mut TestRunner::deterministic()).unwrap().current()
+}
+
+/// Not a test by itself: the process that [`nothing_is_lost_or_doubled`] lets die. Applies what the
+/// warehouse does not have yet.
+#[tokio::test]
+async fn child() {
+    let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
+    if let Some(failpoint) = std::env::var_os(FAILPOINT) {
+        millrace_base::failpoint::arm(failpoint.to_str().unwrap()).unwrap();
+    }
+    let engine = engine(&folder);
+    let mut sink = sink(&engine);
+    let mut source = Source::new();
+    let mut watermark = sink.resume().await.unwrap().watermark;
+    while !watermark.is_valid() {
+        match apply(&mut sink, RunKind::InitialCopy, source.copy(), 10).await {
+            Ok(_) | Err(SinkError::Retry(_)) => watermark = sink.resume().await.unwrap().watermark,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    for events in history() {
+        let steps = source.happen(&events);
+        while watermark < source.end().watermark {
+            match apply(&mut sink, RunKind::Changes, steps.clone(), source.lsn).await {
+                Ok(_) | Err(SinkError::Retry(_)) => watermark = sink.resume().await.unwrap().watermark,
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+    sink.close().await;
+}
+
+fn run(folder: &std::path::Path, failpoint: Option<&str>) -> bool {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "child"]).env(FOLDER, folder);
+    if let Some(failpoint) = failpoint {
+        command.env(FAILPOINT, failpoint);
+    }
+    command.output().unwrap().status.success()
+}
+
+#[test]
+fn nothing_is_lost_or_doubled() {
+    let mut source = Source::new();
+    for events in history() {
+        source.happen(&events);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    assert!(run(folder.path(), None), "without trouble");
+    let calm = star(&engine(folder.path()));
+    let places = ["begin", "after_raw", "after_staging", "after_dimensions", "after_facts", "before_commit", "after_commit"];
+    for place in places {
+        for (hits, action) in [(1, "abort"), (3, "abort"), (2, "error")] {
+            let folder = tempfile::tempdir().unwrap();
+            let failpoint = format!("batch.{place}={hits}:{action}");
+            let survived = run(folder.path(), Some(&failpoint));
+            assert_eq!(survived, action == "error", "{failpoint}");
+            assert!(run(folder.path(), None), "{failpoint}: the next start");
+            let engine = engine(folder.path());
+            assert_eq!(staged(&engine), source.expected(), "{failpoint}");
+            assert_eq!(star(&engine), calm, "{failpoint}");
+            assert_verified(&engine);
+        }
+    }
+}
