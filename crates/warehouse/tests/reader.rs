@@ -165,6 +165,7 @@ async fn depth_and_length_are_limited() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn freshness_is_of_the_same_snapshot() {
+    const STEP: u64 = 700_001;
     let warehouse = warehouse(4);
     warehouse.write(
         "create table warehouse.n (lsn ubigint); insert into warehouse.n values (0);
@@ -172,10 +173,12 @@ async fn freshness_is_of_the_same_snapshot() {
     );
     let writer = warehouse.engine.connect().unwrap();
     let writing = std::thread::spawn(move || {
-        for lsn in 1..200 {
+        for run in 1..200 {
+            // far apart: a plan made for a narrow range of positions must not outlive it
+            let lsn = run * STEP;
             writer
                 .execute_batch(&format!(
-                    "begin; update warehouse.n set lsn = {lsn}; update audit.watermarks set watermark = {lsn}, run_id = {lsn}; commit"
+                    "begin; update warehouse.n set lsn = {lsn}; update audit.watermarks set watermark = {lsn}, run_id = {run}; commit"
                 ))
                 .unwrap();
         }
@@ -185,11 +188,11 @@ async fn freshness_is_of_the_same_snapshot() {
         let seen = result.freshness;
         let rows = result.collect(1).await.unwrap().rows;
         assert_eq!(rows[0][0], Value::HugeInt(seen.watermark.0.into()));
-        assert_eq!(i64::try_from(seen.watermark.0).unwrap(), seen.run_id);
+        assert_eq!(i64::try_from(seen.watermark.0 / STEP).unwrap(), seen.run_id);
     }
     writing.join().unwrap();
     let newest = warehouse.reader.freshness().await.unwrap();
-    assert_eq!((newest.watermark, newest.confirmed_at), (Lsn(199), Micros(0)));
+    assert_eq!((newest.watermark, newest.confirmed_at), (Lsn(199 * STEP), Micros(0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

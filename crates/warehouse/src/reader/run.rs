@@ -148,10 +148,11 @@ impl Drop for Last {
 }
 
 /// The watermark that the connection's transaction sees.
+///
+/// Prepared anew each time: DuckDB plans with the statistics of the moment (a sorted column is packed
+/// into the bits that its range needs), and a plan kept from before the row moved on reads it wrongly.
 pub(super) fn freshness(connection: &Connection, confirmed_at: Micros) -> duckdb::Result<Freshness> {
-    let mut statement = connection.prepare_cached(
-        "select watermark, epoch_us(commit_time), run_id from audit.watermarks order by updated_at desc limit 1",
-    )?;
+    let mut statement = connection.prepare("select watermark, epoch_us(commit_time), run_id from audit.watermarks")?;
     let mut rows = statement.query([])?;
     Ok(match rows.next()? {
         None => Freshness { confirmed_at, ..Freshness::default() },
