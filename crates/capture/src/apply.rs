@@ -8,20 +8,20 @@ use std::{
 };
 
 use millrace_base::{Lsn, failpoint};
-use millrace_contract::{Applied, BatchEnd, RunKind, Sink, SinkError, Step, TableName};
+use millrace_contract::{Applied, BatchEnd, RunKind, Sink, SinkError, Step, TableName, TableSchema};
 use millrace_pg::{
     Connection,
     replication::{CreatedSlot, RawConnection},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     copy::{self, Copy, Snapshot},
-    error::CaptureError,
+    error::{CaptureError, Next},
     options::{Barrier, CaptureOptions, Command},
     progress::Progress,
     reader::{Control, Durable, Event},
@@ -29,8 +29,8 @@ use crate::{
 };
 
 const CONNECT: Duration = Duration::from_secs(15);
-/// Making a slot waits for every transaction that is open on the source; changes wait meanwhile.
-const BARRIER_SLOT: Duration = Duration::from_secs(30);
+/// Until a copy that failed is tried again.
+const RETRY_COPY: Duration = Duration::from_secs(30);
 const CHECK_PUBLICATION_EVERY: Duration = Duration::from_secs(5);
 
 /// A sink, and whether a batch of it is open.
@@ -110,6 +110,8 @@ pub(crate) struct Applier<'a, S> {
     pub(crate) memberships: BTreeMap<TableName, Membership>,
     /// Copies to make before anything else is asked.
     pub(crate) missing: VecDeque<TableName>,
+    /// When to try the next of them.
+    pub(crate) missing_from: Instant,
     /// Quarantined: their leaving the publication is no news.
     pub(crate) left: Vec<TableName>,
     pub(crate) token: CancellationToken,
@@ -117,17 +119,20 @@ pub(crate) struct Applier<'a, S> {
 
 /// A barrier that the reader waits at, and what the source shows there.
 type AtBarrier = (RawConnection, CreatedSlot);
+/// What a copy wrote, and the table's columns in it.
+type Copied = (Applied, Option<Arc<TableSchema>>);
 
 impl<S: Sink> Applier<'_, S> {
     /// Applies until the token is cancelled (`Ok`) or something goes wrong.
     pub(crate) async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> Result<(), CaptureError> {
-        let mut tick = interval(Duration::from_millis(500));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut checked = Instant::now();
+        let mut check = interval(CHECK_PUBLICATION_EVERY);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let token = self.token.clone();
         let mut commands_open = true;
         loop {
-            if let Some(table) = self.missing.pop_front() {
+            if Instant::now() >= self.missing_from
+                && let Some(table) = self.missing.pop_front()
+            {
                 self.resync(table, None).await?;
                 continue;
             }
@@ -146,13 +151,8 @@ impl<S: Sink> Applier<'_, S> {
                     Some(Command::Resync { table, reply }) => self.resync(table, Some(reply)).await?,
                     None => commands_open = false,
                 },
-                _ = tick.tick() => {
-                    self.progress.tick();
-                    if checked.elapsed() >= CHECK_PUBLICATION_EVERY {
-                        checked = Instant::now();
-                        self.check_publication().await?;
-                    }
-                }
+                () = sleep_until(self.missing_from), if !self.missing.is_empty() => {}
+                _ = check.tick() => self.check_publication().await?,
             }
         }
     }
@@ -235,7 +235,7 @@ impl<S: Sink> Applier<'_, S> {
     async fn barrier_slot(&self) -> Result<AtBarrier, CaptureError> {
         let mut connection = RawConnection::connect_replication(&self.options.source, CONNECT).await?;
         let name = format!("{}_barrier_{}", self.options.slot, self.progress.clock().wall().0);
-        let slot = connection.create_logical_slot(&name, true, BARRIER_SLOT).await?;
+        let slot = connection.create_logical_slot(&name, true, self.options.barrier_deadline).await?;
         // brings the stream past the point soon, even if the source is idle
         self.catalog.query_one(include_str!("../sql/heartbeat.sql"), &[]).await?;
         Ok((connection, slot))
@@ -270,24 +270,31 @@ impl<S: Sink> Applier<'_, S> {
         reply: Option<oneshot::Sender<Result<Applied, CaptureError>>>,
     ) -> Result<(), CaptureError> {
         let copied = match self.copy_at_barrier(&table).await? {
-            Ok(applied) => {
+            Ok((applied, schema)) => {
                 self.left.retain(|left| *left != table);
-                self.tell(Control::Release(Some(table))).await?;
+                self.tell(Control::Release(schema)).await?;
                 Ok(applied)
             }
-            Err(error) => Err(error),
+            Err(error) => Err((table, error)),
         };
         match (reply, copied) {
             (Some(reply), copied) => {
-                reply.send(copied).ok();
+                reply.send(copied.map_err(|(_, error)| error)).ok();
                 Ok(())
             }
-            (None, copied) => copied.map(drop),
+            (None, Ok(_)) => Ok(()),
+            (None, Err((table, error))) if error.next() == Next::Retry => {
+                tracing::warn!(%table, %error, "a table could not be copied; it is tried again");
+                self.missing.push_back(table);
+                self.missing_from = Instant::now() + RETRY_COPY;
+                Ok(())
+            }
+            (None, Err((_, error))) => Err(error),
         }
     }
 
     /// The outer error ends the session; the inner one is the asker's, and the reader goes on.
-    async fn copy_at_barrier(&mut self, table: &TableName) -> Result<Result<Applied, CaptureError>, CaptureError> {
+    async fn copy_at_barrier(&mut self, table: &TableName) -> Result<Result<Copied, CaptureError>, CaptureError> {
         if !self.options.tables.contains(table) {
             return Ok(Err(CaptureError::NotCaptured { table: table.clone() }));
         }
@@ -307,14 +314,18 @@ impl<S: Sink> Applier<'_, S> {
         let end = BatchEnd { watermark: lsn, commit_time: taken_at, transactions: 0 };
         let copied =
             match copy::start(&self.options, std::slice::from_ref(table), snapshot, self.progress.clone()).await {
-                Ok(copy) => self.batches.write_copy(RunKind::Resync(table.clone()), copy, end, &self.token).await,
+                Ok(copy) => {
+                    let schema = copy.schemas.first().cloned();
+                    let written = self.batches.write_copy(RunKind::Resync(table.clone()), copy, end, &self.token).await;
+                    written.map(|applied| (applied, schema))
+                }
                 Err(error) => Err(error),
             };
         match copied {
-            Ok(applied) => {
+            Ok(copied) => {
                 self.progress.resynced(lsn, table);
                 self.durable.send_modify(|durable| durable.watermark = durable.watermark.max(lsn));
-                Ok(Ok(applied))
+                Ok(Ok(copied))
             }
             // the sink holds the reason; the session begins anew with it
             Err(error @ (CaptureError::Sink(_) | CaptureError::Failpoint(_))) => Err(error),

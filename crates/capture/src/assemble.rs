@@ -83,6 +83,11 @@ impl Assembler {
         self.wanted.contains(table)
     }
 
+    /// The columns of a relation as they are known until now.
+    pub(crate) fn schema_of(&self, table: &TableName) -> Option<&Arc<TableSchema>> {
+        self.relations.iter().map(|r| &r.schema).find(|s| s.table == *table)
+    }
+
     /// The relation's columns from here on.
     pub(crate) fn relation(&mut self, schema: Arc<TableSchema>) {
         let skipped = self.skipped.contains(&schema.table);

@@ -29,6 +29,9 @@ pub enum CaptureError {
     /// The publication no longer has, or for a while did not have, a table: what changed meanwhile was not streamed.
     #[error("table {table} left publication {publication}")]
     TableLeft { table: TableName, publication: String },
+    /// Its older rows may differ now from what was streamed.
+    #[error("table {table} was altered in a way that its older rows show")]
+    Altered { table: TableName },
     #[error("replication slot {slot} does not exist, but the warehouse goes on from {watermark}")]
     NoSlot { slot: String, watermark: Lsn },
     #[error("the server has given up replication slot {slot}: the log it needs is gone")]
@@ -80,8 +83,11 @@ impl CaptureError {
         match self {
             // the slot may still be held by our own connection of before
             Self::Source(error) if error.is_transient() || error.sqlstate() == Some("55006") => Next::Retry,
-            Self::Sink(SinkError::Retry(_) | SinkError::Table { .. })
+            // also what a server looks like that dies during the handshake
+            Self::Source(PgError::Tls { .. })
+            | Self::Sink(SinkError::Retry(_) | SinkError::Table { .. })
             | Self::TableLeft { .. }
+            | Self::Altered { .. }
             | Self::Moved { .. }
             | Self::Silent { .. }
             | Self::Spill { .. }
@@ -142,6 +148,7 @@ impl CaptureError {
                 "connect to the database that the warehouse was loaded from, or load it anew".to_owned()
             }
             Self::Spill { folder, .. } => format!("free space in {folder}"),
+            Self::Altered { .. } => "it is copied anew by itself".to_owned(),
             Self::Moved { .. } | Self::Silent { .. } | Self::Failpoint(_) | Self::Interrupted => {
                 "it is tried again".to_owned()
             }

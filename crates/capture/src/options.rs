@@ -31,6 +31,9 @@ pub struct CaptureOptions {
     pub step_bytes: usize,
     /// Large transactions wait here for their commit. Made if absent; its files have no names.
     pub spill_folder: PathBuf,
+    /// A barrier needs every transaction that is open on the source to end; changes wait meanwhile,
+    /// but not longer than this.
+    pub barrier_deadline: Duration,
     /// How often the watermark of an idle source moves.
     pub idle_advance: Duration,
 }
@@ -50,6 +53,7 @@ impl CaptureOptions {
             batch_bytes_max: 64 << 20,
             step_bytes: 8 << 20,
             spill_folder,
+            barrier_deadline: Duration::from_secs(30),
             idle_advance: Duration::from_secs(10),
         }
     }

@@ -8,7 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use millrace_base::{Lsn, Micros};
-use millrace_contract::{BatchEnd, Step, TableName};
+use millrace_contract::{BatchEnd, Step, TableName, TableSchema};
 use millrace_pg::{Connection, replication::LogicalStream};
 use millrace_wire::{
     pgoutput::{self, Message, Relation},
@@ -65,8 +65,8 @@ pub(crate) enum Control {
     Hold,
     /// Go on up to the first transaction that commits at or after this, say [`Event::Reached`], wait.
     Until(Lsn),
-    /// Go on; the table's changes count again.
-    Release(Option<TableName>),
+    /// Go on; a table copied meanwhile has these columns, and its changes count again.
+    Release(Option<Arc<TableSchema>>),
 }
 
 /// What the sink has made durable.
@@ -349,7 +349,15 @@ impl Reader {
         let looked_up =
             schema::of_relation(&self.catalog, table.clone(), relation.oid, relation.identity, columns).await;
         match looked_up {
-            Ok(schema) => self.assembler.relation(schema),
+            Ok(schema) => {
+                if let Some(old) = self.assembler.schema_of(&table)
+                    && !self.assembler.skips(&table)
+                    && schema::is_stale(&self.catalog, old, &schema).await?
+                {
+                    return Err(CaptureError::Altered { table });
+                }
+                self.assembler.relation(schema);
+            }
             Err(CaptureError::NoKey { .. }) if self.assembler.skips(&table) => {}
             Err(error) => return Err(error),
         }
@@ -432,9 +440,10 @@ impl Reader {
                 control = self.control.recv() => {
                     match control {
                         Some(Control::Until(lsn)) => self.state.until = Some(lsn),
-                        Some(Control::Release(table)) => {
-                            if let Some(table) = table {
-                                self.assembler.unskip(&table);
+                        Some(Control::Release(copied)) => {
+                            if let Some(schema) = copied {
+                                self.assembler.unskip(&schema.table);
+                                self.assembler.relation(schema);
                             }
                         }
                         Some(Control::Hold) => continue,

@@ -24,7 +24,7 @@ use millrace_pg::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep},
+    time::{Instant, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -45,8 +45,13 @@ const CONNECT: Duration = Duration::from_secs(15);
 const SLOT: Duration = Duration::from_secs(300);
 /// Steps on their way to the sink.
 const EVENTS: usize = 4;
+/// How often what is shown grows older, whatever the sink does.
+const STATUS_EVERY: Duration = Duration::from_millis(500);
 /// A session that lasted this long was a success.
-const LASTED: Duration = Duration::from_secs(30);
+const LASTED: Duration = Duration::from_secs(10);
+
+/// The reason of a quarantine that capture itself ends, whatever becomes of the process.
+const COPIED_ANEW: &str = "it was altered, or not published for a while, and is being copied anew";
 
 /// Captures until `token` is cancelled (`Ok`) or a person must act.
 ///
@@ -64,7 +69,7 @@ pub async fn run<S: Sink>(
     let options = Arc::new(options);
     let progress = Arc::new(Progress::new(clock, status));
     let mut batches = Batches::new(sink);
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(3));
     let mut since: Option<Micros> = None;
     loop {
         let began = Instant::now();
@@ -111,6 +116,10 @@ async fn recover<S: Sink>(batches: &mut Batches<S>, error: CaptureError) -> Resu
             let (table, reason) = (table.clone(), reason.clone());
             tracing::error!(%table, "a table cannot be applied and is quarantined");
             return Ok(batches.sink.quarantine(table, reason).await?);
+        }
+        CaptureError::Altered { table } => {
+            tracing::info!(%table, "a table was altered and is copied anew");
+            return Ok(batches.sink.quarantine(table.clone(), COPIED_ANEW.to_owned()).await?);
         }
         CaptureError::TableLeft { table, .. } | CaptureError::NoKey { table, .. } => table.clone(),
         _ => return Err(error),
@@ -169,9 +178,8 @@ async fn session<S: Sink>(
         slot.check_position(options, resume.watermark)?;
         for table in &options.added {
             if resume.tables.contains(table) && !resume.quarantined.contains_key(table) {
-                let reason = format!("it was out of publication {} for a while", options.publication);
-                batches.sink.quarantine(table.clone(), reason.clone()).await?;
-                resume.quarantined.insert(table.clone(), reason);
+                batches.sink.quarantine(table.clone(), COPIED_ANEW.to_owned()).await?;
+                resume.quarantined.insert(table.clone(), COPIED_ANEW.to_owned());
             }
         }
     }
@@ -188,14 +196,22 @@ async fn session<S: Sink>(
     let missing: VecDeque<TableName> = options
         .tables
         .iter()
-        .filter(|t| {
-            let quarantined = resume.quarantined.contains_key(t);
-            (!resume.tables.contains(t) && !quarantined) || (quarantined && options.added.contains(t))
+        .filter(|t| match resume.quarantined.get(t) {
+            Some(reason) => reason == COPIED_ANEW,
+            None => !resume.tables.contains(t),
         })
         .cloned()
         .collect();
     let skipped: BTreeSet<_> = resume.quarantined.keys().chain(&missing).cloned().collect();
     let wanted: BTreeSet<_> = options.tables.iter().cloned().collect();
+    let mut assembler = Assembler::new(wanted, skipped, options.step_bytes);
+    // known columns, so that a change of them is noticed even before the first row
+    let streamed: Vec<_> = resume.tables.iter().filter(|t| memberships.contains_key(t)).cloned().collect();
+    for described in source::describe(&catalog, &streamed).await?.values() {
+        if !resume.quarantined.contains_key(&described.table) {
+            assembler.relation(described.schema(&catalog).await?);
+        }
+    }
     let (events, from_reader) = mpsc::channel(EVENTS);
     let (control, to_reader) = mpsc::channel(2);
     let (durable, watch_durable) = watch::channel(Durable { watermark: from, count: 0 });
@@ -204,7 +220,7 @@ async fn session<S: Sink>(
         catalog: catalog.clone(),
         options: options.clone(),
         progress: progress.clone(),
-        assembler: Assembler::new(wanted, skipped, options.step_bytes),
+        assembler,
         spills: Spills::new(options.spill_folder.clone())?,
         events,
         control: to_reader,
@@ -214,6 +230,16 @@ async fn session<S: Sink>(
     // dropped with the session: the reader never outlives it
     let mut tasks = Tasks::new(token.child_token());
     tasks.spawn("capture reader", reader.run());
+    let ageing = progress.clone();
+    tasks.spawn("capture status", async move {
+        let mut tick = interval(STATUS_EVERY);
+        loop {
+            tick.tick().await;
+            ageing.tick();
+        }
+        #[expect(unreachable_code, reason = "gives the task its type; it ends with the session")]
+        Ok::<(), CaptureError>(())
+    });
     let applier = Applier {
         batches,
         options: options.clone(),
@@ -224,6 +250,7 @@ async fn session<S: Sink>(
         durable,
         memberships,
         missing,
+        missing_from: Instant::now(),
         left: resume.quarantined.keys().cloned().collect(),
         token: token.clone(),
     };

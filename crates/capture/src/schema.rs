@@ -45,6 +45,31 @@ pub(crate) async fn of_relation(
     resolve(catalog, table, oid, columns).await
 }
 
+/// Whether rows from before a change of the columns may show something else now than what was streamed:
+/// a column that came with a default, changed its type or its name, another key. The stream tells
+/// of none of these rows, so the table has to be copied anew.
+pub(crate) async fn is_stale(catalog: &Connection, old: &TableSchema, new: &TableSchema) -> Result<bool, CaptureError> {
+    if old.oid != new.oid {
+        return Ok(true);
+    }
+    let kept: Vec<_> = new.columns.iter().filter_map(|c| Some((c, &old.columns[old.position(&c.name)?]))).collect();
+    if kept.iter().any(|(new, old)| new != old) {
+        return Ok(true);
+    }
+    let added: Vec<&str> =
+        new.columns.iter().filter(|c| old.position(&c.name).is_none()).map(|c| c.name.as_str()).collect();
+    if added.is_empty() {
+        return Ok(false);
+    }
+    if kept.len() < old.columns.len() {
+        // a drop and an add look like a new name
+        return Ok(true);
+    }
+    let kept: Vec<&str> = kept.iter().map(|(c, _)| c.name.as_str()).collect();
+    let rows = catalog.query(include_str!("../sql/added_columns.sql"), &[&new.oid, &added, &kept]).await?;
+    Ok(rows.iter().any(|row| row.get("filled")))
+}
+
 /// Looks the types up.
 pub(crate) async fn resolve(
     catalog: &Connection,

@@ -1,5 +1,7 @@
 //! Exact moments: comparisons and fresh copies under concurrent writers.
 
+use std::time::Duration;
+
 use millrace_base::{Tasks, ident::Literal};
 use millrace_capture::CaptureError;
 use millrace_testkit::wait_until;
@@ -150,6 +152,7 @@ async fn a_table_that_left_the_publication_needs_a_copy() {
 #[tokio::test]
 async fn a_long_transaction_delays_a_barrier_but_not_the_stream_for_ever() {
     let mut h = Harness::new("CREATE TABLE a (id int PRIMARY KEY)", &["a"]).await;
+    h.options.barrier_deadline = Duration::from_secs(2);
     h.start().await;
     h.caught_up().await;
     let other = h.server.client_to("source").await;

@@ -19,7 +19,7 @@ const TYPES: &str = r#"
         dt date, tm time, tmz timetz, ts timestamp, tsz timestamptz, iv interval,
         u uuid, j json, jb jsonb, by bytea, m mood, dom money3, w word,
         ia int[], ta text[], r int4range, ip inet, p pair, bits bit(3), x xml, o oid,
-        doubled int GENERATED ALWAYS AS (i4 * 2) STORED);
+        doubled int GENERATED ALWAYS AS (i4 / 2) STORED);
 "#;
 
 const ROWS: &str = r#"

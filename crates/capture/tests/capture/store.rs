@@ -160,6 +160,13 @@ impl Open {
                 self.state.tables.entry(schema.table.clone()).or_default();
                 let known = self.state.schemas.entry(schema.table.clone()).or_default();
                 if known.last() != Some(&schema) {
+                    let names: Vec<_> = schema.columns.iter().map(|c| c.name.clone()).collect();
+                    for row in self.state.tables.entry(schema.table.clone()).or_default().values_mut() {
+                        row.retain(|name, _| names.contains(name));
+                        for name in &names {
+                            row.entry(name.clone()).or_insert(None);
+                        }
+                    }
                     known.push(schema);
                 }
             }

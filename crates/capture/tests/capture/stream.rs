@@ -111,9 +111,20 @@ async fn columns_come_and_go_under_load() {
         }
     };
     tokio::join!(load, change);
-    // what a change of the table itself did to older rows is not in the stream; so touch them all
-    h.db.batch_execute("UPDATE t SET b = id").await.unwrap();
+    // a change of a table shows with the next row; what it did to older rows is not in the stream, but copied
+    h.db.batch_execute("UPDATE t SET a = 'seen' WHERE id = 1").await.unwrap();
+    h.caught_up().await;
+    wait_until(SOON, || async { h.status().quarantined.is_empty() }).await;
     h.same().await;
+    let copies = h.store.state().batches.iter().filter(|(kind, _)| matches!(kind, RunKind::Resync(_))).count();
+    assert!((1..=4).contains(&copies), "{copies} copies");
+    h.db.batch_execute("ALTER TABLE t ADD plain int; UPDATE t SET plain = id WHERE id < 10; ALTER TABLE t DROP plain")
+        .await
+        .unwrap();
+    h.db.batch_execute("UPDATE t SET a = 'end'").await.unwrap();
+    h.same().await;
+    let again = h.store.state().batches.iter().filter(|(kind, _)| matches!(kind, RunKind::Resync(_))).count();
+    assert_eq!(again, copies, "without a default nothing is copied");
     let schemas = h.store.state().schemas[&table("t")].clone();
     let names: Vec<Vec<String>> = schemas.iter().map(|s| s.columns.iter().map(|c| c.name.clone()).collect()).collect();
     assert_eq!(names.first().unwrap(), &["id", "a", "b"]);
@@ -140,14 +151,19 @@ async fn large_transactions_are_streamed_and_honour_savepoints() {
     h.db.batch_execute(
         "INSERT INTO t SELECT i, 'gone' || repeat('g', 200) FROM generate_series(5001, 10000) i; UPDATE t SET v = 'gone';
          SAVEPOINT b; DELETE FROM t; ROLLBACK TO a;
-         SAVEPOINT c; INSERT INTO t SELECT i, repeat('z', 200) FROM generate_series(5001, 8000) i; RELEASE c;
-         ALTER TABLE t ADD w int; INSERT INTO t SELECT i, 'w', i FROM generate_series(8001, 12000) i;
+         SAVEPOINT c; INSERT INTO t SELECT i, repeat('z', 200) FROM generate_series(5001, 8000) i; RELEASE c",
+    )
+    .await
+    .unwrap();
+    // both were sent by now
+    lost.rollback().await.unwrap();
+    h.db.batch_execute(
+        "ALTER TABLE t ADD w int; INSERT INTO t SELECT i, 'w', i FROM generate_series(8001, 12000) i;
          SAVEPOINT d; ALTER TABLE t ADD gone int; INSERT INTO t VALUES (0, 'gone', 1, 1); ROLLBACK TO d;
          INSERT INTO t VALUES (0, 'here', 1)",
     )
     .await
     .unwrap();
-    lost.rollback().await.unwrap();
     second.batch_execute("INSERT INTO other DEFAULT VALUES").await.unwrap();
     wait_until(SOON, || async { !h.store.table(&table("other")).is_empty() }).await;
     assert!(h.store.table(&table("t")).is_empty(), "nothing of an open transaction is applied");

@@ -237,7 +237,8 @@ impl RawConnection {
 
     /// Makes a logical slot for `pgoutput` and exports the snapshot of its consistent point.
     ///
-    /// The server waits for every transaction that is open at this moment: `deadline` bounds that.
+    /// The server waits for every transaction that is open at this moment, one after the other:
+    /// `deadline` bounds each wait.
     ///
     /// # Errors
     /// The server's error (the name is taken, no slot is free, the role may not), or a timeout.
@@ -248,9 +249,11 @@ impl RawConnection {
         deadline: Duration,
     ) -> Result<CreatedSlot, PgError> {
         let temporary = if temporary { "TEMPORARY " } else { "" };
+        // a wait that the client has given up would hold the slot's name; each transaction is waited for by a lock
+        self.query(&format!("SET lock_timeout = {}", deadline.as_millis()), QUICK).await?;
         // this form is understood by all versions from 10 on
         let sql = format!("CREATE_REPLICATION_SLOT {} {temporary}LOGICAL pgoutput EXPORT_SNAPSHOT", Ident(name));
-        let rows = self.query(&sql, deadline).await?;
+        let rows = self.query(&sql, deadline + QUICK).await?;
         let slot =
             match rows.into_iter().next().unwrap_or_default().as_slice() {
                 [Some(name), Some(point), Some(snapshot), ..] => point.parse().ok().map(|consistent_point| {

@@ -175,7 +175,14 @@ async fn start_tls(
         return Err(refused("the server does not offer TLS".to_owned()));
     }
     let name = ServerName::try_from(host.to_owned()).map_err(|e| refused(e.to_string()))?;
-    TlsConnector::from(config).connect(name, tcp).await.map_err(|e| refused(e.to_string()))
+    TlsConnector::from(config).connect(name, tcp).await.map_err(|error| {
+        // a server that dies meanwhile is not one to distrust
+        if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+            refused(error.to_string())
+        } else {
+            unreachable(error)
+        }
+    })
 }
 
 pub(super) fn protocol(error: &io::Error) -> PgError {
