@@ -152,7 +152,7 @@ function cartesian(data: TileData, colors: Theme, width: number, still: boolean)
       };
       return data.chart === "line"
         ? { ...common, type: "line", showSymbol: data.rows.length < 40, symbol: "circle", symbolSize: 5, lineStyle: { width: 2 }, areaStyle: ys.length === 1 ? { opacity: 0.1 } : undefined, emphasis: { focus: "none" } }
-        : { ...common, type: "bar", barMaxWidth: lying ? 18 : 42, barCategoryGap: "28%", itemStyle: { borderRadius: lying ? [0, 3, 3, 0] : [3, 3, 0, 0] }, color: colors.series[i % colors.series.length] };
+        : { ...common, type: "bar", barMaxWidth: lying ? 18 : 42, barCategoryGap: data.rows.length > 40 ? "12%" : "28%", barGap: data.rows.length > 40 ? "0%" : "12%", itemStyle: { borderRadius: lying ? [0, 3, 3, 0] : [3, 3, 0, 0] }, color: colors.series[i % colors.series.length] };
     }),
   };
 }
