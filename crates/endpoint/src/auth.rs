@@ -72,7 +72,8 @@ impl Users {
     /// # Errors
     /// If the text has not this form.
     pub fn with_verifier(mut self, name: &str, verifier: &Secret) -> Result<Self, EndpointError> {
-        let parsed = parse_verifier(verifier.reveal()).ok_or_else(|| EndpointError::Verifier { user: name.to_owned() })?;
+        let parsed =
+            parse_verifier(verifier.reveal()).ok_or_else(|| EndpointError::Verifier { user: name.to_owned() })?;
         self.verifiers.insert(name.to_owned(), parsed);
         Ok(self)
     }
@@ -144,10 +145,13 @@ fn parse_verifier(text: &str) -> Option<Verifier> {
 
 fn hmac(key: &[u8], data: &[u8]) -> Vec<u8> {
     // any length of key is good for HMAC
-    Hmac::<Sha256>::new_from_slice(key).map_or_else(|_| Vec::new(), |mut mac| {
-        mac.update(data);
-        mac.finalize().into_bytes().to_vec()
-    })
+    Hmac::<Sha256>::new_from_slice(key).map_or_else(
+        |_| Vec::new(),
+        |mut mac| {
+            mac.update(data);
+            mac.finalize().into_bytes().to_vec()
+        },
+    )
 }
 
 fn sha256(data: &[u8]) -> Vec<u8> {

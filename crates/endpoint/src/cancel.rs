@@ -50,7 +50,8 @@ impl Registry {
 
     /// Cancels what the session runs; a wrong key does nothing, and says nothing.
     pub(crate) fn cancel(&self, pid: i32, key: i32) {
-        let running = lock(&self.0).by_pid.get(&pid).filter(|(secret, _)| *secret == key).map(|(_, running)| running.clone());
+        let running =
+            lock(&self.0).by_pid.get(&pid).filter(|(secret, _)| *secret == key).map(|(_, running)| running.clone());
         if let Some(running) = running
             && let Some(token) = lock(&running.0).as_ref()
         {

@@ -14,7 +14,10 @@ pub(crate) enum Command {
     Rollback,
     /// SAVEPOINT, RELEASE, ROLLBACK TO: the tag.
     Savepoint(&'static str),
-    Set { name: String, value: String },
+    Set {
+        name: String,
+        value: String,
+    },
     Reset(Option<String>),
     Show(String),
     /// DISCARD ALL.
@@ -22,9 +25,15 @@ pub(crate) enum Command {
     /// `None` is ALL.
     Deallocate(Option<String>),
     /// DECLARE name … CURSOR FOR query.
-    Declare { name: String, sql: String },
+    Declare {
+        name: String,
+        sql: String,
+    },
     /// FETCH from a cursor; `None` is ALL.
-    Fetch { name: String, rows: Option<usize> },
+    Fetch {
+        name: String,
+        rows: Option<usize>,
+    },
     /// CLOSE a cursor; `None` is ALL.
     Close(Option<String>),
     /// Understood, without effect here: the tag.
@@ -108,7 +117,8 @@ fn set(upper: &[&str], words: &[String], read_write: bool) -> Result<Command, Re
 }
 
 fn value_of(name: &str, words: Option<&[String]>) -> Result<Command, Refusal> {
-    let value: Vec<String> = words.unwrap_or_default().iter().filter(|word| *word != ",").map(|word| unquoted(word)).collect();
+    let value: Vec<String> =
+        words.unwrap_or_default().iter().filter(|word| *word != ",").map(|word| unquoted(word)).collect();
     if value.is_empty() {
         return Err(Refusal::error("42601", "syntax error in SET: a value is missing"));
     }
@@ -127,7 +137,10 @@ fn declare(sql: &str, words: &[String], upper: &[&str]) -> Result<Command, Refus
         let at = rest.find(word.as_str()).ok_or_else(bad)?;
         rest = rest.get(at + word.len()..).ok_or_else(bad)?;
     }
-    Ok(Command::Declare { name: words.get(1).map(|name| unquoted(name)).unwrap_or_default(), sql: rest.trim().to_owned() })
+    Ok(Command::Declare {
+        name: words.get(1).map(|name| unquoted(name)).unwrap_or_default(),
+        sql: rest.trim().to_owned(),
+    })
 }
 
 fn fetch(upper: &[&str], words: &[String]) -> Result<Command, Refusal> {
@@ -182,7 +195,9 @@ fn words(sql: &str) -> Vec<String> {
             }
             c if c.is_alphanumeric() || matches!(c, '_' | '.' | '-' | '+') => {
                 let mut word = String::from(c);
-                while let Some(more) = chars.next_if(|c| c.is_alphanumeric() || matches!(c, '_' | '.' | '-' | '+' | '$')) {
+                while let Some(more) =
+                    chars.next_if(|c| c.is_alphanumeric() || matches!(c, '_' | '.' | '-' | '+' | '$'))
+                {
                     word.push(more);
                 }
                 words.push(word);
@@ -212,8 +227,17 @@ pub(crate) struct Settings {
 
 /// Settings that clients are told of when they change, with the spelling they know.
 pub(crate) const REPORTED: [&str; 12] = [
-    "server_version", "server_encoding", "client_encoding", "application_name", "is_superuser", "session_authorization",
-    "DateStyle", "IntervalStyle", "TimeZone", "integer_datetimes", "standard_conforming_strings",
+    "server_version",
+    "server_encoding",
+    "client_encoding",
+    "application_name",
+    "is_superuser",
+    "session_authorization",
+    "DateStyle",
+    "IntervalStyle",
+    "TimeZone",
+    "integer_datetimes",
+    "standard_conforming_strings",
     "default_transaction_read_only",
 ];
 
@@ -256,9 +280,10 @@ impl Settings {
     /// # Errors
     /// If there is no such setting.
     pub(crate) fn get(&self, name: &str) -> Result<&str, Refusal> {
-        self.values.get(&name.to_lowercase()).map(String::as_str).ok_or_else(|| {
-            Refusal::error("42704", format!("unrecognized configuration parameter \"{name}\""))
-        })
+        self.values
+            .get(&name.to_lowercase())
+            .map(String::as_str)
+            .ok_or_else(|| Refusal::error("42704", format!("unrecognized configuration parameter \"{name}\"")))
     }
 
     /// All settings in order of name.
@@ -281,7 +306,9 @@ impl Settings {
         let lower = value.to_lowercase();
         let mut warning = None;
         match name.as_str() {
-            "transaction_read_only" | "default_transaction_read_only" if matches!(lower.as_str(), "off" | "false" | "no" | "0") => {
+            "transaction_read_only" | "default_transaction_read_only"
+                if matches!(lower.as_str(), "off" | "false" | "no" | "0") =>
+            {
                 return Err(read_only("cannot set transaction read-write mode"));
             }
             "client_encoding" if !matches!(lower.replace('-', "").as_str(), "utf8" | "unicode" | "sql_ascii") => {

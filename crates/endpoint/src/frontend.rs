@@ -12,9 +12,15 @@ use crate::error::Refusal;
 pub(crate) enum Startup {
     Ssl,
     GssEncryption,
-    Cancel { pid: i32, key: i32 },
+    Cancel {
+        pid: i32,
+        key: i32,
+    },
     /// Parameters in the order given.
-    Session { minor: u16, params: Vec<(String, String)> },
+    Session {
+        minor: u16,
+        params: Vec<(String, String)>,
+    },
 }
 
 /// A first message longer than this is not one.
@@ -48,7 +54,10 @@ impl Startup {
                 }
                 Ok(Self::Session { minor: u16::try_from(minor).unwrap_or(0), params })
             }
-            _ => Err(Refusal::fatal("0A000", format!("unsupported frontend protocol {major}.{minor}: server supports 3.0"))),
+            _ => Err(Refusal::fatal(
+                "0A000",
+                format!("unsupported frontend protocol {major}.{minor}: server supports 3.0"),
+            )),
         }
     }
 }
@@ -57,10 +66,17 @@ impl Startup {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Message {
     Query(String),
-    Parse { name: String, sql: String, types: Vec<u32> },
+    Parse {
+        name: String,
+        sql: String,
+        types: Vec<u32>,
+    },
     Bind(Bind),
     Describe(Target),
-    Execute { portal: String, rows_max: usize },
+    Execute {
+        portal: String,
+        rows_max: usize,
+    },
     Close(Target),
     Flush,
     Sync,

@@ -102,14 +102,8 @@ impl Endpoint {
         let sessions = Arc::new(Semaphore::new(limits.sessions));
         // refused sessions, cancel requests and those still authenticating need room beside the sessions
         let connections = Arc::new(Semaphore::new(limits.sessions.saturating_mul(2).saturating_add(64)));
-        let context = Arc::new(Context {
-            users,
-            reader,
-            limits,
-            registry: Arc::default(),
-            sessions,
-            token: token.child_token(),
-        });
+        let context =
+            Arc::new(Context { users, reader, limits, registry: Arc::default(), sessions, token: token.child_token() });
         let mut tasks = Tasks::new(context.token.clone());
         let mut failures = 0;
         let result = loop {

@@ -5,17 +5,10 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use millrace_contract::{
-    QueryError, RowStream, Value,
-    query::Description,
-};
+use millrace_contract::{QueryError, RowStream, Value, query::Description};
 use tokio::sync::mpsc;
 
-use crate::{
-    backend::Field,
-    command::Command,
-    types,
-};
+use crate::{backend::Field, command::Command, types};
 
 /// What a statement is.
 #[derive(Debug)]

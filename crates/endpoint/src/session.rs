@@ -277,7 +277,12 @@ impl<S: Stream> Session<S> {
             .iter()
             .enumerate()
             .map(|(index, bytes)| {
-                types::parameter(bytes.as_ref(), statement.param_oid(index), format_of(&bind.param_formats, index), index + 1)
+                types::parameter(
+                    bytes.as_ref(),
+                    statement.param_oid(index),
+                    format_of(&bind.param_formats, index),
+                    index + 1,
+                )
             })
             .collect();
         if !bind.portal.is_empty() && self.portals.contains_key(&bind.portal) {
@@ -606,7 +611,8 @@ impl<S: Stream> Session<S> {
             description: std::sync::OnceLock::new(),
         };
         let cursor = Some(Cursor::new(stream, None));
-        let portal = Portal { statement: Arc::new(statement), params: Vec::new(), formats: Vec::new(), cursor, done: false };
+        let portal =
+            Portal { statement: Arc::new(statement), params: Vec::new(), formats: Vec::new(), cursor, done: false };
         self.portals.insert(name.to_owned(), portal);
         Ok(())
     }

@@ -21,9 +21,7 @@ pub(crate) fn statements(sql: &str) -> Vec<&str> {
                 empty = false;
                 quoted(bytes, at, b'"', false)
             }
-            b'-' if bytes.get(at + 1) == Some(&b'-') => {
-                find(bytes, at, b"\n").map_or(bytes.len(), |end| end + 1)
-            }
+            b'-' if bytes.get(at + 1) == Some(&b'-') => find(bytes, at, b"\n").map_or(bytes.len(), |end| end + 1),
             b'/' if bytes.get(at + 1) == Some(&b'*') => comment(bytes, at),
             b'$' if !(at > 0 && bytes.get(at - 1).is_some_and(|b| is_name(*b))) => {
                 empty = false;

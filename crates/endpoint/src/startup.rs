@@ -136,10 +136,11 @@ async fn begin<S: Stream>(wire: &mut Wire<S>, context: &Context) -> Result<Optio
         }
     };
     let get = |wanted: &str| params.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
-    let user = get("user").filter(|user| !user.is_empty()).ok_or_else(|| {
-        Refusal::fatal("28000", "no PostgreSQL user name specified in startup packet")
-    })?;
-    let unknown: Vec<&str> = params.iter().map(|(name, _)| name.as_str()).filter(|name| name.starts_with("_pq_.")).collect();
+    let user = get("user")
+        .filter(|user| !user.is_empty())
+        .ok_or_else(|| Refusal::fatal("28000", "no PostgreSQL user name specified in startup packet"))?;
+    let unknown: Vec<&str> =
+        params.iter().map(|(name, _)| name.as_str()).filter(|name| name.starts_with("_pq_.")).collect();
     if minor > 0 || !unknown.is_empty() {
         backend::negotiate_version(&mut wire.out, &unknown);
     }
@@ -173,14 +174,19 @@ async fn begin<S: Stream>(wire: &mut Wire<S>, context: &Context) -> Result<Optio
 fn options(text: &str, settings: &mut Settings) -> Result<(), Refusal> {
     let mut words = text.split_whitespace();
     while let Some(word) = words.next() {
-        let setting = match word.strip_prefix("--").or_else(|| word.strip_prefix("-c").filter(|rest| !rest.is_empty())) {
+        let setting = match word.strip_prefix("--").or_else(|| word.strip_prefix("-c").filter(|rest| !rest.is_empty()))
+        {
             Some(setting) => setting,
             None if word == "-c" => words.next().unwrap_or_default(),
-            None => return Err(Refusal::error("42601", format!("invalid command-line argument for server process: {word}"))),
+            None => {
+                return Err(Refusal::error(
+                    "42601",
+                    format!("invalid command-line argument for server process: {word}"),
+                ));
+            }
         };
-        let (name, value) = setting
-            .split_once('=')
-            .ok_or_else(|| Refusal::error("42601", format!("-c {setting} requires a value")))?;
+        let (name, value) =
+            setting.split_once('=').ok_or_else(|| Refusal::error("42601", format!("-c {setting} requires a value")))?;
         settings.set(&name.replace('-', "_"), value)?;
     }
     Ok(())

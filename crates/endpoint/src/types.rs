@@ -61,7 +61,9 @@ pub(crate) fn field(column: &ResultColumn) -> Field {
         ValueType::Bool => (1, -1),
         ValueType::Int2 => (2, -1),
         ValueType::Int4 | ValueType::Float4 | ValueType::Date => (4, -1),
-        ValueType::Int8 | ValueType::Float8 | ValueType::Time | ValueType::Timestamp | ValueType::TimestampTz => (8, -1),
+        ValueType::Int8 | ValueType::Float8 | ValueType::Time | ValueType::Timestamp | ValueType::TimestampTz => {
+            (8, -1)
+        }
         ValueType::Uuid => (16, -1),
         ValueType::Decimal { precision, scale } => (-1, (i32::from(precision) << 16) + i32::from(scale) + 4),
         ValueType::HugeInt | ValueType::Text | ValueType::Bytes | ValueType::Json | ValueType::Other => (-1, -1),

@@ -38,7 +38,13 @@ pub(crate) struct Wire<S> {
 
 impl<S: Stream> Wire<S> {
     pub(crate) fn new(stream: S, message_bytes_max: usize, write_timeout: Duration) -> Self {
-        Self { stream, input: BytesMut::with_capacity(8 << 10), out: BytesMut::with_capacity(8 << 10), message_bytes_max, write_timeout }
+        Self {
+            stream,
+            input: BytesMut::with_capacity(8 << 10),
+            out: BytesMut::with_capacity(8 << 10),
+            message_bytes_max,
+            write_timeout,
+        }
     }
 
     /// The stream itself, while nothing of it is buffered.

@@ -15,17 +15,77 @@ fn text(bytes: &[u8]) -> String {
 async fn every_backslash_command_is_answered() {
     let server = Server::start().await;
     let commands = [
-        "\\d", "\\d+", "\\dS", "\\da", "\\dA", "\\dA+", "\\db", "\\db+", "\\dc", "\\dconfig", "\\dC", "\\dC+", "\\dd", "\\dD",
-        "\\ddp", "\\dE", "\\des", "\\det", "\\deu", "\\dew", "\\df", "\\dF", "\\dFd", "\\dFp", "\\dFt", "\\dg", "\\di", "\\dl",
-        "\\dL", "\\dm", "\\dn", "\\dn+", "\\do", "\\dO", "\\dp", "\\dP", "\\drds", "\\dRp", "\\dRs", "\\ds", "\\dt", "\\dt+",
-        "\\dt *.*", "\\dT", "\\du", "\\du+", "\\dv", "\\dv+", "\\dx", "\\dX", "\\dy", "\\l", "\\l+", "\\z", "\\conninfo",
-        "\\encoding", "\\d fact_payments", "\\d+ fact_payments", "\\d warehouse.vw_monthly_revenue",
-        "\\d+ vw_monthly_revenue", "\\d staging.loans", "\\sv vw_monthly_revenue", "\\d fact_*", "\\d staging.*",
+        "\\d",
+        "\\d+",
+        "\\dS",
+        "\\da",
+        "\\dA",
+        "\\dA+",
+        "\\db",
+        "\\db+",
+        "\\dc",
+        "\\dconfig",
+        "\\dC",
+        "\\dC+",
+        "\\dd",
+        "\\dD",
+        "\\ddp",
+        "\\dE",
+        "\\des",
+        "\\det",
+        "\\deu",
+        "\\dew",
+        "\\df",
+        "\\dF",
+        "\\dFd",
+        "\\dFp",
+        "\\dFt",
+        "\\dg",
+        "\\di",
+        "\\dl",
+        "\\dL",
+        "\\dm",
+        "\\dn",
+        "\\dn+",
+        "\\do",
+        "\\dO",
+        "\\dp",
+        "\\dP",
+        "\\drds",
+        "\\dRp",
+        "\\dRs",
+        "\\ds",
+        "\\dt",
+        "\\dt+",
+        "\\dt *.*",
+        "\\dT",
+        "\\du",
+        "\\du+",
+        "\\dv",
+        "\\dv+",
+        "\\dx",
+        "\\dX",
+        "\\dy",
+        "\\l",
+        "\\l+",
+        "\\z",
+        "\\conninfo",
+        "\\encoding",
+        "\\d fact_payments",
+        "\\d+ fact_payments",
+        "\\d warehouse.vw_monthly_revenue",
+        "\\d+ vw_monthly_revenue",
+        "\\d staging.loans",
+        "\\sv vw_monthly_revenue",
+        "\\d fact_*",
+        "\\d staging.*",
     ];
     let mut failed = Vec::new();
     for command in commands {
         let output = server.run(&["-c", command]).await;
-        if !output.status.success() || !output.stderr.is_empty() && !text(&output.stderr).starts_with("Did not find any") {
+        if !output.status.success()
+            || !output.stderr.is_empty() && !text(&output.stderr).starts_with("Did not find any")
+        {
             failed.push(format!("{command}: {}", text(&output.stderr)));
         }
     }
@@ -37,12 +97,20 @@ async fn every_backslash_command_is_answered() {
 async fn tables_are_described() {
     let server = Server::start().await;
     let described = text(&server.run(&["-c", "\\d fact_payments"]).await.stdout);
-    for line in ["Table \"warehouse.fact_payments\"", "payment_id   | bigint", "| not null |", "amount       | numeric(12,2)", "note         | json"] {
+    for line in [
+        "Table \"warehouse.fact_payments\"",
+        "payment_id   | bigint",
+        "| not null |",
+        "amount       | numeric(12,2)",
+        "note         | json",
+    ] {
         assert!(described.contains(line), "{line} in\n{described}");
     }
     let listed = text(&server.run(&["-At", "-c", "\\dt", "-c", "\\dv", "-c", "\\dn", "-c", "\\l"]).await.stdout);
     for line in [
-        "warehouse|fact_payments|table|millrace", "warehouse|vw_monthly_revenue|view|millrace", "staging|millrace",
+        "warehouse|fact_payments|table|millrace",
+        "warehouse|vw_monthly_revenue|view|millrace",
+        "staging|millrace",
         "warehouse|millrace|UTF8",
     ] {
         assert!(listed.contains(line), "{line} in\n{listed}");
@@ -58,7 +126,9 @@ async fn tables_are_described() {
 #[tokio::test(flavor = "multi_thread")]
 async fn statements_and_their_errors() {
     let server = Server::start().await;
-    let out = server.run(&["-At", "-c", "select 1; select 'a;b'; -- done", "-c", "show server_version", "-c", "select version()"]).await;
+    let out = server
+        .run(&["-At", "-c", "select 1; select 'a;b'; -- done", "-c", "show server_version", "-c", "select version()"])
+        .await;
     let lines = text(&out.stdout);
     assert!(lines.starts_with("1\na;b\n15.0 (Millrace"), "{lines} {}", text(&out.stderr));
     let cases = [
@@ -79,12 +149,27 @@ async fn statements_and_their_errors() {
     }
     // a failed transaction accepts only its end, and the prompt says so
     let out = server
-        .run(&["-At", "-v", "ON_ERROR_STOP=0", "-c", "begin; select 1", "-c", "select nosuch", "-c", "select 2", "-c", "commit", "-c", "select 3"])
+        .run(&[
+            "-At",
+            "-v",
+            "ON_ERROR_STOP=0",
+            "-c",
+            "begin; select 1",
+            "-c",
+            "select nosuch",
+            "-c",
+            "select 2",
+            "-c",
+            "commit",
+            "-c",
+            "select 3",
+        ])
         .await;
     assert_eq!(text(&out.stdout), "BEGIN\n1\nROLLBACK\n3\n", "{}", text(&out.stderr));
     assert!(text(&out.stderr).contains("current transaction is aborted"));
     // FETCH_COUNT uses a cursor
-    let out = server.run(&["-At", "-v", "FETCH_COUNT=7", "-c", "select g from generate_series(1, 100) g order by 1"]).await;
+    let out =
+        server.run(&["-At", "-v", "FETCH_COUNT=7", "-c", "select g from generate_series(1, 100) g order by 1"]).await;
     assert_eq!(text(&out.stdout).lines().count(), 100, "{}", text(&out.stderr));
     server.stop().await;
 }
@@ -117,7 +202,10 @@ async fn who_may_not_connect() {
     let wrong = server.passfile("wrong");
     let right = server.passfile(server.password.reveal());
     let cases = [
-        (good.replace(&right.display().to_string(), &wrong.display().to_string()), "password authentication failed for user \"warehouse_reader\""),
+        (
+            good.replace(&right.display().to_string(), &wrong.display().to_string()),
+            "password authentication failed for user \"warehouse_reader\"",
+        ),
         (good.replace("user=warehouse_reader", "user=nobody"), "password authentication failed for user \"nobody\""),
         (good.replace("sslmode=verify-full", "sslmode=disable"), "encrypted connections only"),
         (good.replace("dbname=warehouse", "dbname=postgres"), "database \"postgres\" does not exist"),
@@ -125,8 +213,13 @@ async fn who_may_not_connect() {
     ];
     for (conninfo, message) in cases {
         let mut command = server.psql_at(&conninfo);
-        let output = tokio::task::spawn_blocking(move || command.args(["-c", "select 1"]).output().unwrap()).await.unwrap();
-        assert!(!output.status.success() && text(&output.stderr).contains(message), "{conninfo}: {}", text(&output.stderr));
+        let output =
+            tokio::task::spawn_blocking(move || command.args(["-c", "select 1"]).output().unwrap()).await.unwrap();
+        assert!(
+            !output.status.success() && text(&output.stderr).contains(message),
+            "{conninfo}: {}",
+            text(&output.stderr)
+        );
     }
     assert!(server.run(&["-c", "select 1"]).await.status.success());
     // a verifier in PostgreSQL's form lets in, too

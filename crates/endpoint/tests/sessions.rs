@@ -22,10 +22,14 @@ const WAIT: Duration = Duration::from_secs(20);
 async fn prepared_statements_and_portals() {
     let server = Server::start().await;
     let (mut client, _tasks) = server.connect().await.unwrap();
-    let statement = client.prepare("select payment_id, amount::text from fact_payments where payment_id = $1 and paid_at < $2").await.unwrap();
+    let statement = client
+        .prepare("select payment_id, amount::text from fact_payments where payment_id = $1 and paid_at < $2")
+        .await
+        .unwrap();
     let types: Vec<&str> = statement.params().iter().map(|t| t.name()).collect();
     assert_eq!(types, ["int8", "timestamp"]);
-    let statement = client.prepare("select payment_id, amount::text from fact_payments where payment_id = $1").await.unwrap();
+    let statement =
+        client.prepare("select payment_id, amount::text from fact_payments where payment_id = $1").await.unwrap();
     let row = client.query_one(&statement, &[&1_i64]).await.unwrap();
     assert_eq!((row.get::<_, i64>(0), row.get::<_, &str>(1)), (1, "100.50"));
     // a portal in pieces
@@ -72,14 +76,18 @@ async fn a_client_that_leaves_takes_its_statement_along() {
     // in the middle of a result
     for _ in 0..8 {
         let (client, tasks) = server.connect().await.unwrap();
-        let rows = client.query_raw("select g, repeat('x', 1000) from generate_series(1, 100000000) g", Vec::<i32>::new()).await.unwrap();
+        let rows = client
+            .query_raw("select g, repeat('x', 1000) from generate_series(1, 100000000) g", Vec::<i32>::new())
+            .await
+            .unwrap();
         pin_mut!(rows);
         assert!(rows.next().await.unwrap().is_ok());
         drop(tasks);
     }
     // before the first row
     let (client, tasks) = server.connect().await.unwrap();
-    let query = client.simple_query("select count(*) from generate_series(1, 100000000) a, generate_series(1, 1000000) b");
+    let query =
+        client.simple_query("select count(*) from generate_series(1, 100000000) a, generate_series(1, 1000000) b");
     assert!(tokio::time::timeout(Duration::from_millis(300), query).await.is_err());
     assert!(server.reader.running() > 0);
     drop((client, tasks));
@@ -92,7 +100,10 @@ async fn a_slow_reader_slows_the_statement_and_not_the_memory() {
     let server = Server::start().await;
     let (client, _tasks) = server.connect().await.unwrap();
     let before = resident_bytes();
-    let rows = client.query_raw("select g, repeat('x', 1000) from generate_series(1, 20000000) g", Vec::<i32>::new()).await.unwrap();
+    let rows = client
+        .query_raw("select g, repeat('x', 1000) from generate_series(1, 20000000) g", Vec::<i32>::new())
+        .await
+        .unwrap();
     pin_mut!(rows);
     // 20 GB are asked for and read one row at a time; the client's own channel is bounded by nothing but the socket
     for _ in 0..2_000 {
@@ -114,7 +125,8 @@ async fn cancel_needs_the_right_key() {
     let server = Server::start().await;
     let (client, _tasks) = server.connect().await.unwrap();
     let token = client.cancel_token();
-    let query = client.simple_query("select count(*) from generate_series(1, 100000000) a, generate_series(1, 1000000) b");
+    let query =
+        client.simple_query("select count(*) from generate_series(1, 100000000) a, generate_series(1, 1000000) b");
     pin_mut!(query);
     assert!(tokio::time::timeout(Duration::from_millis(200), &mut query).await.is_err());
     // someone else's key does nothing
@@ -137,7 +149,8 @@ async fn cancel_needs_the_right_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_and_statement_timeouts() {
-    let limits = Limits { idle: Duration::from_millis(300), statement: Duration::from_millis(300), ..Limits::default() };
+    let limits =
+        Limits { idle: Duration::from_millis(300), statement: Duration::from_millis(300), ..Limits::default() };
     let server = Server::start_with(limits).await;
     let (client, mut tasks) = server.connect().await.unwrap();
     let error = client
@@ -170,8 +183,14 @@ async fn any_bytes_on_the_listener() {
     tokio::task::spawn_blocking(move || {
         let mut runner = TestRunner::new(Config { cases: 200, failure_persistence: None, ..Config::default() });
         let start = prop::sample::select(vec![
-            vec![], vec![0, 0, 0, 8, 4, 210, 22, 47], vec![0, 0, 0, 8, 4, 210, 22, 48], vec![0, 0, 0, 16, 4, 210, 22, 46],
-            vec![0, 0, 0, 20, 0, 3, 0, 0], vec![0x16, 3, 1], vec![0x7F, 0xFF, 0xFF, 0xFF, 0, 3, 0, 0], vec![0, 0, 0, 0],
+            vec![],
+            vec![0, 0, 0, 8, 4, 210, 22, 47],
+            vec![0, 0, 0, 8, 4, 210, 22, 48],
+            vec![0, 0, 0, 16, 4, 210, 22, 46],
+            vec![0, 0, 0, 20, 0, 3, 0, 0],
+            vec![0x16, 3, 1],
+            vec![0x7F, 0xFF, 0xFF, 0xFF, 0, 3, 0, 0],
+            vec![0, 0, 0, 0],
         ]);
         let bytes = (start, prop::collection::vec(any::<u8>(), 0..200));
         runner

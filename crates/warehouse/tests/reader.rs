@@ -63,7 +63,23 @@ async fn values_of_all_types() {
     use ValueType::*;
     assert_eq!(
         types[..15],
-        [Bool, Int2, Int4, Int8, HugeInt, Float4, Float8, Decimal { precision: 10, scale: 2 }, Text, Text, Date, Time, Timestamp, TimestampTz, Uuid]
+        [
+            Bool,
+            Int2,
+            Int4,
+            Int8,
+            HugeInt,
+            Float4,
+            Float8,
+            Decimal { precision: 10, scale: 2 },
+            Text,
+            Text,
+            Date,
+            Time,
+            Timestamp,
+            TimestampTz,
+            Uuid
+        ]
     );
     let rows = result.collect(10).await.unwrap().rows;
     let texts: Vec<Option<String>> = rows[0].iter().map(Value::to_text).collect();
@@ -71,9 +87,25 @@ async fn values_of_all_types() {
     assert_eq!(
         texts,
         [
-            "t", "1", "2", "3", "9223372036854775807", "1.5", "0.1", "12.30", "text", "\\x00", "2024-02-29", "10:11:12.5",
-            "2024-01-01 00:00:01", "2024-01-01 00:00:01+00", "01234567-89ab-cdef-0123-456789abcdef", "{\"a\":1}",
-            "{a,NULL,\"b c\"}", "1 day", "null"
+            "t",
+            "1",
+            "2",
+            "3",
+            "9223372036854775807",
+            "1.5",
+            "0.1",
+            "12.30",
+            "text",
+            "\\x00",
+            "2024-02-29",
+            "10:11:12.5",
+            "2024-01-01 00:00:01",
+            "2024-01-01 00:00:01+00",
+            "01234567-89ab-cdef-0123-456789abcdef",
+            "{\"a\":1}",
+            "{a,NULL,\"b c\"}",
+            "1 day",
+            "null"
         ]
     );
 }
@@ -94,7 +126,11 @@ async fn parameters_are_bound() {
     assert_eq!(warehouse.rows(array).await.unwrap().len(), 1);
     assert_eq!(warehouse.rows(Query::new("select $1::int")).await.unwrap_err().sqlstate, "08P01");
 
-    let description = warehouse.reader.prepare("select id, s || $3 as t from p where id = $1 and d > $2 limit $4", &[]).await.unwrap();
+    let description = warehouse
+        .reader
+        .prepare("select id, s || $3 as t from p where id = $1 and d > $2 limit $4", &[])
+        .await
+        .unwrap();
     assert_eq!(description.params, [ValueType::Int8, ValueType::Date, ValueType::Text, ValueType::Int8]);
     assert_eq!(description.columns.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["id", "t"]);
 }
@@ -158,8 +194,20 @@ async fn depth_and_length_are_limited() {
     let warehouse = warehouse(1);
     let deep = format!("select {}1{}", "(".repeat(10_000), ")".repeat(10_000));
     assert_eq!(warehouse.code(&deep).await, "54001");
-    let wide = format!("select {}", vec!["1"; 3_000].join("+"));
-    assert!(matches!(warehouse.code(&wide).await, "54001" | "00000"));
+    // as deep as they are long, without a parenthesis
+    for terms in [3_000, 300_000] {
+        for operator in ["+", " or 1=", "||", "::text||"] {
+            assert_eq!(
+                warehouse.code(&format!("select {}", vec!["1"; terms].join(operator))).await,
+                "54001",
+                "{operator}"
+            );
+        }
+        assert_eq!(warehouse.code(&vec!["select 1"; terms].join(" union all ")).await, "54001");
+        assert_eq!(warehouse.code(&format!("select 1{}", "::int".repeat(terms * 2))).await, "54001");
+    }
+    let long = format!("select count(*) from generate_series(1, 10) g where g in ({})", vec!["1"; 20_000].join(","));
+    assert_eq!(warehouse.code(&long).await, "00000");
     assert_eq!(warehouse.code(&format!("select '{}'", "x".repeat(5 << 20))).await, "54000");
 }
 
@@ -201,7 +249,10 @@ async fn pinned_states_stay() {
     warehouse.write("create table warehouse.n (i int); insert into warehouse.n values (1)");
     warehouse.engine.pin("p").unwrap();
     warehouse.write("insert into warehouse.n values (2)");
-    let count = |pinned: Option<&str>| Query { pinned: pinned.map(str::to_owned), ..Query::new("select count(*) from warehouse.n") };
+    let count = |pinned: Option<&str>| Query {
+        pinned: pinned.map(str::to_owned),
+        ..Query::new("select count(*) from warehouse.n")
+    };
     assert_eq!(warehouse.rows(count(Some("p"))).await.unwrap(), [[Value::Int(1)]]);
     assert_eq!(warehouse.rows(count(None)).await.unwrap(), [[Value::Int(2)]]);
     warehouse.reader.release("p").await;
@@ -218,7 +269,8 @@ async fn deadlines_end_statements() {
     assert_eq!(warehouse.code("select 1").await, "00000");
     // a statement that waits for its turn has a deadline too
     let held = warehouse.reader.query(Query::new("select * from generate_series(1, 10000000)")).await.unwrap();
-    let error = warehouse.rows(Query { deadline: Duration::from_millis(100), ..Query::new("select 1") }).await.unwrap_err();
+    let error =
+        warehouse.rows(Query { deadline: Duration::from_millis(100), ..Query::new("select 1") }).await.unwrap_err();
     assert_eq!(error.sqlstate, "57014");
     drop(held);
     warehouse.until_idle().await;
@@ -242,7 +294,8 @@ async fn dropping_a_result_ends_its_statement() {
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_readers_do_not_cost_memory_nor_rows() {
     let warehouse = warehouse(1);
-    let query = Query { deadline: Duration::from_millis(500), ..Query::new("select g from generate_series(1, 100000000) g") };
+    let query =
+        Query { deadline: Duration::from_millis(500), ..Query::new("select g from generate_series(1, 100000000) g") };
     let mut result = warehouse.reader.query(query).await.unwrap();
     warehouse.until_idle().await;
     // the deadline has passed without anyone reading: what waits is little, and its end is an error

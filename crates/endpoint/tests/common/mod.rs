@@ -36,11 +36,8 @@ impl Server {
 
     pub async fn start_with(limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let options = EngineOptions {
-            memory_limit: "256MB".into(),
-            threads: 2,
-            temp_directory: folder.path().join("tmp"),
-        };
+        let options =
+            EngineOptions { memory_limit: "256MB".into(), threads: 2, temp_directory: folder.path().join("tmp") };
         let engine = Engine::open(&folder.path().join("warehouse.duckdb"), options).unwrap();
         engine.connect().unwrap().execute_batch(include_str!("warehouse.sql")).unwrap();
         let token = CancellationToken::new();

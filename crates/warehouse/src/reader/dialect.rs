@@ -17,7 +17,9 @@ use millrace_contract::{QueryError, Value};
 use sqlparser::{
     ast::{Query, SetExpr, Statement, VisitMut},
     dialect::PostgreSqlDialect,
-    parser::Parser,
+    keywords::Keyword,
+    parser::{Parser, ParserError},
+    tokenizer::{Token, TokenWithSpan, Tokenizer},
 };
 
 use super::error::{error, read_only, with_hint};
@@ -27,6 +29,13 @@ const DEPTH_MAX: usize = 60;
 
 /// Longer statements are refused.
 const LENGTH_MAX: usize = 4 << 20;
+
+/// Tokens of one expression at one level of parentheses: `1 + 1 + …` is a tree as deep as it is long, and the
+/// parser's own limit does not see it.
+const CHAIN_TOKENS_MAX: usize = 6_000;
+
+/// Members of one chain of UNION, EXCEPT and INTERSECT, for the same reason.
+const SET_OPERATIONS_MAX: usize = 500;
 
 /// A statement as DuckDB takes it.
 #[derive(Debug, Clone)]
@@ -63,10 +72,13 @@ pub(super) fn translate(sql: &str, catalog: &str) -> Result<Translated, QueryErr
     if sql.len() > LENGTH_MAX {
         return Err(error("54000", format!("a statement may have {LENGTH_MAX} bytes at most")));
     }
-    let parsed = Parser::new(&PostgreSqlDialect {})
-        .with_recursion_limit(DEPTH_MAX)
-        .try_with_sql(sql)
-        .and_then(|mut parser| parser.parse_statements());
+    let dialect = PostgreSqlDialect {};
+    let parsed = Tokenizer::new(&dialect, sql).tokenize_with_location().map_err(ParserError::from).and_then(|tokens| {
+        if is_too_long_a_chain(&tokens) {
+            return Err(ParserError::RecursionLimitExceeded);
+        }
+        Parser::new(&dialect).with_recursion_limit(DEPTH_MAX).with_tokens_with_locations(tokens).parse_statements()
+    });
     let mut statements = match parsed {
         Ok(statements) => statements,
         Err(source) => return Err(syntax(sql, &source)),
@@ -91,6 +103,42 @@ pub(super) fn translate(sql: &str, catalog: &str) -> Result<Translated, QueryErr
         return Err(refused);
     }
     Ok(Translated { sql: format!("{prefix}{query}"), params: rewriter.params.0, explain: !prefix.is_empty() })
+}
+
+fn is_too_long_a_chain(tokens: &[TokenWithSpan]) -> bool {
+    let mut levels = vec![0_usize];
+    let mut set_operations = 0;
+    for token in tokens {
+        match &token.token {
+            Token::Whitespace(_) => {}
+            Token::LParen | Token::LBracket => levels.push(0),
+            Token::RParen | Token::RBracket => {
+                levels.pop();
+                if levels.is_empty() {
+                    levels.push(0);
+                }
+            }
+            Token::Comma | Token::SemiColon => {
+                if let Some(level) = levels.last_mut() {
+                    *level = 0;
+                }
+            }
+            token => {
+                if let Token::Word(word) = token
+                    && matches!(word.keyword, Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT)
+                {
+                    set_operations += 1;
+                }
+                if let Some(level) = levels.last_mut() {
+                    *level += 1;
+                    if *level > CHAIN_TOKENS_MAX || set_operations > SET_OPERATIONS_MAX {
+                        return true;
+                    }
+                }
+            }
+        }
+    }
+    false
 }
 
 /// The outermost query only reads; inner ones are looked at by the rewriter.
@@ -151,14 +199,14 @@ fn refuse(sql: &str) -> QueryError {
     )
 }
 
-fn syntax(sql: &str, source: &sqlparser::parser::ParserError) -> QueryError {
+fn syntax(sql: &str, source: &ParserError) -> QueryError {
     let verb = first_word(sql);
     if WRITING.contains(&verb.as_str()) || FORBIDDEN.contains(&verb.as_str()) {
         return refuse(sql);
     }
     match source {
-        sqlparser::parser::ParserError::RecursionLimitExceeded => error("54001", "the statement is nested too deeply"),
-        sqlparser::parser::ParserError::ParserError(text) | sqlparser::parser::ParserError::TokenizerError(text) => {
+        ParserError::RecursionLimitExceeded => error("54001", "the statement is nested too deeply"),
+        ParserError::ParserError(text) | ParserError::TokenizerError(text) => {
             error("42601", format!("syntax error: {text}"))
         }
     }

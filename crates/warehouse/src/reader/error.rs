@@ -57,6 +57,9 @@ pub(super) fn from_text(text: &str, cause: Option<Cause>) -> QueryError {
             line.starts_with("Did you mean") || line.starts_with("Candidate bindings") || line.starts_with("Either add")
         })
         .map(str::to_owned);
+    if rest.contains("expression depth") {
+        return error("54001", "the statement is nested too deeply");
+    }
     let (sqlstate, message) = match class {
         "INTERRUPT Error" | "Interrupt Error" => return interrupted(cause),
         "Catalog Error" => catalog(rest),
