@@ -155,7 +155,13 @@ export class Tile {
     if (same) return;
     if (!first) {
       const rows = $(".data", this.element);
-      if (rows) rows.replaceChildren(...table(data));
+      if (rows) {
+        const fresh = table(data);
+        const head = $("thead", rows);
+        // a report's page has links in its header that sort: they stay
+        if (head && $("a", head)) $("thead", fresh[0] as HTMLElement)?.replaceWith(head);
+        rows.replaceChildren(...fresh);
+      }
       const numbers = $(".numbers", this.element);
       if (numbers) figures(numbers, data);
       $("header a[download]", this.element)?.setAttribute("href", data.csv);
