@@ -24,7 +24,7 @@ impl Sandbox {
     /// If the machine does not allow it: a test cannot go on.
     #[must_use]
     pub fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("millrace-test-").tempdir().expect("a temporary folder");
+        let folder = tempfile::Builder::new().prefix("millrace-test-").tempdir_in(root()).expect("a temporary folder");
         let path = folder.keep().canonicalize().expect("the temporary folder");
         let watchdog = Command::new("/bin/sh")
             .arg("-c")
@@ -47,6 +47,16 @@ impl Sandbox {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Memory if there is plenty: initdb and base backups sync every file, and tests wait for it.
+fn root() -> PathBuf {
+    const PLENTY_BYTES: u64 = 4 << 30;
+    let memory = PathBuf::from("/dev/shm");
+    match rustix::fs::statvfs(&memory) {
+        Ok(free) if free.f_bavail.saturating_mul(free.f_frsize) >= PLENTY_BYTES => memory,
+        _ => std::env::temp_dir(),
     }
 }
 
