@@ -1,5 +1,12 @@
 //! psql 15: its commands, its cancel, its errors.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::let_underscore_must_use,
+    clippy::cast_possible_wrap,
+    reason = "helpers of tests: a failure here is a failed test"
+)]
+
 mod common;
 
 use std::time::Duration;

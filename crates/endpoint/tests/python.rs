@@ -1,6 +1,13 @@
 //! Python's drivers: psycopg 3 and asyncpg. `make setup` installs them from `tests/python/requirements.txt`
 //! into `.deps/python`; without them these tests fail, they are not skipped.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::let_underscore_must_use,
+    clippy::cast_possible_wrap,
+    reason = "helpers of tests: a failure here is a failed test"
+)]
+
 mod common;
 
 use std::{

@@ -1,5 +1,12 @@
 //! Many sessions, broken ones, slow ones; seen through tokio-postgres and bare sockets.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::let_underscore_must_use,
+    clippy::cast_possible_wrap,
+    reason = "helpers of tests: a failure here is a failed test"
+)]
+
 mod common;
 
 use std::time::Duration;

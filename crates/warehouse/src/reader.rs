@@ -258,6 +258,3 @@ impl Reader for DuckReader {
         Box::pin(std::future::ready(()))
     }
 }
-
-#[cfg(test)]
-mod tests;

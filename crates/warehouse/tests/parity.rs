@@ -1,6 +1,13 @@
 //! One SQL for both engines: the same statements on PostgreSQL and on the warehouse, the same answers.
 //! What differs is listed in `docs/sql-dialect.md` and tested in [`known_differences`].
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::let_underscore_must_use,
+    clippy::cast_possible_wrap,
+    reason = "helpers of tests: a failure here is a failed test"
+)]
+
 use std::sync::Arc;
 
 use millrace_contract::{Query, Reader};

@@ -1,5 +1,12 @@
 //! The reader: what it answers, what it refuses, and how statements end.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::let_underscore_must_use,
+    clippy::cast_possible_wrap,
+    reason = "helpers of tests: a failure here is a failed test"
+)]
+
 use std::{sync::Arc, time::Duration};
 
 use millrace_base::{Lsn, Micros};

@@ -1,5 +1,13 @@
 //! An endpoint over a small warehouse, on a free port, for clients of all kinds.
 
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::let_underscore_must_use,
+    reason = "shared by test files that each use a part of it; a failure here is a failed test"
+)]
+
 use std::{
     net::SocketAddr,
     path::PathBuf,

@@ -72,8 +72,8 @@ def with_psycopg():
         with c.cursor("named") as named:
             named.execute("select * from generate_series(1, %s)", (1000,))
             expect("cursor", (len(named.fetchmany(10)), len(named.fetchall())), (10, 990))
-        expect("stream", sum(1 for _ in c.cursor().stream("select * from generate_series(1, 5000)")), 5000)
         expect("pipeline", pipeline(c), [(1,), (2,)])
+        expect("stream", sum(1 for _ in c.cursor().stream("select * from generate_series(1, 5000)")), 5000)
         c.execute("set statement_timeout = '200ms'")
         fails("timeout", "57014", lambda: c.execute("select count(*) from generate_series(1, 100000000) a, generate_series(1, 1000000) b"))
         c.rollback()

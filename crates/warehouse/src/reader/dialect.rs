@@ -260,6 +260,3 @@ fn first_word(sql: &str) -> String {
     }
     rest.chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_ascii_uppercase()
 }
-
-#[cfg(test)]
-mod tests;

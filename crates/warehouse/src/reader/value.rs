@@ -81,7 +81,6 @@ pub(super) fn append(array: &ArrayRef, value_type: ValueType, rows: &mut [Vec<Va
 }
 
 /// The value at `index`; `wanted` tells apart what Arrow does not (hugeint, uuid).
-#[expect(clippy::too_many_lines, reason = "one arm for each Arrow type, nothing else")]
 fn value(array: &ArrayRef, index: usize, wanted: Option<ValueType>) -> Value {
     if array.is_null(index) {
         return Value::Null;
