@@ -46,7 +46,7 @@ impl<S: Sink> Batches<S> {
         Self { sink, open: false, system_id: 0 }
     }
 
-    pub(crate) fn from_source(&mut self, system_id: u64) {
+    pub(crate) fn loaded_from(&mut self, system_id: u64) {
         self.system_id = system_id;
     }
 

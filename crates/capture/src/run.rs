@@ -163,7 +163,7 @@ async fn session<S: Sink>(
     let mut replication = RawConnection::connect_replication(&options.source, CONNECT).await?;
     let identity = replication.identify_system().await?;
     source::check_identity(&identity, resume.system_id)?;
-    batches.from_source(identity.system_id);
+    batches.loaded_from(identity.system_id);
     let catalog = Arc::new(connect(&options.source, CONNECT).await?);
     source::check_server(&catalog, options).await?;
 
