@@ -39,7 +39,7 @@ pub async fn measure(lab: &mut Lab, rows: u64) -> anyhow::Result<Measured> {
 
 /// As the engine says it.
 pub async fn duckdb_version(ours: &Ours) -> anyhow::Result<String> {
-    let rows = ours.rows("select library_version from pragma_version()").await;
-    // the dialect may refuse functions of the engine's own
-    Ok(rows.ok().and_then(|rows| rows.into_iter().flatten().next()).unwrap_or_else(|| "unknown".to_owned()))
+    let engine = ours.engine.clone();
+    let version = tokio::task::spawn_blocking(move || anyhow::Ok(engine.connect()?.version()?)).await??;
+    Ok(version)
 }

@@ -1,11 +1,15 @@
 //! The peer of the reports: the same star in PostgreSQL, with the settings and indexes of one who means well.
 
-use std::{os::unix::fs::PermissionsExt, time::Instant};
+use std::{
+    io::Cursor,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
-use millrace_base::{Ident, ident::Literal};
+use futures::SinkExt as _;
+use millrace_base::Ident;
 use millrace_contract::{
-    Query, Reader,
+    Query, Reader, Value,
     query::{ResultColumn, ValueType},
     report::{ParamType, Report},
 };
@@ -29,6 +33,8 @@ pub const SETTINGS: [(&str, &str); 9] = [
     ("wal_level", "minimal"),
 ];
 
+const COPY_MAX: Duration = Duration::from_secs(3600);
+
 /// The star on a server.
 #[derive(Debug)]
 pub struct PeerStar {
@@ -46,7 +52,7 @@ impl PeerStar {
         client.batch_execute("CREATE SCHEMA warehouse; ALTER DATABASE star SET search_path = warehouse; SET search_path = warehouse").await?;
         let start = Instant::now();
         for model in ours.models.iter().filter(|model| !matches!(model, Model::View(_))) {
-            let rows = copy(lab, ours, &client, model.name()).await?;
+            let rows = copy(ours, &client, model.name()).await?;
             lab.note(format!("  PostgreSQL: {rows} rows in {}", model.name()));
         }
         client.batch_execute(include_str!("../../sql/bench/star_indexes.sql")).await?;
@@ -90,28 +96,55 @@ fn with_nulls(report: &Report) -> String {
     sql
 }
 
-async fn copy(lab: &Lab, ours: &Ours, client: &Connection, table: &str) -> anyhow::Result<u64> {
+/// Copies one table as a reader would read it; the number of rows.
+async fn copy(ours: &Ours, client: &Connection, table: &str) -> anyhow::Result<u64> {
     let name = Ident(table);
-    let (columns, _) = ours.reader.describe(&format!("select * from warehouse.{name}")).await.explained()?;
+    let sql = format!("select * from warehouse.{name}");
+    let (columns, _) = ours.reader.describe(&sql).await.explained()?;
     let declared: Vec<String> = columns.iter().map(|c| format!("{} {}", Ident(&c.name), type_name(c))).collect();
-    let file = lab.folder().join(format!("{table}.csv"));
-    let path = file.to_str().context("the temporary folder's name is not UTF-8")?.to_owned();
-    let (engine, export) = (ours.engine.clone(), format!("copy warehouse.{name} to {} (format csv, header false, nullstr '\\N')", Literal(&path)));
-    tokio::task::spawn_blocking(move || anyhow::Ok(engine.connect()?.execute_batch(&export)?)).await??;
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644))?;
-    // in the transaction that makes the table its copy need not be logged
-    let sql = format!(
-        "BEGIN; CREATE TABLE {name} ({}); COPY {name} FROM {} (FORMAT csv, NULL '\\N', FREEZE); COMMIT",
-        declared.join(", "),
-        Literal(&path)
-    );
-    client.batch_execute(&sql).await.with_context(|| format!("table {table} on PostgreSQL"))?;
-    std::fs::remove_file(&file)?;
-    let count: i64 = client.query_one(&format!("SELECT count(*) FROM {name}"), &[]).await?.get(0);
-    let set = ours.reader.query(Query::new(format!("select count(*)::text from warehouse.{name}"))).await.explained()?;
-    let held = set.collect(1).await.explained()?.rows.into_iter().flatten().next().and_then(|value| value.to_text());
-    anyhow::ensure!(held == Some(count.to_string()), "table {table}: {count} rows came into PostgreSQL instead of {held:?}");
-    Ok(u64::try_from(count)?)
+    // a copy in the transaction that makes the table need not be logged
+    client.batch_execute(&format!("BEGIN; CREATE TABLE {name} ({})", declared.join(", "))).await?;
+    let sink = client.copy_in::<_, Cursor<Vec<u8>>>(&format!("COPY {name} FROM STDIN (FREEZE)")).await?;
+    let mut sink = std::pin::pin!(sink);
+    let mut rows = ours.reader.query(Query { deadline: COPY_MAX, ..Query::new(sql) }).await.explained()?.rows;
+    let mut sent = 0_u64;
+    while let Some(chunk) = rows.recv().await {
+        let chunk = chunk.explained()?;
+        sent += u64::try_from(chunk.len())?;
+        let mut text = Vec::new();
+        for row in &chunk {
+            line(&mut text, row);
+        }
+        sink.send(Cursor::new(text)).await?;
+    }
+    let stored = sink.finish().await.with_context(|| format!("table {table} on PostgreSQL"))?;
+    client.batch_execute("COMMIT").await?;
+    anyhow::ensure!(stored == sent, "table {table}: {stored} rows came into PostgreSQL instead of {sent}");
+    Ok(stored)
+}
+
+/// A row in COPY's text format (PostgreSQL manual, "COPY", "Text Format").
+fn line(text: &mut Vec<u8>, row: &[Value]) {
+    for (i, value) in row.iter().enumerate() {
+        if i > 0 {
+            text.push(b'\t');
+        }
+        match value.to_text() {
+            None => text.extend(b"\\N"),
+            Some(value) => {
+                for byte in value.bytes() {
+                    match byte {
+                        b'\\' => text.extend(b"\\\\"),
+                        b'\t' => text.extend(b"\\t"),
+                        b'\n' => text.extend(b"\\n"),
+                        b'\r' => text.extend(b"\\r"),
+                        other => text.push(other),
+                    }
+                }
+            }
+        }
+    }
+    text.push(b'\n');
 }
 
 fn type_name(column: &ResultColumn) -> String {
@@ -167,6 +200,13 @@ mod tests {
 
     fn rows(rows: &[&[&str]]) -> Vec<Vec<String>> {
         rows.iter().map(|row| row.iter().map(|text| (*text).to_owned()).collect()).collect()
+    }
+
+    #[test]
+    fn copied_text_is_escaped() {
+        let mut text = Vec::new();
+        line(&mut text, &[Value::Int(7), Value::Null, Value::Text("a\tb\\c\nd".into())]);
+        assert_eq!(text, b"7\t\\N\ta\\tb\\\\c\\nd\n");
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Source {
         prepare::run(&lab.context, &server.admin).await?;
         let scale = u32::try_from(payments.div_ceil(PAYMENTS_PER_SCALE).max(1))?;
         lab.note(format!("publisher: generates sample data at scale {scale}"));
-        load::sample(&lab.context, &server.admin, scale, SEED).await?;
+        load::sample(&lab.context, &server.admin, scale, SEED).await.explained()?;
 
         let models = crate::platform::models(&lab.context)?;
         let tables: Vec<TableName> = models.sources().into_iter().map(|s| TableName::new(s.schema, s.table)).collect();
@@ -48,7 +48,8 @@ impl Source {
         let password = password.ok_or_else(|| anyhow::anyhow!("the pack has no role {CAPTURE_ROLE}"))?;
         let mut source = Self { reader: admin.as_user(CAPTURE_ROLE, password), server, admin, tables, rows: 0 };
         let client = source.connect().await?;
-        client.batch_execute("VACUUM ANALYZE; CHECKPOINT").await?;
+        client.batch_execute("VACUUM ANALYZE").await?;
+        client.batch_execute("CHECKPOINT").await?;
         client.batch_execute(include_str!("../../sql/bench/changes.sql")).await?;
         millrace_capture::prepare(&client, PUBLICATION, &source.tables).await.map_err(|error| explain(&error, Some(error.hint())))?;
         for table in &source.tables {
