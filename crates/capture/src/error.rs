@@ -138,7 +138,7 @@ impl CaptureError {
             ),
             Self::TableLeft { table, .. } => format!("add it again, then: millrace resync {table}"),
             Self::NoSlot { .. } | Self::SlotLost { .. } | Self::SlotAhead { .. } => {
-                "changes may be missing: load the warehouse anew (empty it; the next start copies every table)"
+                "changes may be missing: copy everything anew with `millrace up --recopy`"
                     .to_owned()
             }
             Self::SlotUnfit { slot, .. } => {

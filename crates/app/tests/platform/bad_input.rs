@@ -67,7 +67,7 @@ fn secrets_that_others_can_read() {
     let platform = Platform::init();
     let path = platform.dir().join("secrets.toml");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-    let text = platform.run(&["up"]).failed(1, "can be read by others");
+    let text = platform.run(&["up"]).failed(1, "is open to others");
     assert!(text.contains("chmod 600"), "{text}");
 }
 
