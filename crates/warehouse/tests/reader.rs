@@ -202,7 +202,7 @@ async fn depth_and_length_are_limited() {
     let deep = format!("select {}1{}", "(".repeat(10_000), ")".repeat(10_000));
     assert_eq!(warehouse.code(&deep).await, "54001");
     // as deep as they are long, without a parenthesis
-    for terms in [3_000, 300_000] {
+    for terms in [3_000, 200_000] {
         for operator in ["+", " or 1=", "||", "::text||"] {
             assert_eq!(
                 warehouse.code(&format!("select {}", vec!["1"; terms].join(operator))).await,
