@@ -66,7 +66,9 @@ pub struct DuckReader {
     permits: Arc<Semaphore>,
     idle: Arc<Idle>,
     watcher: mpsc::Sender<Watched>,
-    _tasks: Mutex<Tasks>,
+    /// The watch; running statements hold it too, so that it outlives them.
+    tasks: Arc<Mutex<Tasks>>,
+    token: CancellationToken,
 }
 
 /// Connections that wait for a statement, all prepared ([`catalog::prepare`]).
@@ -106,7 +108,8 @@ impl DuckReader {
             permits: Arc::new(Semaphore::new(concurrent)),
             idle: Arc::default(),
             watcher,
-            _tasks: Mutex::new(tasks),
+            token: tasks.token().clone(),
+            tasks: Arc::new(Mutex::new(tasks)),
         };
         lock(&reader.idle.0).push(first);
         Ok(Arc::new(reader))
@@ -150,7 +153,10 @@ impl DuckReader {
             running,
             runtime: Handle::current(),
         };
-        let engine = self.engine.clone();
+        if self.token.is_cancelled() {
+            return Err(error::error("57P01", "the warehouse shuts down"));
+        }
+        let (engine, tasks) = (self.engine.clone(), self.tasks.clone());
         // from here to the answer nothing waits: a caller that goes away leaves a watched statement
         let slot = self.watcher.reserve().await.map_err(|_| error::error("57P01", "the warehouse shuts down"))?;
         slot.send(watched);
@@ -161,7 +167,7 @@ impl DuckReader {
                     return Err(error::error("3B001", format!("the pinned state \"{name}\" does not exist")));
                 };
                 drop(tokio::task::spawn_blocking(move || {
-                    let _permit = permit;
+                    let _held = (permit, tasks);
                     let connection = lock(&connection);
                     let _end = EndOnDrop(job.running.clone());
                     job.running.begin(connection.interrupt_handle());
@@ -171,7 +177,7 @@ impl DuckReader {
             None => {
                 let idle = self.idle.clone();
                 drop(tokio::task::spawn_blocking(move || {
-                    let _permit = permit;
+                    let _held = (permit, tasks);
                     let running = job.running.clone();
                     let _end = EndOnDrop(running.clone());
                     let taken = lock(&idle.0).pop();
@@ -221,6 +227,12 @@ fn connect(engine: &Engine) -> Result<Connection, QueryError> {
     let connection = engine.connect().map_err(|e| error::error("53000", e.to_string()))?;
     catalog::prepare(&connection).map_err(|e| error::translate(&e, None))?;
     Ok(connection)
+}
+
+impl Drop for DuckReader {
+    fn drop(&mut self) {
+        self.token.cancel();
+    }
 }
 
 impl Reader for DuckReader {

@@ -329,3 +329,15 @@ async fn shutdown_ends_statements() {
     });
     assert_eq!(ended.unwrap_err().sqlstate, "57P01");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_the_reader_ends_statements() {
+    let warehouse = warehouse(1);
+    let mut result = warehouse.reader.query(Query::new("select g from generate_series(1, 100000000) g")).await.unwrap();
+    drop(warehouse);
+    let mut end = None;
+    while let Some(chunk) = result.rows.recv().await {
+        end = chunk.err();
+    }
+    assert_eq!(end.unwrap().sqlstate, "57P01");
+}

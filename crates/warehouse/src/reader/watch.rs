@@ -99,7 +99,8 @@ pub(super) struct Watched {
     pub(super) deadline: Instant,
 }
 
-/// Watches all statements of a reader until `token` is cancelled and the last of them has ended.
+/// Watches the statements of a reader until the reader is gone and the last of them has ended. A cancelled `token`
+/// ends those that run and those that come: the watch itself must outlive them all.
 pub(super) async fn watch(mut new: mpsc::Receiver<Watched>, token: CancellationToken) {
     let mut all = FuturesUnordered::new();
     loop {
@@ -110,7 +111,6 @@ pub(super) async fn watch(mut new: mpsc::Receiver<Watched>, token: CancellationT
                 None => break,
             },
             Some(()) = all.next(), if !all.is_empty() => {}
-            () = token.cancelled(), if all.is_empty() => break,
         }
     }
     while all.next().await.is_some() {}
