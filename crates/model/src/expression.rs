@@ -159,9 +159,13 @@ pub fn translate_query(text: &str, qualify: &BTreeSet<String>) -> Result<Transla
         return Err(problem);
     }
     let mut with = WithNames::default();
-    let _: ControlFlow<()> = query.visit(&mut with);
+    if query.visit(&mut with).is_break() {
+        return Err("the query cannot be walked".into());
+    }
     let mut relations = Relations { with: with.names, qualify, found: BTreeSet::new() };
-    let _: ControlFlow<()> = query.visit(&mut relations);
+    if query.visit(&mut relations).is_break() {
+        return Err("the query cannot be walked".into());
+    }
     Ok(TranslatedQuery { sql: query.to_string(), relations: relations.found })
 }
 

@@ -35,8 +35,17 @@ pub struct Incremental<'a> {
     pub base: Base,
     pub changes: &'a Changes,
     /// Additive aggregates are carried on from the fact's prior row instead of gathered again; needs
-    /// [`Fact::prior`], and exact types.
+    /// `prior_<fact>` filled, and exact types.
     pub carry: bool,
+}
+
+/// Which relations joins and lookups read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Staging and the dimensions themselves.
+    Whole,
+    /// The few rows of them that the affected facts need, set aside by [`Fact::prepare`].
+    Parts,
 }
 
 /// What a batch changed.
@@ -103,8 +112,8 @@ impl Fact {
         }
     }
 
-    /// Joins that `needed` tables ask for, themselves and those that they hang on, in order.
-    fn joins_for<'a>(&self, expressions: impl IntoIterator<Item = &'a Expression>, kind: &str) -> String {
+    /// The left joins that expressions ask for, and those that these hang on, in order.
+    fn joins_for<'a>(&self, expressions: impl IntoIterator<Item = &'a Expression>, reach: Reach) -> String {
         let mut needed: BTreeSet<&str> =
             expressions.into_iter().flat_map(|e| e.columns.iter().map(|(table, _)| table.as_str())).collect();
         for join in self.joins.iter().rev() {
@@ -118,7 +127,11 @@ impl Fact {
                 let table = &join.source.table;
                 let on =
                     list_and(join.on.iter().map(|(column, e)| format!("{} = {}", qualified(table, column), e.sql)));
-                format!(" {kind} join {} as {} on {on}", relation("staging", table), Ident(table))
+                let relation = match reach {
+                    Reach::Whole => relation("staging", table),
+                    Reach::Parts => self.temporary(&format!("part_{table}")),
+                };
+                format!(" left join {relation} as {} on {on}", Ident(table))
             })
             .collect()
     }
@@ -126,16 +139,20 @@ impl Fact {
     /// All of the fact's rows.
     #[must_use]
     pub fn rows(&self) -> String {
-        self.rows_of(Base::All, |aggregate| self.gathered(aggregate, Base::All))
+        self.rows_of(&self.base(Base::All), Reach::Whole, |aggregate| self.gathered(aggregate, Base::All))
     }
 
     /// The template: what a row is, wherever the rows of its source come from.
-    fn rows_of(&self, base: Base, gather: impl Fn(&Aggregate) -> String) -> String {
+    fn rows_of(&self, base: &str, reach: Reach, gather: impl Fn(&Aggregate) -> String) -> String {
         let own = &self.source.table;
         let mut columns: Vec<String> = self.grain.iter().map(|g| qualified(own, g)).collect();
-        let mut from = format!("{}{}", self.base(base), self.joins_for(self.row_expressions(), "left"));
+        let mut from = format!("{base}{}", self.joins_for(self.row_expressions(), reach));
         for (i, lookup) in self.lookups.iter().enumerate() {
-            let (column, join) = lookup.sql(i);
+            let dimension = match (&lookup.into, reach) {
+                (LookupInto::Dimension { .. }, Reach::Parts) => self.temporary(&format!("look{i}")),
+                _ => relation("warehouse", &lookup.dimension),
+            };
+            let (column, join) = lookup.sql(i, &dimension);
             columns.push(format!("{column} as {}", Ident(&lookup.column)));
             from.push_str(&join);
         }
@@ -164,8 +181,12 @@ impl Fact {
             String::new()
         } else {
             let wanted = list(aggregate.on.iter().map(|(column, e)| format!("{} as {}", e.sql, Ident(column))));
-            let joins = self.joins_for(aggregate.on.iter().map(|(_, e)| e), "left");
-            format!(" semi join (select {wanted} from {}{joins}) as _wanted using ({})", self.base(base), aggregate.keys())
+            let joins = self.joins_for(aggregate.on.iter().map(|(_, e)| e), Reach::Parts);
+            format!(
+                " semi join (select {wanted} from {}{joins}) as _wanted using ({})",
+                self.prepared(),
+                aggregate.keys()
+            )
         };
         aggregate.grouped(&relation("staging", &aggregate.source.table), &scope)
     }
@@ -175,16 +196,26 @@ impl Fact {
         let (prior, affected) = (self.temporary("prior"), self.affected_table());
         let keys = aggregate.keys();
         let child = &aggregate.source.table;
-        let to_child = list(self.grain_pairs(aggregate).into_iter().map(|(g, column)| format!("{} as {}", Ident(g), Ident(column))));
+        let to_child = list(
+            self.grain_pairs(aggregate).into_iter().map(|(g, column)| format!("{} as {}", Ident(g), Ident(column))),
+        );
         let known = if changes.tables.contains(child) {
             let of = |table: &str, sign: &str| {
-                let values = list(aggregate.columns.iter().map(|(name, e)| format!("{sign}{} as {}", e.sql, Ident(name))));
-                format!("select {keys}, {values} from {} as {} group by {keys}", Ident(&format!("{table}_{child}")), Ident(child))
+                let values =
+                    list(aggregate.columns.iter().map(|(name, e)| format!("{sign}{} as {}", e.sql, Ident(name))));
+                format!(
+                    "select {keys}, {values} from {} as {} group by {keys}",
+                    Ident(&format!("{table}_{child}")),
+                    Ident(child)
+                )
             };
             let sums = list(aggregate.columns.iter().map(|(name, _)| format!("sum({0}) as {0}", Ident(name))));
-            let values = list(aggregate.columns.iter().map(|(name, _)| {
-                format!("_prior.{0} + coalesce(_delta.{0}, 0) as {0}", Ident(name))
-            }));
+            let values = list(
+                aggregate
+                    .columns
+                    .iter()
+                    .map(|(name, _)| format!("_prior.{0} + coalesce(_delta.{0}, 0) as {0}", Ident(name))),
+            );
             format!(
                 "select {keys}, true as _found, {values} from _prior left join \
                  (select {keys}, {sums} from ({} union all {}) group by {keys}) as _delta using ({keys})",
@@ -219,17 +250,20 @@ impl Fact {
         self.aggregates.iter().flat_map(|a| a.columns.iter().map(|(name, _)| name.as_str())).collect()
     }
 
-    /// Keeps the affected facts' aggregates in `prior_<fact>`, before [`Fact::delete`].
+    /// Makes the place for the aggregates of the facts that [`Fact::delete`] returns: `prior_<fact>`.
     #[must_use]
-    pub fn prior(&self) -> String {
-        let columns = list(self.aggregate_columns().into_iter().map(|c| Ident(c).to_string()));
+    pub fn create_prior(&self) -> String {
         format!(
-            "create or replace temp table {} as select {keys}, {columns} from {} semi join {} using ({keys})",
+            "create or replace temp table {} as select {} from {} limit 0",
             self.temporary("prior"),
-            self.table(),
-            self.affected_table(),
-            keys = self.keys()
+            self.carried_columns(""),
+            self.table()
         )
+    }
+
+    fn carried_columns(&self, prefix: &str) -> String {
+        let grain = self.grain.iter().map(String::as_str);
+        list(grain.chain(self.aggregate_columns()).map(|c| format!("{prefix}{}", Ident(c))))
     }
 
     /// Notes which facts the batch touches; `None` if none can be.
@@ -266,7 +300,7 @@ impl Fact {
                 let time = format!("cast({} as timestamptz)", as_of.sql);
                 on.push(format!("{time} >= _changed._from and {time} < _changed._to"));
             }
-            let joins = self.joins_for(lookup.key.iter().chain(&lookup.as_of), "left");
+            let joins = self.joins_for(lookup.key.iter().chain(&lookup.as_of), Reach::Whole);
             parts.push(format!(
                 "select {grain} from {staging}{joins} semi join {} as _changed on {}",
                 Ident(&format!("changed_{}", lookup.dimension)),
@@ -300,7 +334,7 @@ impl Fact {
 
     /// Grains of the facts that reach a changed row through `on`.
     fn reached(&self, grain: &str, staging: &str, on: &[(String, Expression)], changed: &str) -> String {
-        let joins = self.joins_for(on.iter().map(|(_, e)| e), "left");
+        let joins = self.joins_for(on.iter().map(|(_, e)| e), Reach::Whole);
         let on = list_and(on.iter().map(|(column, e)| format!("_changed.{} = {}", Ident(column), e.sql)));
         format!("select {grain} from {staging}{joins} semi join {changed} as _changed on {on}")
     }
@@ -325,22 +359,66 @@ impl Fact {
         whole.then(|| list(pairs.into_iter().map(|(g, column)| format!("{} as {}", Ident(column), Ident(g)))))
     }
 
-    /// Takes away what may be there of the affected facts.
+    /// Takes away what may be there of the affected facts; with `carry` it returns the rows of `prior_<fact>`.
     #[must_use]
-    pub fn delete(&self) -> String {
+    pub fn delete(&self, carry: bool) -> String {
         let keys = list_and(self.grain.iter().map(|g| format!("_f.{0} = _gone.{0}", Ident(g))));
+        let returning = if carry { format!(" returning {}", self.carried_columns("_f.")) } else { String::new() };
         format!(
-            "delete from {} as _f using (select {} from {} where _existed) as _gone where {keys}",
+            "delete from {} as _f using (select {} from {} where _existed) as _gone where {keys}{returning}",
             self.table(),
             self.keys(),
             self.affected_table()
         )
     }
 
-    /// Puts the affected facts in.
+    /// The affected rows of the fact's source, set aside.
+    fn prepared(&self) -> String {
+        format!("{} as {}", self.temporary("base"), Ident(&self.source.table))
+    }
+
+    /// Sets aside what the affected facts need of each table. The planner then knows how little it is;
+    /// left joins with whole tables it takes for large, and hashes the tables.
+    #[must_use]
+    pub fn prepare(&self, base: Base) -> Vec<String> {
+        let mut statements = vec![format!(
+            "create or replace temp table {} as select * from {}",
+            self.temporary("base"),
+            self.base(base)
+        )];
+        let part = |name: &str, columns: &str, from: &str, wanted: &[(String, &Expression)]| {
+            let keys = list(wanted.iter().map(|(column, _)| Ident(column).to_string()));
+            let values = list(wanted.iter().map(|(column, e)| format!("{} as {}", e.sql, Ident(column))));
+            let joins = self.joins_for(wanted.iter().map(|(_, e)| *e), Reach::Parts);
+            format!(
+                "create or replace temp table {} as select {columns} from {from} \
+                 semi join (select {values} from {}{joins}) as _wanted using ({keys})",
+                self.temporary(name),
+                self.prepared()
+            )
+        };
+        for join in &self.joins {
+            let table = &join.source.table;
+            let columns = list(self.row_columns(table).iter().map(|c| Ident(c).to_string()));
+            let wanted: Vec<_> = join.on.iter().map(|(column, e)| (column.clone(), e)).collect();
+            statements.push(part(&format!("part_{table}"), &columns, &relation("staging", table), &wanted));
+        }
+        for (i, lookup) in self.lookups.iter().enumerate() {
+            let LookupInto::Dimension { surrogate, key, historical } = &lookup.into else { continue };
+            let mut columns = list(std::iter::once(surrogate).chain(key).map(|c| Ident(c).to_string()));
+            if *historical {
+                columns.push_str(", valid_from, valid_to");
+            }
+            let wanted: Vec<_> = key.iter().cloned().zip(&lookup.key).collect();
+            statements.push(part(&format!("look{i}"), &columns, &relation("warehouse", &lookup.dimension), &wanted));
+        }
+        statements
+    }
+
+    /// Puts the affected facts in, after [`Fact::prepare`].
     #[must_use]
     pub fn insert(&self, how: Incremental<'_>) -> String {
-        let rows = self.rows_of(how.base, |aggregate| {
+        let rows = self.rows_of(&self.prepared(), Reach::Parts, |aggregate| {
             if how.carry { self.carried(aggregate, how.changes) } else { self.gathered(aggregate, how.base) }
         });
         format!("insert into {} {rows}", self.table())
@@ -369,7 +447,7 @@ impl Aggregate {
 
 impl Lookup {
     /// The column's expression and the join that it needs.
-    fn sql(&self, i: usize) -> (String, String) {
+    fn sql(&self, i: usize, dimension: &str) -> (String, String) {
         let alias = format!("_l{i}");
         let on = |columns: &[String]| {
             list_and(columns.iter().zip(&self.key).map(|(c, e)| format!("{alias}.{} = {}", Ident(c), e.sql)))
@@ -381,7 +459,7 @@ impl Lookup {
                     let time = format!("cast({} as timestamptz)", as_of.sql);
                     on = format!("{on} and {time} >= {alias}.valid_from and {time} < {alias}.valid_to");
                 }
-                let join = format!(" left join {} as {alias} on {on}", relation("warehouse", &self.dimension));
+                let join = format!(" left join {dimension} as {alias} on {on}");
                 (format!("coalesce({alias}.{}, 0)", Ident(surrogate)), join)
             }
             LookupInto::Seed { surrogate, key } => {

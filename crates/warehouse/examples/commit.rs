@@ -4,7 +4,9 @@
 use std::{io::Write as _, path::PathBuf, sync::Arc, time::Instant};
 
 use millrace_base::{Lsn, Micros, SystemClock};
-use millrace_contract::{BatchEnd, Cell, Column, ColumnType, Op, RowHead, Rows, RunKind, Sink, Step, TableName, TableSchema};
+use millrace_contract::{
+    BatchEnd, Cell, Column, ColumnType, Op, RowHead, Rows, RunKind, Sink, Step, TableName, TableSchema,
+};
 use millrace_model::Models;
 use millrace_warehouse::{DuckSink, Engine, EngineOptions};
 use rand::{Rng as _, SeedableRng, rngs::StdRng};
@@ -27,15 +29,46 @@ fn table(name: &str, columns: &[(&str, ColumnType)]) -> Arc<TableSchema> {
 fn schemas() -> [Arc<TableSchema>; 3] {
     use ColumnType::{Int4, Int8, Text, TimestampTz};
     [
-        table("customers", &[("customer_id", Int8), ("full_name", Text), ("email", Text), ("phone", Text), ("city", Text), ("country", Text), ("segment", Text)]),
-        table("loans", &[
-            ("loan_id", Int8), ("customer_id", Int8), ("amount", MONEY), ("interest_rate", ColumnType::Decimal { precision: 6, scale: 3 }),
-            ("tenure_months", Int4), ("status", Text), ("outstanding_balance", MONEY), ("branch_code", Text), ("loan_officer", Text), ("created_at", TimestampTz),
-        ]),
-        table("payments", &[
-            ("payment_id", Int8), ("loan_id", Int8), ("amount", MONEY), ("principal_portion", MONEY), ("interest_portion", MONEY), ("penalty_portion", MONEY),
-            ("payment_method", Text), ("payment_date", TimestampTz),
-        ]),
+        table(
+            "customers",
+            &[
+                ("customer_id", Int8),
+                ("full_name", Text),
+                ("email", Text),
+                ("phone", Text),
+                ("city", Text),
+                ("country", Text),
+                ("segment", Text),
+            ],
+        ),
+        table(
+            "loans",
+            &[
+                ("loan_id", Int8),
+                ("customer_id", Int8),
+                ("amount", MONEY),
+                ("interest_rate", ColumnType::Decimal { precision: 6, scale: 3 }),
+                ("tenure_months", Int4),
+                ("status", Text),
+                ("outstanding_balance", MONEY),
+                ("branch_code", Text),
+                ("loan_officer", Text),
+                ("created_at", TimestampTz),
+            ],
+        ),
+        table(
+            "payments",
+            &[
+                ("payment_id", Int8),
+                ("loan_id", Int8),
+                ("amount", MONEY),
+                ("principal_portion", MONEY),
+                ("interest_portion", MONEY),
+                ("penalty_portion", MONEY),
+                ("payment_method", Text),
+                ("payment_date", TimestampTz),
+            ],
+        ),
     ]
 }
 
@@ -83,13 +116,30 @@ impl Changes {
         let mut balances = Rows::new(loans);
         let mut rows = Rows::new(payments);
         for (i, id) in ids.iter().enumerate() {
-            let head = |op, sequence| RowHead { op, commit_lsn: Lsn(self.lsn), commit_time: Micros(1_750_000_000_000_000), sequence };
+            let head = |op, sequence| RowHead {
+                op,
+                commit_lsn: Lsn(self.lsn),
+                commit_time: Micros(1_750_000_000_000_000),
+                sequence,
+            };
             let loan = self.random.random_range(1..=self.filled / 25);
             let sequence = i as u64 * 2;
             let texts = [id.to_string(), loan.to_string(), format!("{}.50", self.random.random_range(1..900))];
             let cell = |text: &'static str| Cell::Text(text.as_bytes());
             let own = |i: usize| texts.get(i).map_or(Cell::Null, |t| Cell::Text(t.as_bytes()));
-            if !rows.push(head(op, sequence), [own(0), own(1), own(2), cell("5.00"), cell("1.00"), cell("0.00"), cell("mpesa"), cell("2024-05-05 10:00:00+00")]) {
+            if !rows.push(
+                head(op, sequence),
+                [
+                    own(0),
+                    own(1),
+                    own(2),
+                    cell("5.00"),
+                    cell("1.00"),
+                    cell("0.00"),
+                    cell("mpesa"),
+                    cell("2024-05-05 10:00:00+00"),
+                ],
+            ) {
                 return Err("too many cells".into());
             }
             // the status stays what `fill` made it
@@ -98,9 +148,21 @@ impl Changes {
             let branch = format!("B{}", loan % 40);
             let officer = format!("O{}", loan % 200);
             let created = Micros(1_517_443_200_000_000 + i64::try_from(loan % 3_000_000)? * 60_000_000);
-            let created = created.to_timestamp().map(|t| t.strftime("%Y-%m-%d %H:%M:%S+00").to_string()).unwrap_or_default();
+            let created =
+                created.to_timestamp().map(|t| t.strftime("%Y-%m-%d %H:%M:%S+00").to_string()).unwrap_or_default();
             let text = |t: &'_ str| -> Vec<u8> { t.as_bytes().to_vec() };
-            let values = [text(&texts[1]), text(&customer), text("1000.00"), text("12.500"), text("24"), text(status), text(&texts[2]), text(&branch), text(&officer), text(&created)];
+            let values = [
+                text(&texts[1]),
+                text(&customer),
+                text("1000.00"),
+                text("12.500"),
+                text("24"),
+                text(status),
+                text(&texts[2]),
+                text(&branch),
+                text(&officer),
+                text(&created),
+            ];
             if !balances.push(head(Op::Update, sequence + 1), values.iter().map(|v| Cell::Text(v))) {
                 return Err("too many cells".into());
             }
@@ -115,6 +177,11 @@ impl Changes {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<(), Error> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
     let mut arguments = std::env::args_os().skip(1);
     let folder = PathBuf::from(arguments.next().ok_or("FOLDER PAYMENTS")?);
     let payments: u64 = arguments.next().and_then(|a| a.to_str()?.parse().ok()).ok_or("FOLDER PAYMENTS")?;
@@ -149,7 +216,12 @@ async fn main() -> Result<(), Error> {
     let payments: u64 = connection.query_row("select max(payment_id) from staging.payments", [], |row| row.get(0))?;
     drop(connection);
     let mut changes = Changes { random, lsn: watermark, payments, filled };
-    for (what, count, scattered, rounds) in [("1,000 scattered", 1_000, true, 12), ("1,000 recent", 1_000, false, 8), ("50,000 scattered", 50_000, true, 3), ("50,000 recent", 50_000, false, 3)] {
+    for (what, count, scattered, rounds) in [
+        ("1,000 scattered", 1_000, true, 12),
+        ("1,000 recent", 1_000, false, 8),
+        ("50,000 scattered", 50_000, true, 3),
+        ("50,000 recent", 50_000, false, 3),
+    ] {
         let mut took_ms = Vec::new();
         for _ in 0..rounds {
             let steps = if scattered { changes.scattered(count)? } else { changes.recent(count)? };
@@ -162,7 +234,11 @@ async fn main() -> Result<(), Error> {
             took_ms.push(start.elapsed().as_millis());
         }
         took_ms.sort_unstable();
-        writeln!(out, "{what}: median {} ms of {took_ms:?}", took_ms.get(took_ms.len() / 2).copied().unwrap_or_default())?;
+        writeln!(
+            out,
+            "{what}: median {} ms of {took_ms:?}",
+            took_ms.get(took_ms.len() / 2).copied().unwrap_or_default()
+        )?;
     }
     let status = std::fs::read_to_string("/proc/self/status")?;
     for line in status.lines().filter(|l| l.starts_with("VmHWM") || l.starts_with("VmRSS")) {

@@ -70,6 +70,8 @@ pub(crate) struct Batch {
     tables: BTreeMap<String, Known>,
     /// Tables with rows or truncations in this batch.
     touched: BTreeMap<String, Touched>,
+    /// Models that read a column whose type changed: they are built anew.
+    retyped: BTreeSet<String>,
 }
 
 #[derive(Debug, Default)]
@@ -87,6 +89,8 @@ pub(crate) enum BatchError {
     Warehouse(#[from] WarehouseError),
     #[error("table {table} cannot be applied: {reason}")]
     Table { table: TableName, reason: String },
+    #[error("table {table} was altered between two of its changes")]
+    Altered { table: TableName },
     #[error(transparent)]
     Failpoint(#[from] failpoint::Hit),
 }
@@ -111,6 +115,7 @@ impl From<BatchError> for SinkError {
         match error {
             BatchError::Warehouse(e) => e.into(),
             BatchError::Table { table, reason } => Self::Table { table, reason },
+            BatchError::Altered { table } => Self::Altered { table },
             BatchError::Failpoint(hit) => Self::Retry(hit.to_string()),
         }
     }
@@ -133,7 +138,15 @@ impl Batch {
                 known.copied = false;
             }
         }
-        Ok(Self { kind, system_id, run_id: state.last_run + 1, started_at: now, tables, touched: BTreeMap::new() })
+        Ok(Self {
+            kind,
+            system_id,
+            run_id: state.last_run + 1,
+            started_at: now,
+            tables,
+            touched: BTreeMap::new(),
+            retyped: BTreeSet::new(),
+        })
     }
 
     pub(crate) fn kind(&self) -> &RunKind {
@@ -172,6 +185,7 @@ impl Batch {
             }
             Some(known) if known.schema == *schema && known.copied => return Ok(()),
             Some(known) if known.copied => {
+                self.retyped.extend(schema_change::retyped(models, &known.schema, schema));
                 let open = self.touched.contains_key(name);
                 if self.kind == RunKind::Resync(schema.table.clone()) {
                     schema_change::force(connection, models, known, schema).map_err(fail_with(&schema.table))?;
@@ -284,12 +298,26 @@ impl Batch {
             let mut changed = BTreeSet::new();
             for (name, touched) in &self.touched {
                 let Some(known) = self.tables.get(name) else { continue };
-                if apply_table(connection, &known.schema, &state.models, touched, self.run_id, &mut applied, &mut counts)? {
+                if apply_table(
+                    connection,
+                    &known.schema,
+                    &state.models,
+                    touched,
+                    self.run_id,
+                    &mut applied,
+                    &mut counts,
+                )? {
                     changed.insert(name.clone());
                 }
             }
             failpoint::pass("batch.after_staging")?;
+            built.retain(|model| !self.retyped.contains(model));
             build::incremental(connection, &state.models, &built, changed)?;
+            if !self.retyped.is_empty() {
+                let copied = self.tables.iter().filter(|(_, k)| k.copied).map(|(n, _)| n.clone()).collect();
+                build::rebuild(connection, &state.models, &copied, Some(&self.retyped), clock.wall())?;
+                built = records::built(connection)?.into_keys().collect();
+            }
             if let RunKind::Resync(_) = self.kind {
                 let copied: BTreeSet<String> =
                     self.tables.iter().filter(|(_, k)| k.copied).map(|(n, _)| n.clone()).collect();
@@ -319,7 +347,7 @@ impl Batch {
         }
         records::keep_watermark(connection, self.system_id, end, run_id, now)?;
         failpoint::pass("batch.before_commit")?;
-        connection.execute_batch("commit")?;
+        build::timed(connection, "commit")?;
         state.tables = self.tables;
         state.built = built;
         state.last_run = run_id;
@@ -403,6 +431,7 @@ fn fail_with(table: &TableName) -> impl Fn(schema_change::Refused) -> BatchError
     let table = table.clone();
     move |refused| match refused {
         schema_change::Refused::Table(reason) => BatchError::Table { table: table.clone(), reason },
+        schema_change::Refused::Altered => BatchError::Altered { table: table.clone() },
         schema_change::Refused::Warehouse(error) => BatchError::Warehouse(error),
     }
 }
@@ -430,24 +459,19 @@ fn apply_table(
             unchanged::Unfilled::Warehouse(e) => e.into(),
         })?;
     }
-    connection.execute_batch(&table.insert_raw(run_id))?;
+    build::timed(connection, &table.insert_raw(run_id))?;
     failpoint::pass("batch.after_raw")?;
     let only_inserts = touched.facts.rows == touched.facts.inserts && !touched.truncated;
-    connection.execute_batch(&table.create_new(only_inserts))?;
+    build::timed(connection, &table.create_new(only_inserts))?;
     let needed = needed(models, schema);
-    connection.execute_batch(&table.create_old(&needed))?;
+    build::timed(connection, &table.create_old(&needed))?;
     if !only_inserts {
-        let mut delete = connection.prepare(&table.delete_old(&needed))?;
-        let taken: Vec<_> = delete.query_arrow([])?.collect();
-        let mut old = connection.appender_to_catalog_and_db(&format!("old_{}", schema.table.name), "temp", "main")?;
-        for rows in taken {
-            old.append_record_batch(rows)?;
-        }
+        build::move_rows(connection, &table.delete_old(&needed), &format!("old_{}", schema.table.name))?;
     }
     let (new, old, both): (u64, u64, u64) =
         connection.query_row(&table.count(), [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     if new > 0 {
-        connection.execute_batch(&table.insert_new())?;
+        build::timed(connection, &table.insert_new())?;
     }
     let (inserted, updated, deleted) = (new - both, both, old - both);
     applied.rows_inserted += inserted;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use duckdb::Connection;
 use millrace_base::{Ident, Micros, failpoint};
 use millrace_contract::operate::Compared;
-use millrace_model::{Base, Change, ChangeKind, Changes, Incremental, Dimension, Fact, Model, Models, Scope, plan};
+use millrace_model::{Base, Change, ChangeKind, Changes, Dimension, Fact, Incremental, Model, Models, Scope, plan};
 
 use crate::{
     error::{WarehouseError, message},
@@ -16,9 +16,15 @@ use crate::{
 const EXAMPLES: usize = 5;
 
 fn run(connection: &Connection, sql: &str) -> Result<(), WarehouseError> {
-    tracing::trace!(sql, "model");
-    connection.execute_batch(sql)?;
-    Ok(())
+    Ok(timed(connection, sql)?)
+}
+
+/// Runs a statement and traces how long it took.
+pub(crate) fn timed(connection: &Connection, sql: &str) -> duckdb::Result<()> {
+    let start = std::time::Instant::now();
+    let result = connection.execute_batch(sql);
+    tracing::trace!(took_us = start.elapsed().as_micros(), sql, "statement");
+    result
 }
 
 /// Models whose sources and dimensions are all there, in build order.
@@ -196,10 +202,12 @@ fn update_fact(connection: &Connection, fact: &Fact, changes: &Changes) -> Resul
     )?;
     let carry = fact.carries() && is_exact(connection, fact)?;
     if carry {
-        run(connection, &fact.prior())?;
+        run(connection, &fact.create_prior())?;
     }
-    if existed > 0 {
-        run(connection, &fact.delete())?;
+    if existed > 0 && carry {
+        move_rows(connection, &fact.delete(true), &format!("prior_{}", fact.name))?;
+    } else if existed > 0 {
+        run(connection, &fact.delete(false))?;
     }
     if all == 0 {
         return Ok(());
@@ -210,7 +218,22 @@ fn update_fact(connection: &Connection, fact: &Fact, changes: &Changes) -> Resul
         (true, false) => Base::Written,
         (false, _) => Base::Elsewhere,
     };
+    for sql in fact.prepare(base) {
+        run(connection, &sql)?;
+    }
     run(connection, &fact.insert(Incremental { base, changes, carry }))
+}
+
+/// Puts what a `delete … returning` gives into a temporary table: one scan for taking and remembering.
+pub(crate) fn move_rows(connection: &Connection, delete: &str, into: &str) -> Result<(), WarehouseError> {
+    let start = std::time::Instant::now();
+    let taken: Vec<_> = connection.prepare(delete)?.query_arrow([])?.collect();
+    let mut appender = connection.appender_to_catalog_and_db(into, "temp", "main")?;
+    for rows in taken {
+        appender.append_record_batch(rows)?;
+    }
+    tracing::trace!(took_us = start.elapsed().as_micros(), sql = delete, "statement");
+    Ok(())
 }
 
 /// Whether a fact's aggregates can be added and taken away without losing digits.

@@ -1,16 +1,15 @@
 //! A source table's columns change while its changes flow.
 //!
 //! What can be followed without looking at the source again is: dropping a column that no model
-//! needs, widening a type, and adding columns to an empty table. An added column's old rows may hold
-//! its default, which the stream never tells; a rename looks like a drop and an addition. Both stop the
-//! table with the hint to resync it, which reads everything anew and costs no history.
+//! needs, widening a type, and adding a column, whose old rows are null. (An addition whose old rows
+//! hold a default, or a new name, is not sent here but as a fresh copy: capture asks the catalog.)
 
 use std::collections::BTreeSet;
 
 use duckdb::Connection;
 use millrace_base::Ident;
 use millrace_contract::{ColumnType, TableSchema};
-use millrace_model::Models;
+use millrace_model::{Model, Models};
 
 use crate::{convert::duckdb_type, error::WarehouseError, records::Known, table::Table};
 
@@ -19,6 +18,9 @@ use crate::{convert::duckdb_type, error::WarehouseError, records::Known, table::
 pub(crate) enum Refused {
     #[error("{0}")]
     Table(String),
+    /// Only a fresh copy follows.
+    #[error("its columns changed between two of its changes in one batch")]
+    Altered,
     #[error(transparent)]
     Warehouse(#[from] WarehouseError),
 }
@@ -65,19 +67,8 @@ pub(crate) fn apply(
 ) -> Result<(), Refused> {
     let old = &known.schema;
     let (before, after) = (names(old), names(new));
-    let added: Vec<&str> = after.difference(&before).copied().collect();
     for gone in before.difference(&after) {
         needed(models, new, gone)?;
-    }
-    if !added.is_empty() {
-        let rows: i64 =
-            connection.query_row(&format!("select count(*) from {}", Table(old).staging()), [], |r| r.get(0))?;
-        if rows > 0 || open {
-            return Err(Refused::Table(format!(
-                "column {} was added; rows that were there before may hold its default, which the stream does not tell; resync the table",
-                added.join(", ")
-            )));
-        }
     }
     for column in &new.columns {
         if let Some(was) = old.columns.iter().find(|c| c.name == column.name)
@@ -90,9 +81,7 @@ pub(crate) fn apply(
         }
     }
     if open && duckdb_columns(old) != duckdb_columns(new) {
-        return Err(Refused::Table(
-            "its columns changed between two of its changes in one batch; resync the table".into(),
-        ));
+        return Err(Refused::Altered);
     }
     alter(connection, old, new, false)
 }
@@ -104,6 +93,27 @@ pub(crate) fn force(connection: &Connection, models: &Models, known: &Known, new
         needed(models, new, gone)?;
     }
     alter(connection, &known.schema, new, true)
+}
+
+/// Models whose columns have another type from now on, and the facts that look such dimensions up.
+pub(crate) fn retyped(models: &Models, old: &TableSchema, new: &TableSchema) -> BTreeSet<String> {
+    let was = duckdb_columns(old);
+    let mut retyped: BTreeSet<String> = new
+        .columns
+        .iter()
+        .filter(|c| old.position(&c.name).is_some() && !was.contains(&(c.name.clone(), duckdb_type(&c.column_type))))
+        .flat_map(|c| models.users_of(&new.table.name, &c.name))
+        .map(str::to_owned)
+        .collect();
+    let dimensions = retyped.clone();
+    for model in models.iter() {
+        if let Model::Fact(fact) = model
+            && fact.lookups.iter().any(|l| dimensions.contains(&l.dimension))
+        {
+            retyped.insert(fact.name.clone());
+        }
+    }
+    retyped
 }
 
 fn duckdb_columns(schema: &TableSchema) -> BTreeSet<(String, String)> {

@@ -114,7 +114,10 @@ impl Table<'_> {
     pub(crate) fn delete_old(&self, needed: &[&str]) -> String {
         let keys = self.keys();
         let same = join(
-            self.0.key().filter_map(|i| self.0.columns.get(i)).map(|c| format!("_s.{0} = _touched.{0}", Ident(&c.name))),
+            self.0
+                .key()
+                .filter_map(|i| self.0.columns.get(i))
+                .map(|c| format!("_s.{0} = _touched.{0}", Ident(&c.name))),
             " and ",
         );
         format!(

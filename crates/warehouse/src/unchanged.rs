@@ -133,9 +133,9 @@ fn from_before(schema: &TableSchema) -> String {
         .collect();
     let still = still_left_out(schema, |i| {
         format!(
-            "{} and (({}) or (_p._at is null and _s._commit_lsn is null))",
+            "{} and ((_p._at is not null and {}) or (_p._at is null and _s._commit_lsn is null))",
             is_left_out("_b.", i),
-            format!("_p._at is not null and {}", is_left_out("_p.", i))
+            is_left_out("_p.", i)
         )
     });
     format!(

@@ -71,8 +71,7 @@ impl DuckSink {
     pub fn open(engine: Arc<Engine>, models: Arc<Models>, clock: Arc<dyn Clock>) -> Result<Self, WarehouseError> {
         let connection = engine.connect()?;
         let state = State::read(&connection, models)?;
-        let mut writer =
-            Writer { engine, connection, state, clock, open: None, failed: None, waiting: Vec::new() };
+        let mut writer = Writer { engine, connection, state, clock, open: None, failed: None, waiting: Vec::new() };
         writer.build_declared()?;
         let (commands, received) = mpsc::channel(CHANNEL_STEPS);
         let thread = std::thread::Builder::new()

@@ -1,4 +1,5 @@
 //! The process dies, or a step fails, at each place of a batch: the next start goes on as if nothing had been.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod loans;
 
@@ -68,7 +69,8 @@ fn nothing_is_lost_or_doubled() {
     let folder = tempfile::tempdir().unwrap();
     assert!(run(folder.path(), None), "without trouble");
     let calm = star(&engine(folder.path()));
-    let places = ["begin", "after_raw", "after_staging", "after_dimensions", "after_facts", "before_commit", "after_commit"];
+    let places =
+        ["begin", "after_raw", "after_staging", "after_dimensions", "after_facts", "before_commit", "after_commit"];
     for place in places {
         for (hits, action) in [(1, "abort"), (3, "abort"), (2, "error")] {
             let folder = tempfile::tempdir().unwrap();

@@ -12,13 +12,31 @@ use super::{Text, customer, customers, end, head, loan, loans, payment, payments
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
     /// Insert, or update if it is there; `unchanged` leaves that column's text out of an update.
-    Put { table: usize, id: u32, other: u32, value: u32, unchanged: bool },
-    Delete { table: usize, id: u32 },
+    Put {
+        table: usize,
+        id: u32,
+        other: u32,
+        value: u32,
+        unchanged: bool,
+    },
+    Delete {
+        table: usize,
+        id: u32,
+    },
     /// The row's key becomes `to`, if that is free.
-    Rekey { table: usize, id: u32, to: u32, unchanged: bool },
-    Truncate { table: usize },
+    Rekey {
+        table: usize,
+        id: u32,
+        to: u32,
+        unchanged: bool,
+    },
+    Truncate {
+        table: usize,
+    },
     /// The transaction ends; the clock may go back.
-    Commit { clock_back_days: u32 },
+    Commit {
+        clock_back_days: u32,
+    },
 }
 
 /// What is done with a batch besides committing it.
@@ -79,7 +97,11 @@ impl Source {
             .into_iter()
             .zip(&self.tables)
             .flat_map(|(schema, rows)| {
-                let values = rows.values().enumerate().map(|(i, v)| (head(Op::Copy, 10, i as u64), v.clone())).collect::<Vec<_>>();
+                let values = rows
+                    .values()
+                    .enumerate()
+                    .map(|(i, v)| (head(Op::Copy, 10, i as u64), v.clone()))
+                    .collect::<Vec<_>>();
                 [Step::Schema(schema.clone()), super::rows(&schema, &values)]
             })
             .collect()
@@ -94,7 +116,12 @@ impl Source {
     fn row(table: usize, id: u32, other: u32, value: u32) -> Vec<Text> {
         match table {
             0 => customer(id, ["retail", "sme", "corporate"][value as usize % 3]),
-            1 => loan(id, other, ["pending", "active", "repaid", "defaulted"][value as usize % 4], &format!("{}.00", value * 100)),
+            1 => loan(
+                id,
+                other,
+                ["pending", "active", "repaid", "defaulted"][value as usize % 4],
+                &format!("{}.00", value * 100),
+            ),
             _ => payment(id, other, &format!("{value}.50"), &super::day_of(u64::from(value) * 3)),
         }
     }
@@ -107,14 +134,15 @@ impl Source {
         self.lsn += 1;
         self.clock_back_days = 0;
         let mut sequence = 0;
-        let push = |open: &mut [Option<Rows>; 3], table: usize, head: RowHead, values: &[Text], left_out: Option<usize>| {
-            let mut cells = super::cells(values);
-            if let Some(column) = left_out {
-                cells[column] = Cell::Unchanged;
-            }
-            let rows = open[table].get_or_insert_with(|| Rows::new(schemas[table].clone()));
-            assert!(rows.push(head, cells));
-        };
+        let push =
+            |open: &mut [Option<Rows>; 3], table: usize, head: RowHead, values: &[Text], left_out: Option<usize>| {
+                let mut cells = super::cells(values);
+                if let Some(column) = left_out {
+                    cells[column] = Cell::Unchanged;
+                }
+                let rows = open[table].get_or_insert_with(|| Rows::new(schemas[table].clone()));
+                assert!(rows.push(head, cells));
+            };
         for event in events {
             sequence += 1;
             match *event {
@@ -148,7 +176,10 @@ impl Source {
                 Event::Truncate { table } => {
                     self.tables[table].clear();
                     steps.extend(open[table].take().map(Step::Rows));
-                    steps.push(Step::Truncate { table: schemas[table].table.clone(), head: self.head(Op::Delete, sequence) });
+                    steps.push(Step::Truncate {
+                        table: schemas[table].table.clone(),
+                        head: self.head(Op::Delete, sequence),
+                    });
                 }
                 Event::Commit { clock_back_days } => {
                     self.lsn += 1;
@@ -176,7 +207,11 @@ impl Source {
     pub(crate) fn expected(&self) -> Vec<Vec<String>> {
         self.tables
             .iter()
-            .map(|rows| rows.values().map(|v| v.iter().map(|t| t.clone().unwrap_or_else(|| "null".into())).collect::<Vec<_>>().join("|")).collect())
+            .map(|rows| {
+                rows.values()
+                    .map(|v| v.iter().map(|t| t.clone().unwrap_or_else(|| "null".into())).collect::<Vec<_>>().join("|"))
+                    .collect()
+            })
             .collect()
     }
 }
@@ -192,12 +227,17 @@ pub(crate) fn staged(engine: &millrace_warehouse::Engine) -> Vec<Vec<String>> {
     [customers(), loans(), payments()]
         .iter()
         .map(|schema| {
-            let columns: Vec<String> = schema
-                .columns
-                .iter()
-                .map(|c| format!("coalesce(cast({} as varchar), 'null')", c.name))
-                .collect();
-            super::query(engine, &format!("select {} from staging.{} order by {}", columns.join(" || '|' || "), schema.table.name, schema.columns[0].name))
+            let columns: Vec<String> =
+                schema.columns.iter().map(|c| format!("coalesce(cast({} as varchar), 'null')", c.name)).collect();
+            super::query(
+                engine,
+                &format!(
+                    "select {} from staging.{} order by {}",
+                    columns.join(" || '|' || "),
+                    schema.table.name,
+                    schema.columns[0].name
+                ),
+            )
         })
         .collect()
 }
@@ -205,6 +245,8 @@ pub(crate) fn staged(engine: &millrace_warehouse::Engine) -> Vec<Vec<String>> {
 /// Every row of every table that models made, surrogate keys included.
 pub(crate) fn star(engine: &millrace_warehouse::Engine) -> Vec<Vec<String>> {
     ["dim_customer", "dim_loan", "fact_payments", "fact_loans"]
-        .map(|table| super::query(engine, &format!("select cast(t as varchar) from warehouse.{table} as t order by all")))
+        .map(|table| {
+            super::query(engine, &format!("select cast(t as varchar) from warehouse.{table} as t order by all"))
+        })
         .to_vec()
 }
