@@ -90,6 +90,9 @@ function base(data: TileData, colors: Theme, still: boolean): EChartsCoreOption 
 function pie(data: TileData, colors: Theme, width: number, still: boolean): EChartsCoreOption {
   const { x, ys } = positions(data);
   const y = ys[0] ?? 0;
+  const total = data.rows.reduce((sum, row) => sum + (number(row[y]) ?? 0), 0);
+  // each share rounded by itself: the chart's own percentages are bent so that they add up to 100
+  const share = (value: unknown) => ((Number(value) / total) * 100).toFixed(1);
   return {
     ...base(data, colors, still),
     series: [
@@ -102,7 +105,7 @@ function pie(data: TileData, colors: Theme, width: number, still: boolean): ECha
         padAngle: 1,
         cursor: data.links ? "pointer" : "default",
         itemStyle: { borderRadius: 3 },
-        label: { color: colors.ink, fontSize: 12, lineHeight: 15, formatter: (slice: { name: string; percent?: number }) => `${slice.name}\n${(slice.percent ?? 0).toFixed(1)} %` },
+        label: { color: colors.ink, fontSize: 12, lineHeight: 15, formatter: (slice: { name: string; value: unknown }) => `${slice.name}\n${share(slice.value)} %` },
         labelLine: { length: 8, length2: 8, lineStyle: { color: colors.line } },
         emphasis: { scaleSize: 4 },
         data: data.rows.map((row, i) => ({ name: data.texts[i]?.[x] ?? "", value: number(row[y]) ?? 0 })),

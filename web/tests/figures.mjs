@@ -22,7 +22,7 @@ export function readTile(page, report) {
   }, report);
 }
 
-const numeric = (text) => Number(String(text).replace(/[^0-9.eE+-]/g, ""));
+const numeric = (text) => Number((/[-+]?\d[\d,]*(\.\d+)?/.exec(String(text))?.[0] ?? "NaN").replaceAll(",", ""));
 
 /** How far a shown number may be from the exact one: half of the last digit shown. */
 const TOLERANCE = { money: 0.005, integer: 0.5, percent: 0.05, plain: 0.00005 };

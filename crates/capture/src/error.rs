@@ -85,7 +85,7 @@ impl CaptureError {
             Self::Source(error) if error.is_transient() || error.sqlstate() == Some("55006") => Next::Retry,
             // also what a server looks like that dies during the handshake
             Self::Source(PgError::Tls { .. })
-            | Self::Sink(SinkError::Retry(_) | SinkError::Table { .. })
+            | Self::Sink(SinkError::Retry(_) | SinkError::Table { .. } | SinkError::Altered { .. })
             | Self::TableLeft { .. }
             | Self::Altered { .. }
             | Self::Moved { .. }
@@ -148,7 +148,7 @@ impl CaptureError {
                 "connect to the database that the warehouse was loaded from, or load it anew".to_owned()
             }
             Self::Spill { folder, .. } => format!("free space in {folder}"),
-            Self::Altered { .. } => "it is copied anew by itself".to_owned(),
+            Self::Altered { .. } | Self::Sink(SinkError::Altered { .. }) => "it is copied anew by itself".to_owned(),
             Self::Moved { .. } | Self::Silent { .. } | Self::Failpoint(_) | Self::Interrupted => {
                 "it is tried again".to_owned()
             }

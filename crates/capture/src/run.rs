@@ -117,7 +117,7 @@ async fn recover<S: Sink>(batches: &mut Batches<S>, error: CaptureError) -> Resu
             tracing::error!(%table, "a table cannot be applied and is quarantined");
             return Ok(batches.sink.quarantine(table, reason).await?);
         }
-        CaptureError::Altered { table } => {
+        CaptureError::Altered { table } | CaptureError::Sink(SinkError::Altered { table }) => {
             tracing::info!(%table, "a table was altered and is copied anew");
             return Ok(batches.sink.quarantine(table.clone(), COPIED_ANEW.to_owned()).await?);
         }

@@ -71,6 +71,9 @@ pub enum SinkError {
     /// One table's rows cannot be stored; the others can. The caller quarantines it and repeats the batch without it.
     #[error("table {table} cannot be applied: {reason}")]
     Table { table: TableName, reason: String },
+    /// The table's columns changed in the middle of a batch: only a fresh copy follows. The caller makes one by itself.
+    #[error("table {table} was altered between two of its changes")]
+    Altered { table: TableName },
     /// Trying again later may help (disk full, …).
     #[error("the warehouse cannot commit now: {0}")]
     Retry(String),

@@ -1,5 +1,5 @@
 //! Python's drivers: psycopg 3 and asyncpg. `make setup` installs them from `tests/python/requirements.txt`
-//! into `.deps/python`; without them these tests fail, they are not skipped.
+//! into `.deps/venv`; without them these tests fail, they are not skipped.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,7 +20,7 @@ use common::Server;
 
 fn python() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let own = root.join(".deps/python/bin/python3");
+    let own = root.join(".deps/venv/bin/python");
     if own.exists() { own } else { PathBuf::from("python3") }
 }
 

@@ -478,6 +478,8 @@ async fn wait_for_data(
         }
     };
     tokio::select! {
+        // a capture that stopped has said so before its task ends
+        biased;
         waited = waiting => waited,
         () = stop.cancelled() => Ok(()),
         ended = services.join_next() => match ended {
