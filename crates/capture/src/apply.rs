@@ -29,8 +29,9 @@ use crate::{
 };
 
 const CONNECT: Duration = Duration::from_secs(15);
-/// Until a copy that failed is tried again.
-const RETRY_COPY: Duration = Duration::from_secs(30);
+/// Until a copy that failed is tried again; sooner if only the table was altered meanwhile.
+const RETRY_COPY: Duration = Duration::from_secs(10);
+const RETRY_MOVED: Duration = Duration::from_millis(200);
 const CHECK_PUBLICATION_EVERY: Duration = Duration::from_secs(5);
 
 /// A sink, and whether a batch of it is open.
@@ -285,8 +286,9 @@ impl<S: Sink> Applier<'_, S> {
             (None, Ok(_)) => Ok(()),
             (None, Err((table, error))) if error.next() == Next::Retry => {
                 tracing::warn!(%table, %error, "a table could not be copied; it is tried again");
+                let wait = if matches!(error, CaptureError::Moved { .. }) { RETRY_MOVED } else { RETRY_COPY };
                 self.missing.push_back(table);
-                self.missing_from = Instant::now() + RETRY_COPY;
+                self.missing_from = Instant::now() + wait;
                 Ok(())
             }
             (None, Err((_, error))) => Err(error),

@@ -176,7 +176,11 @@ async fn worker(work: &Work, steps: &mpsc::Sender<Result<Step, CaptureError>>) -
     let mut stamp = Stamp { work, next: 0, end: 0 };
     let mut fields = Vec::new();
     while let Some(job) = work.next_job() {
-        connection.copy_out(&job.sql, SILENCE).await?;
+        connection.copy_out(&job.sql, SILENCE).await.map_err(|error| match error.sqlstate() {
+            // a column or partition that the snapshot shows and that is gone by now
+            Some("42703" | "42P01") => CaptureError::Moved { table: job.schema.table.clone() },
+            _ => error.into(),
+        })?;
         let mut rows = Rows::new(job.schema.clone());
         let mut told = 0;
         while let Some(mut piece) = connection.copy_next(SILENCE).await? {

@@ -138,8 +138,7 @@ impl CaptureError {
             ),
             Self::TableLeft { table, .. } => format!("add it again, then: millrace resync {table}"),
             Self::NoSlot { .. } | Self::SlotLost { .. } | Self::SlotAhead { .. } => {
-                "changes may be missing: copy everything anew with `millrace up --recopy`"
-                    .to_owned()
+                "changes may be missing: copy everything anew with `millrace up --recopy`".to_owned()
             }
             Self::SlotUnfit { slot, .. } => {
                 format!("choose another slot name, or drop the slot: SELECT pg_drop_replication_slot('{slot}')")

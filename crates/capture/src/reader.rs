@@ -97,10 +97,9 @@ pub(crate) struct Reader {
 pub(crate) struct ReaderState {
     /// Transactions that commit before this are in the sink already.
     from: Lsn,
-    /// Everything before this was received.
+    /// Every transaction that commits before this was received: the server sends them in the order of
+    /// their commits, and nothing that comes later stands before it.
     received: Lsn,
-    /// Everything before this was taken and nothing of it waits in the open batch.
-    idle: Lsn,
     /// Commit time of the newest transaction seen, or the server's time when it said that there is none.
     newest: Option<Micros>,
     /// The transaction whose pieces come now.
@@ -126,7 +125,6 @@ impl ReaderState {
         Self {
             from,
             received: from,
-            idle: from,
             newest: None,
             streaming: None,
             known: false,
@@ -241,9 +239,6 @@ impl Reader {
                     self.stop_before(server_end).await?;
                     self.state.received = self.state.received.max(server_end);
                     self.state.newest.get_or_insert(sent_at);
-                    if self.assembler.first_commit().is_none() {
-                        self.state.idle = self.state.idle.max(server_end);
-                    }
                     self.advance_if_idle(reply_requested).await?;
                 }
                 if reply_requested {
@@ -370,9 +365,6 @@ impl Reader {
         self.state.received = self.state.received.max(end_lsn);
         self.state.newest = Some(commit_time);
         self.state.last_change = Instant::now();
-        if self.assembler.first_commit().is_none() {
-            self.state.idle = self.state.idle.max(end_lsn);
-        }
         self.between_transactions().await
     }
 
@@ -408,7 +400,6 @@ impl Reader {
             for step in closed.steps {
                 self.send(Event::Step(step)).await?;
             }
-            self.state.idle = self.state.idle.max(closed.end.watermark);
             self.state.handed_over += 1;
             self.send(Event::Close { end: closed.end, changes: closed.changes }).await?;
         }
@@ -483,9 +474,9 @@ impl Reader {
         }
     }
 
-    /// Lets the watermark follow the log of an idle source.
+    /// Lets the watermark follow the log of an idle source. To be called at rest.
     async fn advance_if_idle(&mut self, asked: bool) -> Result<(), CaptureError> {
-        let idle = self.state.idle;
+        let idle = self.state.received;
         let durable = *self.durable.borrow();
         let waiting = self.assembler.first_commit().is_some() || durable.count < self.state.handed_over;
         if waiting || idle <= durable.watermark {

@@ -157,7 +157,7 @@ impl Harness {
 }
 
 pub(crate) async fn current_lsn(db: &Client) -> Lsn {
-    let row = db.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.unwrap();
+    let row = db.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap();
     row.get::<_, String>(0).parse().unwrap()
 }
 
