@@ -12,23 +12,23 @@ use super::{
     native::Target,
     ours::Ours,
     source::{Source, summary},
-    usage::{own_cpu_s, server_cpu_s},
+    usage::own_cpu_s,
 };
 
 /// Both sides, with equal data, and neither of them running.
 #[derive(Debug)]
-pub struct Sides<'a> {
-    pub lab: &'a Lab,
-    pub source: &'a Source,
-    pub publisher: &'a Connection,
-    pub ours: &'a Ours,
-    pub target: &'a Target,
-    pub changes: &'a Changes,
+pub(crate) struct Sides<'a> {
+    pub(crate) lab: &'a Lab,
+    pub(crate) source: &'a Source,
+    pub(crate) publisher: &'a Connection,
+    pub(crate) ours: &'a Ours,
+    pub(crate) target: &'a Target,
+    pub(crate) changes: &'a Changes,
 }
 
 impl Sides<'_> {
     /// Rows a second until caught up, in rounds that begin with either.
-    pub async fn apply(&self, payments: u64, measured: &mut Measured) -> anyhow::Result<()> {
+    pub(crate) async fn apply(&self, payments: u64, measured: &mut Measured) -> anyhow::Result<()> {
         // a fifth of the largest table changes in each round
         let wanted = (payments / 5).max(1_000);
         let (mut our_rates, mut their_rates, mut our_cpu, mut backlog) = (Vec::new(), Vec::new(), Vec::new(), 0);
@@ -81,7 +81,7 @@ impl Sides<'_> {
     }
 
     /// Both sides hold what the publisher holds.
-    pub async fn compare(&self, when: &str, measured: &mut Measured) -> anyhow::Result<()> {
+    pub(crate) async fn compare(&self, when: &str, measured: &mut Measured) -> anyhow::Result<()> {
         let truth = summary(self.publisher).await?;
         for (side, held) in [("ours", self.ours.summary().await?), ("native", summary(&self.target.client).await?)] {
             if held != truth {
@@ -89,10 +89,5 @@ impl Sides<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Processor seconds of the publisher so far.
-    pub fn publisher_cpu_s(&self) -> f64 {
-        server_cpu_s(self.source.server.pid)
     }
 }

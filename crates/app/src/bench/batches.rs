@@ -11,12 +11,13 @@ const BATCHES: u64 = 12;
 /// The first ones warm caches and are not counted.
 const UNCOUNTED: usize = 2;
 /// What a batch is made of.
-pub const WHAT: &str = "300 payments inserted, 300 updated, 100 deleted, 300 loans updated, scattered over the whole tables";
+pub(crate) const WHAT: &str =
+    "300 payments inserted, 300 updated, 100 deleted, 300 loans updated, scattered over the whole tables";
 /// A prime: multiples of it, modulo a table's length, visit every row once, far from each other.
 const STRIDE: u64 = 2_654_435_761;
 
 /// Milliseconds of each batch.
-pub async fn measure(made: &MadeUp, sink: &mut impl Sink) -> anyhow::Result<Vec<f64>> {
+pub(crate) async fn measure(made: &MadeUp, sink: &mut impl Sink) -> anyhow::Result<Vec<f64>> {
     let mut times = Vec::new();
     for batch in 0..BATCHES {
         let lsn = Lsn(COPY_LSN.0 + (batch + 1) * 4096);
@@ -47,10 +48,26 @@ fn changes(made: &MadeUp, batch: u64, lsn: Lsn) -> anyhow::Result<(Rows, Rows)> 
         made.push(&mut payments, Table::Payments, Op::Insert, made.payments + 1 + batch * 300 + n, lsn, next(), 0)?;
         let updated = scattered(batch * 400 + n, made.payments);
         made.push(&mut payments, Table::Payments, Op::Update, updated, lsn, next(), batch + 1)?;
-        made.push(&mut loans, Table::Loans, Op::Update, scattered(batch * 300 + n, made.loans), lsn, next(), batch + 1)?;
+        made.push(
+            &mut loans,
+            Table::Loans,
+            Op::Update,
+            scattered(batch * 300 + n, made.loans),
+            lsn,
+            next(),
+            batch + 1,
+        )?;
     }
     for n in 300..400 {
-        made.push(&mut payments, Table::Payments, Op::Delete, scattered(batch * 400 + n, made.payments), lsn, next(), 0)?;
+        made.push(
+            &mut payments,
+            Table::Payments,
+            Op::Delete,
+            scattered(batch * 400 + n, made.payments),
+            lsn,
+            next(),
+            0,
+        )?;
     }
     Ok((payments, loans))
 }

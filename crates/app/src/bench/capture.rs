@@ -1,12 +1,14 @@
 //! `millrace bench capture`: initial copy, apply rate and freshness beside native logical replication.
 
-use super::{Measured, apply, changes::Changes, copy, freshness, lab::Lab, native::Native, ours, ours::Ours, source::Source};
+use super::{
+    Measured, apply, changes::Changes, copy, freshness, lab::Lab, native::Native, ours, ours::Ours, source::Source,
+};
 
 /// What all of it runs under, beside the settings of each figure.
 const SETTINGS: &str = "all servers on this host with the platform's settings (fsync on, checksums, wal_level logical, TLS, SCRAM, \
      wal_compression); subscriber tables have primary keys only; warehouse with raw history, staging and every model of the loans pack";
 
-pub async fn measure(lab: &mut Lab, rows: u64) -> anyhow::Result<Measured> {
+pub(crate) async fn measure(lab: &mut Lab, rows: u64) -> anyhow::Result<Measured> {
     let source = Source::make(lab, rows).await?;
     let mut native = Native::make(lab, &source).await?;
     let publisher = source.connect().await?;
@@ -24,7 +26,8 @@ pub async fn measure(lab: &mut Lab, rows: u64) -> anyhow::Result<Measured> {
     target.disable(&publisher).await?;
 
     let changes = Changes::new(&source).await?;
-    let side = apply::Sides { lab, source: &source, publisher: &publisher, ours: &ours, target: &target, changes: &changes };
+    let side =
+        apply::Sides { lab, source: &source, publisher: &publisher, ours: &ours, target: &target, changes: &changes };
     side.apply(rows, &mut measured).await?;
     freshness::measure(&side, &mut measured).await?;
 
@@ -38,7 +41,7 @@ pub async fn measure(lab: &mut Lab, rows: u64) -> anyhow::Result<Measured> {
 }
 
 /// As the engine says it.
-pub async fn duckdb_version(ours: &Ours) -> anyhow::Result<String> {
+pub(crate) async fn duckdb_version(ours: &Ours) -> anyhow::Result<String> {
     let engine = ours.engine.clone();
     let version = tokio::task::spawn_blocking(move || anyhow::Ok(engine.connect()?.version()?)).await??;
     Ok(version)

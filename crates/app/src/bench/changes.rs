@@ -17,7 +17,7 @@ const MARKER_EVERY: Duration = Duration::from_millis(100);
 
 /// Makes changes.
 #[derive(Debug)]
-pub struct Changes {
+pub(crate) struct Changes {
     sessions: Vec<Connection>,
     marker: Connection,
     loans: i64,
@@ -25,10 +25,10 @@ pub struct Changes {
 }
 
 /// When each marker was committed: `(number, instant)`.
-pub type Markers = Vec<(u64, Instant)>;
+pub(crate) type Markers = Vec<(u64, Instant)>;
 
 impl Changes {
-    pub async fn new(source: &Source) -> anyhow::Result<Self> {
+    pub(crate) async fn new(source: &Source) -> anyhow::Result<Self> {
         let mut sessions = Vec::new();
         for _ in 0..SESSIONS {
             sessions.push(source.connect().await?);
@@ -41,12 +41,13 @@ impl Changes {
     }
 
     /// Changes at least `rows` rows as fast as it can; how many it were.
-    pub async fn backlog(&self, rows: u64) -> anyhow::Result<u64> {
+    pub(crate) async fn backlog(&self, rows: u64) -> anyhow::Result<u64> {
         let each = i32::try_from(rows.div_ceil(u64::from(SESSIONS)))?;
         let changed = try_join_all(self.sessions.iter().map(|session| async move {
             // how quickly the backlog is made is not measured
             session.batch_execute("SET synchronous_commit = off").await?;
-            let row = session.query_one("CALL bench.backlog($1, $2, $3, 0)", &[&each, &self.loans, &self.payments]).await?;
+            let row =
+                session.query_one("CALL bench.backlog($1, $2, $3, 0)", &[&each, &self.loans, &self.payments]).await?;
             session.batch_execute("RESET synchronous_commit").await?;
             Ok::<i32, tokio_postgres::Error>(row.get(0))
         }))
@@ -55,16 +56,19 @@ impl Changes {
     }
 
     /// A last transaction, which both sides must show.
-    pub async fn mark(&self, number: u64) -> anyhow::Result<()> {
+    pub(crate) async fn mark(&self, number: u64) -> anyhow::Result<()> {
         self.marker
-            .execute("UPDATE operational.customers SET phone = 'marker ' || $1 WHERE customer_id = 1", &[&number.to_string()])
+            .execute(
+                "UPDATE operational.customers SET phone = 'marker ' || $1 WHERE customer_id = 1",
+                &[&number.to_string()],
+            )
             .await?;
         Ok(())
     }
 
     /// About `rows_per_second` changed rows for `seconds`, and every 100 ms a marker, numbered from
     /// `first`, which `committed` is told of. How many rows changed in a second.
-    pub async fn load(
+    pub(crate) async fn load(
         &self,
         rows_per_second: u32,
         seconds: u32,
@@ -82,7 +86,8 @@ impl Changes {
             let mut changed = 0_i64;
             for _ in 0..transactions {
                 ticks.tick().await;
-                changed += i64::from(session.query_one(&change, &[&self.loans, &self.payments]).await?.get::<_, i32>(0));
+                changed +=
+                    i64::from(session.query_one(&change, &[&self.loans, &self.payments]).await?.get::<_, i32>(0));
             }
             Ok::<i64, tokio_postgres::Error>(changed)
         }));

@@ -28,7 +28,12 @@ enum Way {
     Dump,
 }
 
-pub async fn measure(lab: &mut Lab, source: &Source, native: &mut Native, publisher: &Connection) -> anyhow::Result<Measured> {
+pub(crate) async fn measure(
+    lab: &mut Lab,
+    source: &Source,
+    native: &mut Native,
+    publisher: &Connection,
+) -> anyhow::Result<Measured> {
     let mut measured = Measured::default();
     let truth = summary(publisher).await?;
     let [mut ours, mut subscription, mut dump] = [Times::default(), Times::default(), Times::default()];
@@ -95,7 +100,8 @@ async fn by_ours(lab: &Lab, source: &Source, publisher: &Connection, round: usiz
     capture.stop().await?;
     let mut held = ours.summary().await?;
     // the star holds them too, or the copy was not into the star
-    let facts = ours.rows("select (select count(*) from fact_payments)::text, (select count(*) from fact_loans)::text").await?;
+    let facts =
+        ours.rows("select (select count(*) from fact_payments)::text, (select count(*) from fact_loans)::text").await?;
     for (row, expected) in facts.iter().flatten().zip([held.get(3).cloned(), held.get(1).cloned()]) {
         if Some(row) != expected.as_ref() {
             held.push(format!("facts {row}"));

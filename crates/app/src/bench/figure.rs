@@ -6,46 +6,51 @@ use crate::output::{Output, table};
 
 /// One figure of ours and the peer's, measured in the same run.
 #[derive(Debug, Clone, Serialize)]
-pub struct Figure {
-    pub what: String,
-    pub unit: &'static str,
-    pub ours: f64,
+pub(crate) struct Figure {
+    pub(crate) what: String,
+    pub(crate) unit: &'static str,
+    pub(crate) ours: f64,
     /// `None` where there is no peer to compare with: then the figure stands against a stated limit.
-    pub peer: Option<f64>,
-    pub peer_name: String,
-    pub higher_is_better: bool,
-    pub settings: String,
+    pub(crate) peer: Option<f64>,
+    pub(crate) peer_name: String,
+    pub(crate) higher_is_better: bool,
+    pub(crate) settings: String,
 }
 
 impl Figure {
     /// How many times better ours is: above 1 we win.
-    pub fn ratio(&self) -> Option<f64> {
+    pub(crate) fn ratio(&self) -> Option<f64> {
         let peer = self.peer.filter(|peer| *peer > 0.0 && self.ours > 0.0)?;
         Some(if self.higher_is_better { self.ours / peer } else { peer / self.ours })
     }
 }
 
 /// The middle value; of an even number the mean of the middle two.
-pub fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match (values.get(middle), middle.checked_sub(1).and_then(|below| values.get(below))) {
-        (Some(high), Some(low)) if values.len() % 2 == 0 => f64::midpoint(*low, *high),
+        (Some(high), Some(low)) if values.len().is_multiple_of(2) => f64::midpoint(*low, *high),
         (Some(high), _) => *high,
         _ => f64::NAN,
     }
 }
 
 /// The smallest value that at least `percent` of the values do not exceed (nearest rank).
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a rank within the length")]
-pub fn percentile(values: &mut [f64], percent: f64) -> f64 {
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a rank within the length"
+)]
+pub(crate) fn percentile(values: &mut [f64], percent: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let rank = (percent / 100.0 * values.len() as f64).ceil() as usize;
     values.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
 /// The figures as a table, losses said as such; or as JSON.
-pub fn print(figures: &[Figure], versions: &str, output: Output) -> anyhow::Result<()> {
+pub(crate) fn print(figures: &[Figure], versions: &str, output: Output) -> anyhow::Result<()> {
     output.json(&figures)?;
     let rows: Vec<Vec<String>> = figures
         .iter()

@@ -27,7 +27,7 @@ const SEEN_MAX: Duration = Duration::from_secs(60);
 const FIRST_OF_OURS: u64 = 1_000;
 const FIRST_OF_THEIRS: u64 = 1_000_000;
 
-pub async fn measure(sides: &Sides<'_>, measured: &mut Measured) -> anyhow::Result<()> {
+pub(crate) async fn measure(sides: &Sides<'_>, measured: &mut Measured) -> anyhow::Result<()> {
     sides.lab.note(format!("freshness: {ROWS_PER_SECOND} changed rows a second for {SECONDS} s on each side"));
     let position = sides.source.position(sides.publisher).await?;
     sides.changes.mark(FIRST_OF_OURS - 1).await?;
@@ -45,12 +45,15 @@ pub async fn measure(sides: &Sides<'_>, measured: &mut Measured) -> anyhow::Resu
     sides.target.enable().await?;
     sides.target.applied_past(position).await?;
     let (mut theirs, their_rate) = under_load(sides, FIRST_OF_THEIRS, async || {
-        let row = sides.target.client.query_one("SELECT phone FROM operational.customers WHERE customer_id = 1", &[]).await?;
+        let row =
+            sides.target.client.query_one("SELECT phone FROM operational.customers WHERE customer_id = 1", &[]).await?;
         Ok(row.try_get(0)?)
     })
     .await?;
     sides.target.disable(sides.publisher).await?;
-    sides.lab.note(format!("freshness: {our_rate:.0} rows/s beside ours, {their_rate:.0} rows/s beside the native subscription"));
+    sides.lab.note(format!(
+        "freshness: {our_rate:.0} rows/s beside ours, {their_rate:.0} rows/s beside the native subscription"
+    ));
 
     let settings = format!(
         "freshness over {SECONDS} s, {} and {} markers, at {our_rate:.0} rows/s (ours) and {their_rate:.0} rows/s (native), one after the other; \
@@ -74,7 +77,11 @@ pub async fn measure(sides: &Sides<'_>, measured: &mut Measured) -> anyhow::Resu
 }
 
 /// Milliseconds until each marker was seen, and the rows changed in a second meanwhile.
-async fn under_load(sides: &Sides<'_>, first: u64, look: impl AsyncFn() -> anyhow::Result<String>) -> anyhow::Result<(Vec<f64>, f64)> {
+async fn under_load(
+    sides: &Sides<'_>,
+    first: u64,
+    look: impl AsyncFn() -> anyhow::Result<String>,
+) -> anyhow::Result<(Vec<f64>, f64)> {
     let committed: Mutex<Markers> = Mutex::default();
     let last = first + u64::from(SECONDS * 10) - 1;
     let load = sides.changes.load(ROWS_PER_SECOND, SECONDS, first, |number, at| {

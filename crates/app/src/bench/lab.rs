@@ -14,14 +14,11 @@ use millrace_base::{Clock, SystemClock, files};
 use millrace_cluster::Limits;
 use millrace_config::{InitOptions, Pack};
 use millrace_pg::{
-    Binaries, ConnectParams, Connection, HbaDatabase, HbaRule, HbaSource, Postmaster, RunAs, ServerSpec, Setting, StopMode, connect,
+    Binaries, ConnectParams, Connection, HbaDatabase, HbaRule, HbaSource, Postmaster, RunAs, ServerSpec, Setting,
+    StopMode, connect,
 };
 
-use crate::{
-    context::Context,
-    explain::Explained,
-    output::Output,
-};
+use crate::{context::Context, explain::Explained, output::Output};
 
 const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(30);
@@ -31,11 +28,11 @@ const PACK: &str = "loans";
 
 /// A folder, a configuration, servers.
 #[derive(Debug)]
-pub struct Lab {
-    pub output: Output,
-    pub context: Context,
+pub(crate) struct Lab {
+    pub(crate) output: Output,
+    pub(crate) context: Context,
     /// Of everything that takes part, for the reader.
-    pub versions: Vec<String>,
+    pub(crate) versions: Vec<String>,
     folder: PathBuf,
     client_tls: Arc<rustls::ClientConfig>,
     binaries: Binaries,
@@ -45,20 +42,20 @@ pub struct Lab {
 
 /// A running server.
 #[derive(Debug, Clone)]
-pub struct Server {
+pub(crate) struct Server {
     /// The superuser on database `postgres`.
-    pub admin: ConnectParams,
-    pub pid: u32,
+    pub(crate) admin: ConnectParams,
+    pub(crate) pid: u32,
 }
 
 impl Server {
-    pub async fn connect(&self, database: &str) -> anyhow::Result<Connection> {
+    pub(crate) async fn connect(&self, database: &str) -> anyhow::Result<Connection> {
         connect(&self.admin.to_database(database), CONNECT_MAX).await.explained()
     }
 }
 
 impl Lab {
-    pub fn new(output: Output) -> anyhow::Result<Self> {
+    pub(crate) fn new(output: Output) -> anyhow::Result<Self> {
         let folder = std::env::temp_dir().join(format!("millrace-bench-{}", std::process::id()));
         let made = Self::make(output, &folder);
         if made.is_err() {
@@ -95,26 +92,26 @@ impl Lab {
     }
 
     /// The folder itself, open to the servers' user.
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// PostgreSQL's programs.
-    pub fn binaries(&self) -> &Binaries {
+    pub(crate) fn binaries(&self) -> &Binaries {
         &self.binaries
     }
 
-    pub fn run_as(&self) -> &RunAs {
+    pub(crate) fn run_as(&self) -> &RunAs {
         &self.run_as
     }
 
     /// Progress.
-    pub fn note(&self, text: impl AsRef<str>) {
+    pub(crate) fn note(&self, text: impl AsRef<str>) {
         self.output.note(text);
     }
 
     /// Makes and starts a server; `settings` come after the platform's own and win.
-    pub async fn server(&mut self, name: &str, settings: &[(&str, &str)]) -> anyhow::Result<Server> {
+    pub(crate) async fn server(&mut self, name: &str, settings: &[(&str, &str)]) -> anyhow::Result<Server> {
         let everyone = |database| HbaRule { databases: vec![database], users: Vec::new(), source: HbaSource::SameHost };
         let mut all = millrace_cluster::settings::of_platform(&Limits::default(), 1);
         all.extend(settings.iter().map(|(name, value)| Setting::new(*name, *value, "for this measurement")));
@@ -152,7 +149,7 @@ impl Lab {
     }
 
     /// Stops the servers and removes the folder.
-    pub async fn close(self) -> anyhow::Result<()> {
+    pub(crate) async fn close(self) -> anyhow::Result<()> {
         for (name, mut postmaster) in self.running {
             // its data goes away with the folder
             if let Err(error) = postmaster.stop(StopMode::Immediate, STOP_MAX).await {

@@ -37,7 +37,7 @@ const ROUNDS: usize = 3;
 ///
 /// # Errors
 /// If a server cannot be made, either side fails, or the two sides do not end with the same rows.
-pub async fn run(options: &Bench, output: Output) -> anyhow::Result<()> {
+pub(crate) async fn run(options: &Bench, output: Output) -> anyhow::Result<()> {
     let mut lab = Lab::new(output)?;
     // nothing that the dropped work leaves behind survives the lab
     let measured = tokio::select! {
@@ -72,7 +72,8 @@ async fn measure(lab: &mut Lab, options: &Bench) -> anyhow::Result<Measured> {
 
 /// Ctrl-C or a polite kill.
 async fn interrupted() {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
         return std::future::pending().await;
     };
     tokio::select! {

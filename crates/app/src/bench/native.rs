@@ -20,14 +20,14 @@ use super::{
 };
 
 /// Between looks at how far the peer is.
-pub const POLL: Duration = Duration::from_millis(10);
+pub(crate) const POLL: Duration = Duration::from_millis(10);
 const WAIT_MAX: Duration = Duration::from_secs(3600);
 const SUBSCRIPTION: &str = "native";
 
 /// A second server that follows the first by PostgreSQL's own means.
 #[derive(Debug)]
-pub struct Native {
-    pub server: Server,
+pub(crate) struct Native {
+    pub(crate) server: Server,
     /// Without a secret: the password stands in a file that only the server reads.
     conninfo: String,
     /// `CREATE TABLE` and `ALTER TABLE … ADD PRIMARY KEY` of each published table.
@@ -37,9 +37,10 @@ pub struct Native {
 }
 
 impl Native {
-    pub async fn make(lab: &mut Lab, source: &Source) -> anyhow::Result<Self> {
+    pub(crate) async fn make(lab: &mut Lab, source: &Source) -> anyhow::Result<Self> {
         let server = lab.server("subscriber", &[]).await?;
-        let rows = source.connect().await?.query(include_str!("../../sql/bench/published_ddl.sql"), &[&PUBLICATION]).await?;
+        let rows =
+            source.connect().await?.query(include_str!("../../sql/bench/published_ddl.sql"), &[&PUBLICATION]).await?;
         let ca = lab.folder().join("ca.crt");
         std::fs::copy(lab.context.config.tls().ca_cert(), &ca)?;
         std::fs::set_permissions(&ca, std::fs::Permissions::from_mode(0o644))?;
@@ -66,7 +67,7 @@ impl Native {
     }
 
     /// A new database with the published tables, empty; with their keys or without.
-    pub async fn database(&mut self, keys: bool) -> anyhow::Result<Target> {
+    pub(crate) async fn database(&mut self, keys: bool) -> anyhow::Result<Target> {
         self.databases += 1;
         let name = format!("copy_{}", self.databases);
         self.server.connect("postgres").await?.batch_execute(&format!("CREATE DATABASE {name}")).await?;
@@ -83,13 +84,16 @@ impl Native {
     }
 
     /// Starts a subscription of `target`: an initial copy, then changes.
-    pub async fn subscribe(&self, target: &Target) -> anyhow::Result<()> {
-        let sql = format!("CREATE SUBSCRIPTION {SUBSCRIPTION} CONNECTION {} PUBLICATION {PUBLICATION}", Literal(&self.conninfo));
+    pub(crate) async fn subscribe(&self, target: &Target) -> anyhow::Result<()> {
+        let sql = format!(
+            "CREATE SUBSCRIPTION {SUBSCRIPTION} CONNECTION {} PUBLICATION {PUBLICATION}",
+            Literal(&self.conninfo)
+        );
         Ok(target.client.batch_execute(&sql).await?)
     }
 
     /// `pg_dump --data-only | psql` of the published tables, then their primary keys: what a restore does.
-    pub async fn dump_and_load(&self, lab: &Lab, source: &Source, target: &Target) -> anyhow::Result<()> {
+    pub(crate) async fn dump_and_load(&self, lab: &Lab, source: &Source, target: &Target) -> anyhow::Result<()> {
         let command = |program: &str, server: &Server, database: &str| {
             let mut command = tokio::process::Command::new(lab.binaries().program(program));
             command
@@ -122,7 +126,7 @@ impl Native {
     }
 
     /// Removes what [`Native::database`] made.
-    pub async fn remove(&self, target: Target) -> anyhow::Result<()> {
+    pub(crate) async fn remove(&self, target: Target) -> anyhow::Result<()> {
         target.client.batch_execute(&format!("DROP SUBSCRIPTION IF EXISTS {SUBSCRIPTION}")).await?;
         let Target { client, name } = target;
         drop(client);
@@ -133,19 +137,19 @@ impl Native {
 
 /// A database that is copied into.
 #[derive(Debug)]
-pub struct Target {
-    pub client: Connection,
+pub(crate) struct Target {
+    pub(crate) client: Connection,
     name: String,
 }
 
 impl Target {
     /// Waits until every table is copied and follows the stream.
-    pub async fn copied(&self) -> anyhow::Result<()> {
+    pub(crate) async fn copied(&self) -> anyhow::Result<()> {
         self.until("SELECT count(*) > 0 AND bool_and(srsubstate = 'r') FROM pg_subscription_rel").await
     }
 
     /// Waits until a transaction past `position` is applied.
-    pub async fn applied_past(&self, position: Lsn) -> anyhow::Result<()> {
+    pub(crate) async fn applied_past(&self, position: Lsn) -> anyhow::Result<()> {
         let sql = include_str!("../../sql/bench/applied.sql").replace("POSITION", &position.to_string());
         self.until(&sql).await
     }
@@ -161,12 +165,12 @@ impl Target {
         Ok(())
     }
 
-    pub async fn enable(&self) -> anyhow::Result<()> {
+    pub(crate) async fn enable(&self) -> anyhow::Result<()> {
         Ok(self.client.batch_execute(&format!("ALTER SUBSCRIPTION {SUBSCRIPTION} ENABLE")).await?)
     }
 
     /// Stops applying, and waits until the publisher has let the slot go.
-    pub async fn disable(&self, publisher: &Connection) -> anyhow::Result<()> {
+    pub(crate) async fn disable(&self, publisher: &Connection) -> anyhow::Result<()> {
         self.client.batch_execute(&format!("ALTER SUBSCRIPTION {SUBSCRIPTION} DISABLE")).await?;
         let deadline = Instant::now() + Duration::from_secs(60);
         let active = "SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active";

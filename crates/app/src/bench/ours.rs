@@ -33,17 +33,17 @@ const SLOT: &str = "millrace";
 
 /// An open warehouse. Dropping it closes the file, which stays.
 #[derive(Debug)]
-pub struct Ours {
-    pub engine: Arc<Engine>,
-    pub reader: Arc<DuckReader>,
-    pub models: Arc<Models>,
-    pub clock: Arc<dyn Clock>,
+pub(crate) struct Ours {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) reader: Arc<DuckReader>,
+    pub(crate) models: Arc<Models>,
+    pub(crate) clock: Arc<dyn Clock>,
     folder: PathBuf,
 }
 
 impl Ours {
     /// A new warehouse in a folder of its own, with the memory and threads that a platform has.
-    pub fn open(lab: &Lab, name: &str) -> anyhow::Result<Self> {
+    pub(crate) fn open(lab: &Lab, name: &str) -> anyhow::Result<Self> {
         let folder = lab.folder().join(name);
         let config = &lab.context.config.warehouse;
         let options = EngineOptions {
@@ -51,19 +51,22 @@ impl Ours {
             threads: config.threads,
             temp_directory: folder.join("temp"),
         };
-        let engine = Engine::open(&folder.join("warehouse.duckdb"), options).map_err(|error| explain(&error, Some(error.hint())))?;
-        let reader = DuckReader::new(engine.clone(), &ReaderOptions::default(), &CancellationToken::new()).explained()?;
+        let engine = Engine::open(&folder.join("warehouse.duckdb"), options)
+            .map_err(|error| explain(&error, Some(error.hint())))?;
+        let reader =
+            DuckReader::new(engine.clone(), &ReaderOptions::default(), &CancellationToken::new()).explained()?;
         let models = Arc::new(crate::platform::models(&lab.context)?);
         Ok(Self { engine, reader, models, clock: Arc::new(SystemClock::new()), folder })
     }
 
     /// The way in.
-    pub fn sink(&self) -> anyhow::Result<DuckSink> {
-        DuckSink::open(self.engine.clone(), self.models.clone(), self.clock.clone()).map_err(|error| explain(&error, Some(error.hint())))
+    pub(crate) fn sink(&self) -> anyhow::Result<DuckSink> {
+        DuckSink::open(self.engine.clone(), self.models.clone(), self.clock.clone())
+            .map_err(|error| explain(&error, Some(error.hint())))
     }
 
     /// Starts capture as configured for a platform.
-    pub fn capture(&self, lab: &Lab, source: &Source) -> anyhow::Result<Running> {
+    pub(crate) fn capture(&self, lab: &Lab, source: &Source) -> anyhow::Result<Running> {
         let config = &lab.context.config.capture;
         let mut options = CaptureOptions::new(source.reader.clone(), source.tables.clone(), self.folder.join("spill"));
         options.slot = SLOT.to_owned();
@@ -89,19 +92,19 @@ impl Ours {
     }
 
     /// The same as [`super::source::summary`].
-    pub async fn summary(&self) -> anyhow::Result<Vec<String>> {
+    pub(crate) async fn summary(&self) -> anyhow::Result<Vec<String>> {
         let rows = self.rows(&SUMMARY.replace("SCHEMA", "staging")).await?;
         rows.into_iter().next().context("the summary has no row")
     }
 
     /// A small result as PostgreSQL's texts; null is empty.
-    pub async fn rows(&self, sql: &str) -> anyhow::Result<Vec<Vec<String>>> {
+    pub(crate) async fn rows(&self, sql: &str) -> anyhow::Result<Vec<Vec<String>>> {
         let set = self.reader.query(Query::new(sql)).await.explained()?.collect(100_000).await.explained()?;
         Ok(set.rows.iter().map(|row| row.iter().map(|value| value.to_text().unwrap_or_default()).collect()).collect())
     }
 
     /// Closes the file and removes it.
-    pub fn remove(self) -> anyhow::Result<()> {
+    pub(crate) fn remove(self) -> anyhow::Result<()> {
         let folder = self.folder.clone();
         drop(self);
         std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))
@@ -110,7 +113,7 @@ impl Ours {
 
 /// Capture at work.
 #[derive(Debug)]
-pub struct Running {
+pub(crate) struct Running {
     status: watch::Receiver<CaptureStatus>,
     tasks: Tasks,
     _commands: mpsc::Sender<millrace_capture::Command>,
@@ -118,12 +121,12 @@ pub struct Running {
 
 impl Running {
     /// Waits until the initial copy is committed.
-    pub async fn copied(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn copied(&mut self) -> anyhow::Result<()> {
         self.until(|status| status.watermark.is_valid() && status.state == CaptureState::Streaming).await
     }
 
     /// Waits until a transaction past `position` is committed.
-    pub async fn applied_past(&mut self, position: Lsn) -> anyhow::Result<()> {
+    pub(crate) async fn applied_past(&mut self, position: Lsn) -> anyhow::Result<()> {
         self.until(|status| status.watermark > position).await
     }
 
@@ -156,7 +159,7 @@ impl Running {
     }
 
     /// Ends it.
-    pub async fn stop(self) -> anyhow::Result<()> {
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
         match self.tasks.shutdown(STOP_MAX).await.into_iter().next() {
             Some(error) => Err(explain(&error, None)),
             None => Ok(()),
@@ -165,7 +168,7 @@ impl Running {
 }
 
 /// Removes our slot from the publisher, for a fresh start.
-pub async fn drop_slot(publisher: &millrace_pg::Connection) -> anyhow::Result<()> {
+pub(crate) async fn drop_slot(publisher: &millrace_pg::Connection) -> anyhow::Result<()> {
     let deadline = Instant::now() + STOP_MAX;
     let active = "SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active";
     while publisher.query_opt(active, &[&SLOT]).await?.is_some() {

@@ -21,7 +21,7 @@ use super::{lab::Lab, ours::Ours};
 use crate::explain::Explained;
 
 /// Beyond the platform's own.
-pub const SETTINGS: [(&str, &str); 9] = [
+pub(crate) const SETTINGS: [(&str, &str); 9] = [
     ("shared_buffers", "2GB"),
     ("work_mem", "256MB"),
     ("maintenance_work_mem", "1GB"),
@@ -37,19 +37,23 @@ const COPY_MAX: Duration = Duration::from_secs(3600);
 
 /// The star on a server.
 #[derive(Debug)]
-pub struct PeerStar {
+pub(crate) struct PeerStar {
     client: Connection,
 }
 
 impl PeerStar {
     /// Copies every table of the warehouse into a new server, then makes indexes, views and statistics.
-    pub async fn make(lab: &mut Lab, ours: &Ours) -> anyhow::Result<Self> {
+    pub(crate) async fn make(lab: &mut Lab, ours: &Ours) -> anyhow::Result<Self> {
         let mut settings = SETTINGS.to_vec();
         settings.extend([("max_wal_senders", "0"), ("max_slot_wal_keep_size", "-1")]);
         let server = lab.server("reports", &settings).await?;
         server.connect("postgres").await?.batch_execute("CREATE DATABASE star").await?;
         let client = server.connect("star").await?;
-        client.batch_execute("CREATE SCHEMA warehouse; ALTER DATABASE star SET search_path = warehouse; SET search_path = warehouse").await?;
+        client
+            .batch_execute(
+                "CREATE SCHEMA warehouse; ALTER DATABASE star SET search_path = warehouse; SET search_path = warehouse",
+            )
+            .await?;
         let start = Instant::now();
         for model in ours.models.iter().filter(|model| !matches!(model, Model::View(_))) {
             let rows = copy(ours, &client, model.name()).await?;
@@ -64,12 +68,15 @@ impl PeerStar {
         }
         client.batch_execute("VACUUM (FREEZE, ANALYZE)").await?;
         client.batch_execute("CHECKPOINT").await?;
-        lab.note(format!("PostgreSQL has the star, indexed and analysed, after {:.0} s", start.elapsed().as_secs_f64()));
+        lab.note(format!(
+            "PostgreSQL has the star, indexed and analysed, after {:.0} s",
+            start.elapsed().as_secs_f64()
+        ));
         Ok(Self { client })
     }
 
     /// The report with null for every parameter: its rows as texts, null is empty.
-    pub async fn run(&self, report: &Report) -> anyhow::Result<Vec<Vec<String>>> {
+    pub(crate) async fn run(&self, report: &Report) -> anyhow::Result<Vec<Vec<String>>> {
         let messages = self.client.simple_query(&with_nulls(report)).await;
         let messages = messages.with_context(|| format!("report {} on PostgreSQL", report.name))?;
         let rows = messages.iter().filter_map(|message| match message {
@@ -169,7 +176,7 @@ fn type_name(column: &ResultColumn) -> String {
 
 /// Whether two results hold the same rows: texts exactly, numbers to nine digits (averages and quotients
 /// are exact decimals on one side and floating-point numbers on the other).
-pub fn same(ours: &[Vec<String>], theirs: &[Vec<String>]) -> bool {
+pub(crate) fn same(ours: &[Vec<String>], theirs: &[Vec<String>]) -> bool {
     let equal = |ours: &[Vec<String>], theirs: &[Vec<String>]| {
         ours.len() == theirs.len() && ours.iter().flatten().zip(theirs.iter().flatten()).all(|(a, b)| same_value(a, b))
     };

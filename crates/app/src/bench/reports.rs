@@ -26,7 +26,7 @@ const MEMORY_MIB_MAX: f64 = 1536.0;
 /// Rows of a report that are compared.
 const REPORT_ROWS_MAX: usize = 1_000_000;
 
-pub async fn measure(lab: &mut Lab, payments: u64) -> anyhow::Result<Measured> {
+pub(crate) async fn measure(lab: &mut Lab, payments: u64) -> anyhow::Result<Measured> {
     let mut measured = Measured::default();
     let once = Sized::make(lab, payments).await?;
     lab.versions.push(format!("DuckDB {}", capture::duckdb_version(&once.ours).await?));
@@ -45,8 +45,13 @@ pub async fn measure(lab: &mut Lab, payments: u64) -> anyhow::Result<Measured> {
     thrice.ours.remove()?;
 
     let warehouse = &lab.context.config.warehouse;
-    let engine = format!("engine limited to {} MiB and {} threads", warehouse.memory_limit_bytes >> 20, warehouse.threads);
-    let batch = format!("{}; median of {}; raw, staging, dimensions, facts and watermark in one transaction; {engine}", batches::WHAT, at_once.len());
+    let engine =
+        format!("engine limited to {} MiB and {} threads", warehouse.memory_limit_bytes >> 20, warehouse.threads);
+    let batch = format!(
+        "{}; median of {}; raw, staging, dimensions, facts and watermark in one transaction; {engine}",
+        batches::WHAT,
+        at_once.len()
+    );
     let (at_once, at_thrice) = (median(at_once), median(at_thrice));
     let mut limit = |what: String, unit, ours, limit: f64, settings: &str| {
         measured.figures.push(Figure {
@@ -61,7 +66,13 @@ pub async fn measure(lab: &mut Lab, payments: u64) -> anyhow::Result<Measured> {
     };
     limit(format!("batch of 1,000 changes at {payments} payments"), "ms", at_once, BATCH_MS_MAX, &batch);
     limit(format!("peak memory, reports and batches at {payments} payments"), "MiB", peak, MEMORY_MIB_MAX, &engine);
-    limit(format!("peak memory, batches at {} payments", thrice.made.payments), "MiB", peak_thrice, MEMORY_MIB_MAX, &engine);
+    limit(
+        format!("peak memory, batches at {} payments", thrice.made.payments),
+        "MiB",
+        peak_thrice,
+        MEMORY_MIB_MAX,
+        &engine,
+    );
     measured.figures.push(Figure {
         what: format!("batch of 1,000 changes at {} payments", thrice.made.payments),
         unit: "ms",
@@ -122,7 +133,11 @@ fn of_dashboard(lab: &Lab) -> anyhow::Result<Vec<Arc<Report>>> {
 async fn run(ours: &Ours, report: &Report) -> anyhow::Result<Vec<Vec<String>>> {
     let query = Query::new(report.sql.clone()).with(vec![Value::Null; report.params.len()]);
     let set = ours.reader.query(query).await.explained();
-    let set = set.with_context(|| format!("report {} in the warehouse", report.name))?.collect(REPORT_ROWS_MAX).await.explained()?;
+    let set = set
+        .with_context(|| format!("report {} in the warehouse", report.name))?
+        .collect(REPORT_ROWS_MAX)
+        .await
+        .explained()?;
     Ok(set.rows.iter().map(|row| row.iter().map(|value| value.to_text().unwrap_or_default()).collect()).collect())
 }
 
@@ -142,7 +157,11 @@ async fn reports(lab: &Lab, once: &Sized, star: &PeerStar, measured: &mut Measur
                 ours.push(our_time.as_secs_f64() * 1000.0);
                 theirs.push(their_time.as_secs_f64() * 1000.0);
             } else if !same(&our_rows, &their_rows) {
-                measured.differences.push(format!("report {}: {}", report.name, first_difference(&our_rows, &their_rows)));
+                measured.differences.push(format!(
+                    "report {}: {}",
+                    report.name,
+                    first_difference(&our_rows, &their_rows)
+                ));
             }
         }
         lab.note(format!("reports: round {round} of {ROUNDS}"));
@@ -157,7 +176,15 @@ async fn reports(lab: &Lab, once: &Sized, star: &PeerStar, measured: &mut Measur
     );
     let mut figure = |what: String, ours, peer| {
         let peer_name = "same SQL on PostgreSQL".to_owned();
-        measured.figures.push(Figure { what, unit: "ms", ours, peer: Some(peer), peer_name, higher_is_better: false, settings: settings.clone() });
+        measured.figures.push(Figure {
+            what,
+            unit: "ms",
+            ours,
+            peer: Some(peer),
+            peer_name,
+            higher_is_better: false,
+            settings: settings.clone(),
+        });
     };
     let (mut our_total, mut their_total) = (0.0, 0.0);
     for (report, (ours, theirs)) in reports.iter().zip(times) {

@@ -8,12 +8,14 @@ use std::{fmt::Write as _, sync::Arc};
 use anyhow::ensure;
 use jiff::ToSpan as _;
 use millrace_base::{Lsn, Micros};
-use millrace_contract::{BatchEnd, Cell, Column, ColumnType, Op, RowHead, Rows, RunKind, Sink, Step, TableName, TableSchema};
+use millrace_contract::{
+    BatchEnd, Cell, Column, ColumnType, Op, RowHead, Rows, RunKind, Sink, Step, TableName, TableSchema,
+};
 
 /// Of the made-up source.
-pub const SYSTEM_ID: u64 = 1;
+pub(crate) const SYSTEM_ID: u64 = 1;
 /// Where the initial copy stands.
-pub const COPY_LSN: Lsn = Lsn(0x100_0000);
+pub(crate) const COPY_LSN: Lsn = Lsn(0x100_0000);
 /// 2026-01-01.
 const COPY_TIME: Micros = Micros(1_767_225_600_000_000);
 const STEP_ROWS: u64 = 50_000;
@@ -24,9 +26,9 @@ const RATE: ColumnType = ColumnType::Decimal { precision: 5, scale: 2 };
 
 /// The made-up source.
 #[derive(Debug)]
-pub struct MadeUp {
-    pub payments: u64,
-    pub loans: u64,
+pub(crate) struct MadeUp {
+    pub(crate) payments: u64,
+    pub(crate) loans: u64,
     customers: u64,
     /// `2018-01-01`, …
     days: Vec<String>,
@@ -35,7 +37,7 @@ pub struct MadeUp {
 
 /// A table of the made-up source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Table {
+pub(crate) enum Table {
     Products,
     Customers,
     Loans,
@@ -64,9 +66,11 @@ const SEGMENTS: [&str; 5] = ["retail", "retail", "retail", "sme", "corporate"];
 const STATUSES: [&str; 8] = ["active", "active", "active", "active", "repaid", "repaid", "repaid", "defaulted"];
 
 impl MadeUp {
-    pub fn new(payments: u64) -> Self {
+    pub(crate) fn new(payments: u64) -> Self {
         let first = jiff::civil::date(2018, 1, 1);
-        let days = (0..DAYS).filter_map(|day| first.checked_add(i64::try_from(day).ok()?.days()).ok()).map(|day| day.to_string());
+        let days = (0..DAYS)
+            .filter_map(|day| first.checked_add(i64::try_from(day).ok()?.days()).ok())
+            .map(|day| day.to_string());
         Self {
             payments,
             loans: (payments / 10).max(1),
@@ -77,7 +81,7 @@ impl MadeUp {
     }
 
     /// Writes all of it as an initial copy.
-    pub async fn copy_into(&self, sink: &mut impl Sink, mut told: impl FnMut(&str)) -> anyhow::Result<()> {
+    pub(crate) async fn copy_into(&self, sink: &mut impl Sink, mut told: impl FnMut(&str)) -> anyhow::Result<()> {
         sink.begin(RunKind::InitialCopy, SYSTEM_ID).await?;
         for (table, count) in [
             (Table::Products, 5),
@@ -102,7 +106,7 @@ impl MadeUp {
         Ok(())
     }
 
-    pub fn schema(&self, table: Table) -> Arc<TableSchema> {
+    pub(crate) fn schema(&self, table: Table) -> Arc<TableSchema> {
         let [products, customers, loans, payments] = &self.schemas;
         match table {
             Table::Products => products.clone(),
@@ -113,7 +117,16 @@ impl MadeUp {
     }
 
     /// Appends row `id`; another `version` of it differs in an amount. A deletion has the key alone.
-    pub fn push(&self, rows: &mut Rows, table: Table, op: Op, id: u64, lsn: Lsn, sequence: u64, version: u64) -> anyhow::Result<()> {
+    pub(crate) fn push(
+        &self,
+        rows: &mut Rows,
+        table: Table,
+        op: Op,
+        id: u64,
+        lsn: Lsn,
+        sequence: u64,
+        version: u64,
+    ) -> anyhow::Result<()> {
         let head = RowHead { op, commit_lsn: lsn, commit_time: Micros(COPY_TIME.0 + i64::try_from(lsn.0)?), sequence };
         let mut text = Text::default();
         text.put(id);
@@ -135,7 +148,17 @@ impl MadeUp {
 
     fn product(&self, text: &mut Text, id: u64) {
         let kind = usize::try_from(id - 1).ok().and_then(|i| PRODUCTS.get(i)).copied().unwrap_or("personal");
-        for part in [kind, kind, "5000.00", "10000000.00", "3", "180", "16.00", "2018-01-01 00:00:00+00", "2018-01-01 00:00:00+00"] {
+        for part in [
+            kind,
+            kind,
+            "5000.00",
+            "10000000.00",
+            "3",
+            "180",
+            "16.00",
+            "2018-01-01 00:00:00+00",
+            "2018-01-01 00:00:00+00",
+        ] {
             text.put(part);
         }
     }
@@ -177,7 +200,7 @@ impl MadeUp {
     fn payment(&self, text: &mut Text, id: u64, version: u64) {
         let principal = 500 + chance(id + version, 21) % 20_000;
         let interest = chance(id, 22) % 3_000;
-        let penalty = if chance(id, 23) % 20 == 0 { 250 } else { 0 };
+        let penalty = if chance(id, 23).is_multiple_of(20) { 250 } else { 0 };
         let clock = 5 * 3_600 + chance(id, 24) % 36_000;
         // they come in order of time
         let day = id.min(self.payments) * (DAYS - 1) / self.payments.max(1);
@@ -225,9 +248,16 @@ fn table(name: &str, columns: &[(&str, ColumnType)]) -> TableSchema {
 fn products() -> TableSchema {
     use ColumnType::{Int4, Text, TimestampTz};
     let columns = [
-        ("product_id", Int4), ("product_name", Text), ("product_type", Text), ("min_amount", MONEY), ("max_amount", MONEY),
-        ("min_tenure_months", Int4), ("max_tenure_months", Int4), ("interest_rate", RATE),
-        ("created_at", TimestampTz), ("updated_at", TimestampTz),
+        ("product_id", Int4),
+        ("product_name", Text),
+        ("product_type", Text),
+        ("min_amount", MONEY),
+        ("max_amount", MONEY),
+        ("min_tenure_months", Int4),
+        ("max_tenure_months", Int4),
+        ("interest_rate", RATE),
+        ("created_at", TimestampTz),
+        ("updated_at", TimestampTz),
     ];
     table("loan_products", &columns)
 }
@@ -235,8 +265,16 @@ fn products() -> TableSchema {
 fn customers() -> TableSchema {
     use ColumnType::{Int8, Text, TimestampTz};
     let columns = [
-        ("customer_id", Int8), ("full_name", Text), ("email", Text), ("phone", Text), ("national_id", Text), ("city", Text),
-        ("country", Text), ("segment", Text), ("created_at", TimestampTz), ("updated_at", TimestampTz),
+        ("customer_id", Int8),
+        ("full_name", Text),
+        ("email", Text),
+        ("phone", Text),
+        ("national_id", Text),
+        ("city", Text),
+        ("country", Text),
+        ("segment", Text),
+        ("created_at", TimestampTz),
+        ("updated_at", TimestampTz),
     ];
     table("customers", &columns)
 }
@@ -244,9 +282,20 @@ fn customers() -> TableSchema {
 fn loans() -> TableSchema {
     use ColumnType::{Date, Int4, Int8, Text, TimestampTz};
     let columns = [
-        ("loan_id", Int8), ("customer_id", Int8), ("product_id", Int4), ("amount", MONEY), ("interest_rate", RATE),
-        ("tenure_months", Int4), ("status", Text), ("outstanding_balance", MONEY), ("disbursed_at", TimestampTz),
-        ("maturity_date", Date), ("branch_code", Text), ("loan_officer", Text), ("created_at", TimestampTz), ("updated_at", TimestampTz),
+        ("loan_id", Int8),
+        ("customer_id", Int8),
+        ("product_id", Int4),
+        ("amount", MONEY),
+        ("interest_rate", RATE),
+        ("tenure_months", Int4),
+        ("status", Text),
+        ("outstanding_balance", MONEY),
+        ("disbursed_at", TimestampTz),
+        ("maturity_date", Date),
+        ("branch_code", Text),
+        ("loan_officer", Text),
+        ("created_at", TimestampTz),
+        ("updated_at", TimestampTz),
     ];
     table("loans", &columns)
 }
@@ -254,8 +303,15 @@ fn loans() -> TableSchema {
 fn payments_schema() -> TableSchema {
     use ColumnType::{Int8, Text, TimestampTz};
     let columns = [
-        ("payment_id", Int8), ("loan_id", Int8), ("amount", MONEY), ("principal_portion", MONEY), ("interest_portion", MONEY),
-        ("penalty_portion", MONEY), ("payment_method", Text), ("payment_date", TimestampTz), ("source", Text),
+        ("payment_id", Int8),
+        ("loan_id", Int8),
+        ("amount", MONEY),
+        ("principal_portion", MONEY),
+        ("interest_portion", MONEY),
+        ("penalty_portion", MONEY),
+        ("payment_method", Text),
+        ("payment_date", TimestampTz),
+        ("source", Text),
     ];
     table("payments", &columns)
 }

@@ -28,12 +28,12 @@ fn stat(pid: &str) -> Option<Stat> {
 }
 
 /// Processor seconds of this process so far.
-pub fn own_cpu_s() -> f64 {
+pub(crate) fn own_cpu_s() -> f64 {
     seconds(stat("self").map_or(0, |stat| stat.own))
 }
 
 /// Processor seconds so far of a server: its postmaster, its processes that live and those that have ended.
-pub fn server_cpu_s(postmaster: u32) -> f64 {
+pub(crate) fn server_cpu_s(postmaster: u32) -> f64 {
     let Ok(entries) = fs::read_dir("/proc") else { return f64::NAN };
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let all: BTreeMap<u32, Stat> = pids.filter_map(|pid| Some((pid, stat(&pid.to_string())?))).collect();
@@ -55,7 +55,7 @@ fn seconds(ticks: u64) -> f64 {
 
 /// The greatest resident memory of this process since the last [`forget_peak`], in MiB.
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
-pub fn peak_mib() -> f64 {
+pub(crate) fn peak_mib() -> f64 {
     let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
@@ -63,7 +63,7 @@ pub fn peak_mib() -> f64 {
 }
 
 /// Starts the peak anew (proc(5), `clear_refs`, value 5).
-pub fn forget_peak() {
+pub(crate) fn forget_peak() {
     // where the system does not allow it the peak is of the whole run, which is only less favourable
     _ = fs::write("/proc/self/clear_refs", "5");
 }
