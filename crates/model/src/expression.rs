@@ -86,6 +86,9 @@ pub struct Expression {
     /// An aggregate whose value over two sets of rows is the sum of its values over each:
     /// `count(…)`, `coalesce(sum(…), 0)`. Exact unless it adds floating-point numbers.
     pub additive: bool,
+    /// An additive aggregate that is cast to a decimal: the column that it sums. Adding up such values is
+    /// exact only if the cast keeps the column's scale, which who knows the types must look at.
+    pub cast_sum_of: Option<(String, String)>,
 }
 
 /// What an expression may contain.
@@ -115,7 +118,15 @@ pub(crate) fn parse(text: &str, own: &str, allowed: Allowed) -> Result<Expressio
         Expr::CompoundIdentifier(_) => rewrite.columns.first().cloned(),
         _ => None,
     };
-    Ok(Expression { additive: is_additive(&expr), sql: expr.to_string(), columns: rewrite.columns, bare })
+    let (inner, is_cast) = match &expr {
+        Expr::Cast { expr, data_type: DataType::Numeric(_) | DataType::Decimal(_), .. } => (expr.as_ref(), true),
+        other => (other, false),
+    };
+    // `sum(a * a)` has another scale than its column
+    let sums_one_column = rewrite.columns.len() == 1 && !inner.to_string().contains(['*', '/', '+', '-', '%']);
+    let additive = is_additive(inner) && (!is_cast || sums_one_column);
+    let cast_sum_of = if is_cast && additive { rewrite.columns.first().cloned() } else { None };
+    Ok(Expression { additive, cast_sum_of, sql: expr.to_string(), columns: rewrite.columns, bare })
 }
 
 fn is_additive(expr: &Expr) -> bool {

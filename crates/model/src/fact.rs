@@ -250,6 +250,18 @@ impl Fact {
         self.aggregates.iter().flat_map(|a| a.columns.iter().map(|(name, _)| name.as_str())).collect()
     }
 
+    /// Aggregates cast to a decimal, with the gathered table's column that they sum: the cast must keep its scale
+    /// for them to be carried on.
+    #[must_use]
+    pub fn cast_sums(&self) -> Vec<(&str, &str, &str)> {
+        let columns = self.aggregates.iter().flat_map(|a| &a.columns);
+        columns
+            .filter_map(|(name, e)| {
+                e.cast_sum_of.as_ref().map(|(table, column)| (name.as_str(), table.as_str(), column.as_str()))
+            })
+            .collect()
+    }
+
     /// Makes the place for the aggregates of the facts that [`Fact::delete`] returns: `prior_<fact>`.
     #[must_use]
     pub fn create_prior(&self) -> String {

@@ -239,11 +239,26 @@ pub(crate) fn move_rows(connection: &Connection, delete: &str, into: &str) -> Re
 /// Whether a fact's aggregates can be added and taken away without losing digits.
 fn is_exact(connection: &Connection, fact: &Fact) -> Result<bool, WarehouseError> {
     let mut statement = connection.prepare_cached(
-        "select column_name from duckdb_columns() where database_name = current_database() and schema_name = 'warehouse' \
-         and table_name = ? and data_type in ('FLOAT', 'DOUBLE')",
+        "select data_type, numeric_scale from duckdb_columns() where database_name = current_database() \
+         and schema_name = ? and table_name = ? and column_name = ?",
     )?;
-    let inexact: Vec<String> = statement.query_map([&fact.name], |row| row.get(0))?.collect::<Result<_, _>>()?;
-    Ok(fact.aggregate_columns().into_iter().all(|c| !inexact.iter().any(|i| i == c)))
+    let mut column = |schema: &str, table: &str, column: &str| -> Result<(String, Option<i32>), WarehouseError> {
+        Ok(statement.query_row([schema, table, column], |row| Ok((row.get(0)?, row.get(1)?)))?)
+    };
+    for name in fact.aggregate_columns() {
+        let (kind, _) = column("warehouse", &fact.name, name)?;
+        if kind == "FLOAT" || kind == "DOUBLE" {
+            return Ok(false);
+        }
+    }
+    for (name, table, summed) in fact.cast_sums() {
+        let (_, kept) = column("warehouse", &fact.name, name)?;
+        let (kind, scale) = column("staging", table, summed)?;
+        if kind == "FLOAT" || kind == "DOUBLE" || kept < scale {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Compares each built model with what its template says, reading only; works in a pinned state too.
