@@ -57,7 +57,7 @@ impl Context {
         let config = Config::load(&folder).explained()?;
         let secrets = Secrets::load(&config.secrets_path()).explained()?;
         let pack = Pack::load(&config.pack_dir).explained()?;
-        let layout = Layout::new(&config.folder, &config.platform.data_dir);
+        let layout = Layout::new(&config.platform.data_dir);
         Ok(Self { output, config, secrets, pack, layout })
     }
 
@@ -108,7 +108,11 @@ impl Context {
                 .cluster
                 .nodes
                 .iter()
-                .map(|node| NodeSpec { name: NodeName::new(&node.name), port: node.port, folder: config.node_dir(node) })
+                .map(|node| NodeSpec {
+                    name: NodeName::new(&node.name),
+                    port: node.port,
+                    folder: config.node_dir(node),
+                })
                 .collect(),
             binaries,
             run_as,
@@ -163,7 +167,9 @@ impl Context {
     /// Access to the pack's database on the primary as one of its roles.
     pub(crate) fn as_role(&self, role: &str) -> anyhow::Result<ConnectParams> {
         let password = self.login_roles()?.into_iter().find(|(name, ..)| name == role).map(|(_, password, _)| password);
-        let password = password.ok_or_else(|| anyhow!("the pack has no role `{role}` that may log in\n  hint: add it to [[roles]] in pack.toml"))?;
+        let password = password.ok_or_else(|| {
+            anyhow!("the pack has no role `{role}` that may log in\n  hint: add it to [[roles]] in pack.toml")
+        })?;
         Ok(self.primary()?.to_database(&self.pack.database).as_user(role, password))
     }
 

@@ -44,7 +44,9 @@ fn short_path(run_folder: &Path) -> io::Result<ShortPath> {
 pub(crate) fn bind(run_folder: &Path) -> anyhow::Result<UnixListener> {
     let socket = short_path(run_folder)?;
     match std::fs::remove_file(&socket.path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context("cannot remove the stale control socket"),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).context("cannot remove the stale control socket");
+        }
         _ => {}
     }
     UnixListener::bind(&socket.path).with_context(|| format!("cannot listen on {}", run_folder.join(SOCKET).display()))
@@ -61,18 +63,18 @@ impl Client {
         Self { run_folder: run_folder.into() }
     }
 
-    /// Whether something answers.
-    pub(crate) async fn is_up(&self) -> bool {
-        self.connect().await.is_ok()
-    }
-
     /// Asks and reads the JSON answer.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str, deadline: Duration) -> anyhow::Result<T> {
         self.send(Method::GET, path, &(), deadline).await
     }
 
     /// Tells and reads the JSON answer.
-    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, deadline: Duration) -> anyhow::Result<T> {
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        deadline: Duration,
+    ) -> anyhow::Result<T> {
         self.send(Method::POST, path, body, deadline).await
     }
 
@@ -81,7 +83,13 @@ impl Client {
         UnixStream::connect(&socket.path).await
     }
 
-    async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: &impl Serialize, deadline: Duration) -> anyhow::Result<T> {
+    async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+        deadline: Duration,
+    ) -> anyhow::Result<T> {
         let stream = match self.connect().await {
             Ok(stream) => stream,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
@@ -114,7 +122,8 @@ impl Client {
                 done = &mut exchange => done?,
             };
             if good {
-                return serde_json::from_slice(&bytes).context("the platform's answer is not understood; is it another version?");
+                return serde_json::from_slice(&bytes)
+                    .context("the platform's answer is not understood; is it another version?");
             }
             match serde_json::from_slice::<OperateError>(&bytes) {
                 Ok(error) => match error.hint {

@@ -67,12 +67,20 @@ fn slots(status: &PlatformStatus, found: &mut Vec<Finding>) {
             } else {
                 "the replica is rebuilt from a base backup by itself"
             };
-            found.push(finding(Severity::Critical, subject, "was given up by the server: it kept more log than slot_retention_max".into(), what_to_do.into()));
+            found.push(finding(
+                Severity::Critical,
+                subject,
+                "was given up by the server: it kept more log than slot_retention_max".into(),
+                what_to_do.into(),
+            ));
         } else if let Some(safe) = slot.safe_wal_bytes.filter(|safe| *safe < SAFE_WAL_BYTES_MIN) {
             found.push(finding(
                 Severity::Critical,
                 subject,
-                format!("will be given up by the server after {} more log", bytes_text(u64::try_from(safe).unwrap_or(0))),
+                format!(
+                    "will be given up by the server after {} more log",
+                    bytes_text(u64::try_from(safe).unwrap_or(0))
+                ),
                 "find out why its consumer is behind, or raise slot_retention_max in millrace.toml".into(),
             ));
         }
@@ -82,12 +90,18 @@ fn slots(status: &PlatformStatus, found: &mut Vec<Finding>) {
 fn capture(status: &PlatformStatus, found: &mut Vec<Finding>) {
     match &status.capture.state {
         CaptureState::Stopped { error, hint, since } => {
-            let mut stopped = finding(Severity::Critical, "capture".into(), format!("has stopped: {error}"), hint.clone());
+            let mut stopped =
+                finding(Severity::Critical, "capture".into(), format!("has stopped: {error}"), hint.clone());
             stopped.since = Some(*since);
             found.push(stopped);
         }
         CaptureState::Retrying { error, since } => {
-            let mut retrying = finding(Severity::Warning, "capture".into(), format!("tries again after: {error}"), "wait; if it lasts, see `millrace logs millrace`".into());
+            let mut retrying = finding(
+                Severity::Warning,
+                "capture".into(),
+                format!("tries again after: {error}"),
+                "wait; if it lasts, see `millrace logs millrace`".into(),
+            );
             retrying.since = Some(*since);
             found.push(retrying);
         }
@@ -120,7 +134,12 @@ fn disks(status: &PlatformStatus, found: &mut Vec<Finding>) {
         } else {
             continue;
         };
-        found.push(finding(severity, format!("disk {}", disk.path), format!("has {} left", bytes_text(disk.free_bytes)), "free space or move data_dir to a larger disk".into()));
+        found.push(finding(
+            severity,
+            format!("disk {}", disk.path),
+            format!("has {} left", bytes_text(disk.free_bytes)),
+            "free space or move data_dir to a larger disk".into(),
+        ));
     }
 }
 

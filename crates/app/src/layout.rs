@@ -13,25 +13,16 @@ use std::path::{Path, PathBuf};
 /// ```
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
-    dir: PathBuf,
     data: PathBuf,
 }
 
 impl Layout {
-    pub(crate) fn new(dir: impl Into<PathBuf>, data: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), data: data.into() }
-    }
-
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
+    pub(crate) fn new(data: impl Into<PathBuf>) -> Self {
+        Self { data: data.into() }
     }
 
     pub(crate) fn data(&self) -> &Path {
         &self.data
-    }
-
-    pub(crate) fn tls(&self) -> PathBuf {
-        self.dir.join("tls")
     }
 
     pub(crate) fn nodes(&self) -> PathBuf {

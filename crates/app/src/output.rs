@@ -167,7 +167,8 @@ mod tests {
         let rows = [vec!["a".into(), "1".into()], vec!["long name".into(), "1,234.5".into()]];
         assert_eq!(
             table(&["name", "rows"], &rows),
-            "name       rows\n─────────  ───────\na                1\nlong name  1,234.5\n".replace("name       rows", "name          rows")
+            "name       rows\n─────────  ───────\na                1\nlong name  1,234.5\n"
+                .replace("name       rows", "name          rows")
         );
     }
 

@@ -66,7 +66,11 @@ pub(crate) async fn run(subject: &Subject<'_>) -> Vec<Check> {
     checks.push(migrations(subject));
     checks.push(check(
         "the warehouse stands at the source's position",
-        if subject.caught_up { Ok(format!("at {}", subject.caught_up_to)) } else { Err(format!("not yet at {}", subject.caught_up_to)) },
+        if subject.caught_up {
+            Ok(format!("at {}", subject.caught_up_to))
+        } else {
+            Err(format!("not yet at {}", subject.caught_up_to))
+        },
     ));
     checks.push(check("no table is quarantined", quarantine(&subject.status)));
     checks.push(check("readers cannot change the warehouse", read_only(subject.reader).await));
@@ -98,9 +102,11 @@ fn processes(subject: &Subject<'_>) -> Check {
         .nodes
         .iter()
         .filter_map(|node| node.pid)
-        .map(|pid| std::fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).map_err(|e| format!("process {pid}: {e}")))
+        .map(|pid| {
+            std::fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).map_err(|e| format!("process {pid}: {e}"))
+        })
         .collect();
-    let seen = owners.and_then(|owners| match owners.iter().any(|uid| *uid == 0) {
+    let seen = owners.and_then(|owners| match owners.contains(&0) {
         true => Err("a server runs as root".to_owned()),
         false => Ok(format!("{} servers, none of them root", owners.len())),
     });
@@ -145,7 +151,11 @@ async fn setting(params: &ConnectParams, name: &str, wanted: &str) -> Result<Str
 
 async fn slot_limit(params: &ConnectParams) -> Result<String, String> {
     let value = text(params, "SHOW max_slot_wal_keep_size").await?;
-    if value == "-1" { Err("max_slot_wal_keep_size has no limit".to_owned()) } else { Ok(format!("at most {value} of log is kept for a slot")) }
+    if value == "-1" {
+        Err("max_slot_wal_keep_size has no limit".to_owned())
+    } else {
+        Ok(format!("at most {value} of log is kept for a slot"))
+    }
 }
 
 async fn publication(subject: &Subject<'_>, primary: &ConnectParams) -> Result<String, String> {
@@ -161,7 +171,11 @@ async fn publication(subject: &Subject<'_>, primary: &ConnectParams) -> Result<S
     let found = found.map_err(|error| error.to_string())?;
     let mut wanted = subject.published.clone();
     wanted.sort();
-    if found == wanted { Ok(found.join(", ")) } else { Err(format!("it has {}; wanted are {}", found.join(", "), wanted.join(", "))) }
+    if found == wanted {
+        Ok(found.join(", "))
+    } else {
+        Err(format!("it has {}; wanted are {}", found.join(", "), wanted.join(", ")))
+    }
 }
 
 /// The role's own database lets it in; `postgres` and `millrace` do not, nor does replication.
@@ -179,7 +193,9 @@ async fn confined(own: &ConnectParams) -> Result<String, String> {
 
 async fn cannot_write(subject: &Subject<'_>, primary: &ConnectParams) -> Result<String, String> {
     let (role, password, database) = &subject.etl_reader;
-    let client = open(&ConnectParams { user: role.clone(), password: password.clone(), ..primary.to_database(database) }).await?;
+    let client =
+        open(&ConnectParams { user: role.clone(), password: password.clone(), ..primary.to_database(database) })
+            .await?;
     for table in &subject.published {
         let quoted = table.split('.').map(|part| millrace_base::Ident(part).to_string()).collect::<Vec<_>>().join(".");
         match client.simple_query(&format!("DELETE FROM {quoted} WHERE false")).await.map_err(PgError::from) {
@@ -226,7 +242,11 @@ fn quarantine(status: &PlatformStatus) -> Result<String, String> {
 }
 
 async fn read_only(reader: &dyn Reader) -> Result<String, String> {
-    for sql in ["DELETE FROM audit.watermarks", "CREATE TABLE warehouse.millrace_verify_probe (a int)", "SELECT * FROM read_csv('/etc/passwd')"] {
+    for sql in [
+        "DELETE FROM audit.watermarks",
+        "CREATE TABLE warehouse.millrace_verify_probe (a int)",
+        "SELECT * FROM read_csv('/etc/passwd')",
+    ] {
         match reader.query(Query::new(sql)).await {
             Ok(stream) => {
                 if stream.collect(1).await.is_ok() {

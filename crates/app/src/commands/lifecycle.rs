@@ -90,7 +90,9 @@ async fn detached(context: &Context, options: &Up) -> anyhow::Result<u8> {
             }
         }
     };
-    let code = tokio::time::timeout(READY_MAX, follow).await.context("the platform was not ready in time\n  hint: see `millrace status` and `millrace logs`")??;
+    let code = tokio::time::timeout(READY_MAX, follow)
+        .await
+        .context("the platform was not ready in time\n  hint: see `millrace status` and `millrace logs`")??;
     output.json(&serde_json::json!({ "up": code == 0, "console": context.console_url() }))?;
     Ok(code)
 }
@@ -155,7 +157,11 @@ pub(crate) async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
             Err(error) => return Err(error).with_context(|| format!("cannot delete {}", folder.display())),
         }
     }
-    output.line(if deleted.is_empty() { "there was nothing to delete".to_owned() } else { format!("deleted {}", deleted.join(", ")) });
+    output.line(if deleted.is_empty() {
+        "there was nothing to delete".to_owned()
+    } else {
+        format!("deleted {}", deleted.join(", "))
+    });
     output.json(&serde_json::json!({ "deleted": deleted }))?;
     Ok(0)
 }

@@ -33,14 +33,20 @@ pub(crate) async fn run(context: &Context, options: &Load) -> anyhow::Result<u8>
     };
     let output = context.output;
     output.json(&loaded)?;
-    let rows: Vec<Vec<String>> = loaded.tables.iter().map(|(table, rows)| vec![table.clone(), rows.to_string()]).collect();
+    let rows: Vec<Vec<String>> =
+        loaded.tables.iter().map(|(table, rows)| vec![table.clone(), rows.to_string()]).collect();
     output.line(table(&["table", "rows"], &rows));
     output.line(format!("loaded in {} ms", loaded.duration_ms));
     Ok(0)
 }
 
 /// Runs the pack's generator up to today.
-pub(crate) async fn sample(context: &Context, primary: &ConnectParams, scale: u32, seed: u64) -> Result<Loaded, WorkloadError> {
+pub(crate) async fn sample(
+    context: &Context,
+    primary: &ConnectParams,
+    scale: u32,
+    seed: u64,
+) -> Result<Loaded, WorkloadError> {
     let scripts: Vec<&TextFile> = context.pack.generate.iter().filter(|file| file.name.starts_with("sample")).collect();
     let today = SystemClock::new().wall().to_timestamp().unwrap_or_default().to_zoned(jiff::tz::TimeZone::UTC).date();
     let owner = primary.to_database(&context.pack.database);
@@ -61,7 +67,10 @@ async fn files(context: &Context, primary: &ConnectParams, name: &str, folder: &
     let file = |ending: &str| {
         let wanted = format!("{name}.{ending}");
         context.pack.generate.iter().find(|file| file.name == wanted).ok_or_else(|| {
-            anyhow!("pack {} has no generate/{wanted}\n  hint: only packs that map these files can load them", context.pack.name)
+            anyhow!(
+                "pack {} has no generate/{wanted}\n  hint: only packs that map these files can load them",
+                context.pack.name
+            )
         })
     };
     let owner = primary.to_database(&context.pack.database);
@@ -73,7 +82,10 @@ pub(crate) async fn simulate(context: &Context, options: &Simulate) -> anyhow::R
     let token = CancellationToken::new();
     let mut simulation = std::pin::pin!(act(context, options.rate, options.seed, token.clone(), |progress| {
         let total = progress.total();
-        output.note(format!("{} done, {} idle, {} refused, {} in doubt, {} missed", total.done, total.idle, total.refused, total.in_doubt, progress.missed));
+        output.note(format!(
+            "{} done, {} idle, {} refused, {} in doubt, {} missed",
+            total.done, total.idle, total.refused, total.in_doubt, progress.missed
+        ));
     }));
     let limit = async {
         match options.seconds {
@@ -90,7 +102,15 @@ pub(crate) async fn simulate(context: &Context, options: &Simulate) -> anyhow::R
     let rows: Vec<Vec<String>> = progress
         .operations
         .iter()
-        .map(|(name, counts)| vec![name.clone(), counts.done.to_string(), counts.idle.to_string(), counts.refused.to_string(), counts.in_doubt.to_string()])
+        .map(|(name, counts)| {
+            vec![
+                name.clone(),
+                counts.done.to_string(),
+                counts.idle.to_string(),
+                counts.refused.to_string(),
+                counts.in_doubt.to_string(),
+            ]
+        })
         .collect();
     output.line(table(&["operation", "done", "idle", "refused", "in doubt"], &rows));
     Ok(0)
@@ -105,5 +125,7 @@ pub(crate) async fn act(
     on_progress: impl FnMut(&Progress),
 ) -> anyhow::Result<Progress> {
     let params = ConnectParams { application_name: "millrace simulate".into(), ..context.as_role(CUSTOMER_ROLE)? };
-    millrace_workload::simulate(&params, &context.pack.simulate, Simulation::new(rate, seed), token, on_progress).await.explained()
+    millrace_workload::simulate(&params, &context.pack.simulate, Simulation::new(rate, seed), token, on_progress)
+        .await
+        .explained()
 }

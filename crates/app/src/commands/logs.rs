@@ -15,10 +15,15 @@ const TAIL_BYTES_MAX: u64 = 1 << 20;
 
 /// `files` are the components' names and log files.
 pub(crate) async fn run(options: &cli::Logs, files: &[(String, PathBuf)], output: Output) -> anyhow::Result<()> {
-    let chosen: Vec<_> = files.iter().filter(|(name, _)| options.component.as_ref().is_none_or(|wanted| wanted == name)).collect();
+    let chosen: Vec<_> =
+        files.iter().filter(|(name, _)| options.component.as_ref().is_none_or(|wanted| wanted == name)).collect();
     if chosen.is_empty() {
         let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
-        bail!("no component is called `{}`\n  hint: one of {}", options.component.as_deref().unwrap_or_default(), names.join(", "));
+        bail!(
+            "no component is called `{}`\n  hint: one of {}",
+            options.component.as_deref().unwrap_or_default(),
+            names.join(", ")
+        );
     }
     let mut ends = Vec::new();
     for (name, path) in &chosen {

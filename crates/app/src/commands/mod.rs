@@ -1,11 +1,11 @@
 //! What each word does: most ask the running platform over its control socket, the others work on
 //! the files or on the primary directly.
 
+mod lifecycle;
 pub(crate) mod load;
 mod logs;
-mod lifecycle;
-mod psql;
 pub(crate) mod ps;
+mod psql;
 mod report;
 mod show;
 
@@ -37,7 +37,8 @@ const LONG: Duration = Duration::from_secs(6 * 3600);
 
 /// Runs one command; the value is the exit code.
 pub(crate) fn run(cli: Cli, environment: Environment, output: Output) -> anyhow::Result<u8> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(Box::pin(dispatch(cli, environment, output)))
 }
 
@@ -85,7 +86,7 @@ async fn dispatch(cli: Cli, environment: Environment, output: Output) -> anyhow:
         Command::Model(command) => model(&load()?, &command).await,
         Command::Report(command) => report::run(&load()?, &command).await,
         Command::User(command) => user(&load()?, &command).await,
-        Command::Bench(_) => Ok(1),
+        Command::Bench(options) => Box::pin(crate::bench::run(&options, output)).await.map(|()| 0),
     }
 }
 
@@ -108,7 +109,9 @@ fn init(options: &Init, output: Output) -> anyhow::Result<u8> {
     let folder = options.target.display();
     output.line(format!("made {folder} from pack {}", pack.name));
     output.line("  millrace.toml   what runs where; explained inside");
-    output.line("  secrets.toml    generated passwords, readable by you alone: keep a copy, keep it out of version control");
+    output.line(
+        "  secrets.toml    generated passwords, readable by you alone: keep a copy, keep it out of version control",
+    );
     output.line("  tls/            this platform's own certificate authority");
     output.line("  pack/           your copy of the pack: SQL and TOML to make your own");
     if let Some((_, reason)) = &how.data_dir {
@@ -127,7 +130,15 @@ fn check(context: &Context) -> anyhow::Result<u8> {
     let output = context.output;
     let summary = [
         ("configuration", format!("{} nodes, console {}", spec.nodes.len(), context.console_url())),
-        ("PostgreSQL", format!("{} in {}, servers run as {}", spec.binaries.version(), spec.binaries.folder().display(), spec.run_as.name())),
+        (
+            "PostgreSQL",
+            format!(
+                "{} in {}, servers run as {}",
+                spec.binaries.version(),
+                spec.binaries.folder().display(),
+                spec.run_as.name()
+            ),
+        ),
         ("secrets", format!("{} roles, file closed to others", context.login_roles()?.len())),
         ("certificates", "readable, key and certificate belong together".to_owned()),
         (
@@ -146,7 +157,9 @@ fn check(context: &Context) -> anyhow::Result<u8> {
     for (what, detail) in &summary {
         output.line(format!("{} {what:<14} {detail}", output.green("✔")));
     }
-    output.json(&summary.iter().map(|(what, detail)| serde_json::json!({ "what": what, "detail": detail })).collect::<Vec<_>>())?;
+    output.json(
+        &summary.iter().map(|(what, detail)| serde_json::json!({ "what": what, "detail": detail })).collect::<Vec<_>>(),
+    )?;
     Ok(0)
 }
 
@@ -196,7 +209,8 @@ async fn processes(context: &Context) -> anyhow::Result<u8> {
 }
 
 fn log_files(context: &Context) -> Vec<(String, std::path::PathBuf)> {
-    let nodes = context.config.cluster.nodes.iter().map(|node| (node.name.clone(), context.layout.node_log(&node.name)));
+    let nodes =
+        context.config.cluster.nodes.iter().map(|node| (node.name.clone(), context.layout.node_log(&node.name)));
     std::iter::once(("millrace".to_owned(), context.layout.platform_log())).chain(nodes).collect()
 }
 
@@ -220,15 +234,23 @@ async fn node_port(context: &Context, target: &str) -> anyhow::Result<u16> {
         return Ok(port);
     }
     let status: PlatformStatus = client(context).get("/status", SHORT).await?;
-    let port_of = |role: NodeRole, nth: usize| status.nodes.iter().filter(|node| node.role == role).nth(nth).map(|node| node.port);
+    let port_of = |role: NodeRole, nth: usize| {
+        status.nodes.iter().filter(|node| node.role == role).nth(nth).map(|node| node.port)
+    };
     let found = match target.strip_prefix("replica") {
-        Some(number) => number.parse::<usize>().ok().and_then(|number| port_of(NodeRole::Replica, number.checked_sub(1)?)),
+        Some(number) => {
+            number.parse::<usize>().ok().and_then(|number| port_of(NodeRole::Replica, number.checked_sub(1)?))
+        }
         None if target == "primary" => port_of(NodeRole::Primary, 0),
         None => None,
     };
     found.ok_or_else(|| {
         let names: Vec<_> = context.config.cluster.nodes.iter().map(|node| node.name.as_str()).collect();
-        Usage(format!("there is no `{target}`\n  hint: one of primary, replica1, replica2, warehouse, {}", names.join(", "))).into()
+        Usage(format!(
+            "there is no `{target}`\n  hint: one of primary, replica1, replica2, warehouse, {}",
+            names.join(", ")
+        ))
+        .into()
     })
 }
 
@@ -238,20 +260,35 @@ async fn migrate(context: &Context, command: &MigrateCommand) -> anyhow::Result<
     if let MigrateCommand::Up = command {
         let applied = prepare::migrate(context, &primary).await?;
         output.json(&serde_json::json!({ "applied": applied }))?;
-        output.line(if applied.is_empty() { "nothing to apply".to_owned() } else { format!("applied {}", applied.join(", ")) });
+        output.line(if applied.is_empty() {
+            "nothing to apply".to_owned()
+        } else {
+            format!("applied {}", applied.join(", "))
+        });
         return Ok(0);
     }
     let mut client = millrace_pg::connect(&primary.to_database(&context.pack.database), SHORT).await.explained()?;
     let migrations = prepare::migrations(context);
-    let status = millrace_migrate::status(client.client_mut(), &migrations).await.map_err(|error| explain(&error, error.hint()))?;
+    let status = millrace_migrate::status(client.client_mut(), &migrations)
+        .await
+        .map_err(|error| explain(&error, error.hint()))?;
     output.json(&status)?;
     let rows: Vec<Vec<String>> = status
         .iter()
-        .map(|one| vec![one.version.clone().unwrap_or_default(), one.description.clone(), one.script.clone(), state_text(&one.state)])
+        .map(|one| {
+            vec![
+                one.version.clone().unwrap_or_default(),
+                one.description.clone(),
+                one.script.clone(),
+                state_text(&one.state),
+            ]
+        })
         .collect();
     output.line(table(&["version", "description", "script", "state"], &rows));
     if let MigrateCommand::Validate = command {
-        millrace_migrate::validate(client.client_mut(), &migrations).await.map_err(|error| explain(&error, error.hint()))?;
+        millrace_migrate::validate(client.client_mut(), &migrations)
+            .await
+            .map_err(|error| explain(&error, error.hint()))?;
         output.line(output.green("every applied script is as in the pack"));
     }
     Ok(0)
@@ -302,7 +339,9 @@ async fn user(context: &Context, command: &UserCommand) -> anyhow::Result<u8> {
             output.line(names.join("\n"));
         }
         UserCommand::Add { name } if exists(&names, name) => {
-            return Err(Usage(format!("there is a user {name} already\n  hint: millrace user reset-password {name}")).into());
+            return Err(
+                Usage(format!("there is a user {name} already\n  hint: millrace user reset-password {name}")).into()
+            );
         }
         UserCommand::ResetPassword { name } if !exists(&names, name) => {
             return Err(Usage(format!("there is no user {name}\n  hint: millrace user list")).into());

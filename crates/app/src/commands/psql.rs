@@ -9,16 +9,29 @@ use millrace_pg::ConnectParams;
 /// One line of libpq's password file; `:` and `\` are escaped (PostgreSQL manual, "The Password File").
 pub(crate) fn pgpass_line(params: &ConnectParams) -> String {
     let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
-    format!("{}:{}:*:{}:{}\n", escape(&params.host), params.port, escape(&params.user), escape(params.password.reveal()))
+    format!(
+        "{}:{}:*:{}:{}\n",
+        escape(&params.host),
+        params.port,
+        escape(&params.user),
+        escape(params.password.reveal())
+    )
 }
 
 /// Runs psql in the foreground and returns its exit code.
-pub(crate) async fn run(params: &ConnectParams, program: &Path, pgpass: &Path, ca: &Path, arguments: &[String]) -> anyhow::Result<u8> {
+pub(crate) async fn run(
+    params: &ConnectParams,
+    program: &Path,
+    pgpass: &Path,
+    ca: &Path,
+    arguments: &[String],
+) -> anyhow::Result<u8> {
     let mut lines = std::fs::read_to_string(pgpass).unwrap_or_default();
     let line = pgpass_line(params);
     if !lines.contains(&line) {
         lines.push_str(&line);
-        files::write_atomic(pgpass, lines.as_bytes(), 0o600).with_context(|| format!("cannot write {}", pgpass.display()))?;
+        files::write_atomic(pgpass, lines.as_bytes(), 0o600)
+            .with_context(|| format!("cannot write {}", pgpass.display()))?;
     }
     let conninfo = format!(
         "host={} port={} dbname={} user={} sslmode=verify-full sslrootcert={} passfile={} application_name=psql",

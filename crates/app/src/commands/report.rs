@@ -61,10 +61,18 @@ pub(crate) async fn run(context: &Context, command: &ReportCommand) -> anyhow::R
         }
         Format::Table => {
             let header: Vec<&str> = answer.columns.iter().map(String::as_str).collect();
-            let rows: Vec<Vec<String>> =
-                answer.rows.iter().map(|row| row.iter().map(|cell| cell.clone().unwrap_or_default()).collect()).collect();
+            let rows: Vec<Vec<String>> = answer
+                .rows
+                .iter()
+                .map(|row| row.iter().map(|cell| cell.clone().unwrap_or_default()).collect())
+                .collect();
             output.raw(table(&header, &rows));
-            output.raw(output.faint(&format!("{} rows as of {} ({})\n", rows.len(), answer.watermark, answer.commit_time)));
+            output.raw(output.faint(&format!(
+                "{} rows as of {} ({})\n",
+                rows.len(),
+                answer.watermark,
+                answer.commit_time
+            )));
         }
     }
     if answer.truncated {

@@ -36,7 +36,8 @@ pub(crate) fn status(status: &PlatformStatus, output: Output) -> String {
             Severity::Warning => output.yellow("▲"),
             Severity::Notice => output.faint("·"),
         };
-        let since = finding.since.map_or_else(String::new, |since| format!(" (for {})", age_text(status.now.since(since))));
+        let since =
+            finding.since.map_or_else(String::new, |since| format!(" (for {})", age_text(status.now.since(since))));
         line(format!("{mark} {}: {}{since}", finding.subject, finding.what));
         line(format!("  → {}", finding.what_to_do));
     }
@@ -90,7 +91,8 @@ pub(crate) fn status(status: &PlatformStatus, output: Output) -> String {
         "capture    {}   watermark {} · {} behind · {} · {} changes since start",
         match &capture.state {
             CaptureState::Waiting { reason } => format!("waits: {reason}"),
-            CaptureState::Copying { tables_done, tables, rows } => format!("copies: {tables_done} of {tables} tables, {rows} rows"),
+            CaptureState::Copying { tables_done, tables, rows } =>
+                format!("copies: {tables_done} of {tables} tables, {rows} rows"),
             CaptureState::Streaming => output.green("streaming"),
             CaptureState::Retrying { .. } => output.yellow("tries again"),
             CaptureState::Stopped { .. } => output.red("stopped"),

@@ -37,7 +37,6 @@ pub(crate) struct Observatory {
 }
 
 impl Observatory {
-    #[expect(clippy::too_many_arguments, reason = "each part is named once, by the wiring")]
     pub(crate) fn new(
         name: String,
         clock: Arc<dyn Clock>,
@@ -112,14 +111,17 @@ impl Observatory {
             return disks.clone();
         }
         let data_dir = self.data_dir.clone();
-        let disks = tokio::task::spawn_blocking(move || disk(&data_dir).into_iter().collect::<Vec<_>>()).await.unwrap_or_default();
+        let disks = tokio::task::spawn_blocking(move || disk(&data_dir).into_iter().collect::<Vec<_>>())
+            .await
+            .unwrap_or_default();
         *self.disks.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, disks.clone()));
         disks
     }
 }
 
 fn run(set: &RowSet, row: &[Value]) -> RunStatus {
-    let value = |name: &str| set.columns.iter().position(|column| column.name == name).and_then(|position| row.get(position));
+    let value =
+        |name: &str| set.columns.iter().position(|column| column.name == name).and_then(|position| row.get(position));
     let text = |name: &str| value(name).and_then(Value::to_text);
     let integer = |name: &str| match value(name) {
         Some(Value::Int(number)) => Some(*number),

@@ -96,7 +96,9 @@ fn warehouse(error: &WarehouseError) -> OperateError {
     refused(error, Some(error.hint()))
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, WarehouseError> + Send + 'static) -> Result<T, OperateError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, WarehouseError> + Send + 'static,
+) -> Result<T, OperateError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(|error| warehouse(&error)),
         Err(error) => Err(refused(&error, None)),
@@ -155,11 +157,14 @@ impl PlatformOperator {
     /// cannot be built by a running platform.
     fn declared(&self) -> Result<Models, OperateError> {
         let pack = Pack::load(&self.pack_dir).map_err(|error| refused(&error, error.hint()))?;
-        let models = super::parse_models(&pack).map_err(|error| OperateError { message: error.to_string(), hint: None })?;
+        let models =
+            super::parse_models(&pack).map_err(|error| OperateError { message: error.to_string(), hint: None })?;
         let missing: Vec<String> = models
             .sources()
             .into_iter()
-            .filter(|source| !self.access.published.iter().any(|table| table.schema == source.schema && table.name == source.table))
+            .filter(|source| {
+                !self.access.published.iter().any(|table| table.schema == source.schema && table.name == source.table)
+            })
             .map(|source| source.to_string())
             .collect();
         if missing.is_empty() {
@@ -172,7 +177,11 @@ impl PlatformOperator {
     }
 
     fn primary(&self) -> Result<&ConnectParams, OperateError> {
-        self.access.nodes.first().map(|(_, params)| params).ok_or_else(|| OperateError { message: "the cluster has no nodes".into(), hint: None })
+        self.access
+            .nodes
+            .first()
+            .map(|(_, params)| params)
+            .ok_or_else(|| OperateError { message: "the cluster has no nodes".into(), hint: None })
     }
 
     /// The pack's database as the superuser.
@@ -205,7 +214,8 @@ impl PlatformOperator {
         &self,
         snapshot: &str,
         pin: &str,
-    ) -> Result<(Vec<millrace_contract::operate::Compared>, Vec<millrace_contract::operate::Compared>), OperateError> {
+    ) -> Result<(Vec<millrace_contract::operate::Compared>, Vec<millrace_contract::operate::Compared>), OperateError>
+    {
         let client = connect(&self.database()?, DEADLINE).await.map_err(|error| pg(&error))?;
         // the same texts as capture reads
         client
@@ -236,14 +246,14 @@ impl PlatformOperator {
         let rows = read.await.map_err(|error| refused(&error, error.hint.clone()))?;
         let texts = rows.rows.iter().filter_map(|row| row.first().and_then(Value::to_text));
         let schemas: Result<Vec<TableSchema>, _> = texts.map(|text| serde_json::from_str(&text)).collect();
-        schemas.map_err(|error| refused(&error, Some("audit.tables is damaged: recopy with `millrace up --recopy`".to_owned())))
+        schemas.map_err(|error| {
+            refused(&error, Some("audit.tables is damaged: recopy with `millrace up --recopy`".to_owned()))
+        })
     }
 
     async fn command(&self, command: Command) -> Result<(), OperateError> {
-        let stopped = || OperateError {
-            message: "capture does not run".into(),
-            hint: Some("`millrace status` says why".into()),
-        };
+        let stopped =
+            || OperateError { message: "capture does not run".into(), hint: Some("`millrace status` says why".into()) };
         match tokio::time::timeout(DEADLINE, self.capture.send(command)).await {
             Ok(sent) => sent.map_err(|_| stopped()),
             Err(_) => Err(stopped()),
@@ -292,7 +302,10 @@ impl PlatformOperator {
 async fn answered<T>(answer: oneshot::Receiver<T>, deadline: Duration) -> Result<T, OperateError> {
     match tokio::time::timeout(deadline, answer).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(_)) => Err(OperateError { message: "capture stopped before it answered".into(), hint: Some("`millrace status` says why".into()) }),
+        Ok(Err(_)) => Err(OperateError {
+            message: "capture stopped before it answered".into(),
+            hint: Some("`millrace status` says why".into()),
+        }),
         Err(_) => Err(OperateError {
             message: format!("capture did not answer within {} s", deadline.as_secs()),
             hint: Some("it may be far behind: `millrace status` says how far".into()),
@@ -327,11 +340,17 @@ impl Operator for PlatformOperator {
             let table = table.map_err(|error| refused(&error, None))?;
             if !self.access.published.contains(&table) {
                 let known: Vec<_> = self.access.published.iter().map(ToString::to_string).collect();
-                return Err(OperateError { message: format!("{table} is not captured"), hint: Some(format!("one of {}", known.join(", "))) });
+                return Err(OperateError {
+                    message: format!("{table} is not captured"),
+                    hint: Some(format!("one of {}", known.join(", "))),
+                });
             }
             let (reply, answer) = oneshot::channel();
             self.command(Command::Resync { table, reply }).await?;
-            answered(answer, RESYNC_DEADLINE).await?.map(|_applied| ()).map_err(|error| refused(&error, Some(error.hint())))
+            answered(answer, RESYNC_DEADLINE)
+                .await?
+                .map(|_applied| ())
+                .map_err(|error| refused(&error, Some(error.hint())))
         })
     }
 }

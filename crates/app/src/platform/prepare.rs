@@ -44,7 +44,8 @@ pub(crate) async fn run(context: &Context, primary: &ConnectParams) -> anyhow::R
     }
     for role in &pack.roles {
         for database in &role.connect {
-            execute(&client, &format!("GRANT CONNECT ON DATABASE {} TO {}", Ident(database), Ident(&role.name))).await?;
+            execute(&client, &format!("GRANT CONNECT ON DATABASE {} TO {}", Ident(database), Ident(&role.name)))
+                .await?;
         }
     }
     let platform = connect(&primary.to_database(PLATFORM_DATABASE), DEADLINE).await.explained()?;
@@ -106,7 +107,8 @@ async fn no_login_role(client: &Connection, role: &str) -> anyhow::Result<()> {
 }
 
 async fn make_database(client: &Connection, database: &str) -> anyhow::Result<()> {
-    let exists = client.query_opt("SELECT FROM pg_catalog.pg_database WHERE datname = $1", &[&database]).await?.is_some();
+    let exists =
+        client.query_opt("SELECT FROM pg_catalog.pg_database WHERE datname = $1", &[&database]).await?.is_some();
     if exists { Ok(()) } else { execute(client, &format!("CREATE DATABASE {}", Ident(database))).await }
 }
 

@@ -19,7 +19,8 @@ use millrace_contract::{
 };
 use millrace_model::Models;
 use millrace_pg::ConnectParams;
-use millrace_warehouse::{DuckSink, Engine, EngineOptions,
+use millrace_warehouse::{
+    DuckSink, Engine, EngineOptions,
     reader::{DuckReader, ReaderOptions},
 };
 use tokio::{
@@ -68,7 +69,11 @@ pub(crate) async fn run(context: Context, start: Start) -> anyhow::Result<bool> 
         Ok(lock) => lock,
         Err(held) => {
             let pid = held.pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
-            context.output.line(format!("{} runs already{pid}: {}", context.config.platform.name, context.console_url()));
+            context.output.line(format!(
+                "{} runs already{pid}: {}",
+                context.config.platform.name,
+                context.console_url()
+            ));
             return Ok(false);
         }
     };
@@ -152,12 +157,14 @@ async fn live(
     }
     let models = Arc::new(models(context)?);
     let engine = open_warehouse(context)?;
-    let sink = DuckSink::open(engine.clone(), models.clone(), clock.clone()).map_err(|error| explain(&error, Some(error.hint())))?;
+    let sink = DuckSink::open(engine.clone(), models.clone(), clock.clone())
+        .map_err(|error| explain(&error, Some(error.hint())))?;
     let writer = sink.handle();
-    let reader: Arc<dyn Reader> =
-        DuckReader::new(engine.clone(), &ReaderOptions::default(), services.token()).map_err(|error| explain(&error, error.hint.clone()))?;
+    let reader: Arc<dyn Reader> = DuckReader::new(engine.clone(), &ReaderOptions::default(), services.token())
+        .map_err(|error| explain(&error, error.hint.clone()))?;
 
-    let (supervisor, mut cluster) = Supervisor::new(context.cluster_spec()?, clock.clone()).map_err(|error| explain(&error, error.hint()))?;
+    let (supervisor, mut cluster) =
+        Supervisor::new(context.cluster_spec()?, clock.clone()).map_err(|error| explain(&error, error.hint()))?;
     let cluster_token = cluster_tasks.token().clone();
     cluster_tasks.spawn("cluster", supervisor.run(cluster_token));
 
@@ -205,9 +212,10 @@ async fn live(
         sample(context, &primary).await?;
     }
 
-    let publication = millrace_capture::prepare(&*admin(context, &primary).await?, &config.capture.publication, &published)
-        .await
-        .map_err(|error| explain(&error, Some(error.hint())))?;
+    let publication =
+        millrace_capture::prepare(&*admin(context, &primary).await?, &config.capture.publication, &published)
+            .await
+            .map_err(|error| explain(&error, Some(error.hint())))?;
     let options = capture_options(context, &primary, published, publication)?;
     spawn_capture(options, sink, command_receiver, capture_status, clock.clone(), services);
 
@@ -293,7 +301,9 @@ fn access(context: &Context, published: &[TableName]) -> anyhow::Result<Access> 
     let login = context.login_roles()?;
     let role = |name: &str| login.iter().find(|(role, ..)| role == name).map(|(_, password, _)| password.clone());
     let database = context.pack.database.clone();
-    let capture = role(CAPTURE_ROLE).ok_or_else(|| anyhow!("the pack has no role {CAPTURE_ROLE}, as which capture reads\n  hint: add it to [[roles]] in pack.toml"))?;
+    let capture = role(CAPTURE_ROLE).ok_or_else(|| {
+        anyhow!("the pack has no role {CAPTURE_ROLE}, as which capture reads\n  hint: add it to [[roles]] in pack.toml")
+    })?;
     Ok(Access {
         nodes: nodes.collect::<anyhow::Result<_>>()?,
         roles: login
@@ -334,7 +344,8 @@ async fn wait_for_primary(
                 }
             }
             if status.primary_ready {
-                let port = status.nodes.iter().find(|node| Some(&node.name) == status.primary.as_ref()).map(|node| node.port);
+                let port =
+                    status.nodes.iter().find(|node| Some(&node.name) == status.primary.as_ref()).map(|node| node.port);
                 return port.map(|port| context.superuser(port)).transpose();
             }
             if cluster.changed().await.is_err() {
@@ -429,7 +440,12 @@ async fn first_user(users: &Arc<UserStore>) -> anyhow::Result<Option<(String, mi
     Ok(Some(("admin".to_owned(), password)))
 }
 
-fn spawn_endpoint(context: &Context, listener: std::net::TcpListener, reader: Arc<dyn Reader>, services: &mut Tasks) -> anyhow::Result<()> {
+fn spawn_endpoint(
+    context: &Context,
+    listener: std::net::TcpListener,
+    reader: Arc<dyn Reader>,
+    services: &mut Tasks,
+) -> anyhow::Result<()> {
     let tls = context.config.tls().server_config(&[])?;
     let users = millrace_endpoint::Users::default().with(WAREHOUSE_ROLE, &context.secrets.warehouse_reader);
     let limits = millrace_endpoint::Limits { sessions: context.config.warehouse.max_connections, ..Default::default() };
@@ -466,7 +482,9 @@ async fn wait_for_data(
                     context.output.line(format!("  {} {error}\n    → {hint}", context.output.red("capture stopped:")));
                     return Ok(());
                 }
-                CaptureState::Copying { tables_done, tables, .. } => format!("  warehouse: {tables_done} of {tables} tables copied"),
+                CaptureState::Copying { tables_done, tables, .. } => {
+                    format!("  warehouse: {tables_done} of {tables} tables copied")
+                }
                 CaptureState::Waiting { reason } => format!("  capture waits: {reason}"),
                 CaptureState::Retrying { error, .. } => format!("  capture tries again: {error}"),
             };
@@ -494,7 +512,11 @@ fn announce(context: &Context, first_password: Option<&(String, millrace_base::S
     output.line(format!("\n{} is up", output.bold(&context.config.platform.name)));
     output.line(format!("  console    {}", output.bold(&context.console_url())));
     if let Some((user, password)) = first_password {
-        output.line(format!("             user {user}, password {} {}", password.reveal(), output.faint("(shown this once)")));
+        output.line(format!(
+            "             user {user}, password {} {}",
+            password.reveal(),
+            output.faint("(shown this once)")
+        ));
     }
     output.line("  warehouse  millrace psql warehouse");
     output.line("  primary    millrace psql primary");
@@ -502,7 +524,11 @@ fn announce(context: &Context, first_password: Option<&(String, millrace_base::S
     output.line(output.faint("  the browser asks once: the certificate is this platform's own (tls/ca.crt)"));
 }
 
-async fn until_stopped(stop: &CancellationToken, cluster_tasks: &mut Tasks, services: &mut Tasks) -> anyhow::Result<()> {
+async fn until_stopped(
+    stop: &CancellationToken,
+    cluster_tasks: &mut Tasks,
+    services: &mut Tasks,
+) -> anyhow::Result<()> {
     tokio::select! {
         () = stop.cancelled() => Ok(()),
         ended = first_end(cluster_tasks, services) => Err(ended),

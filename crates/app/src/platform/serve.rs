@@ -57,7 +57,11 @@ pub(crate) async fn console(
 }
 
 /// Serves the control socket until the token is cancelled.
-pub(crate) async fn control(listener: UnixListener, operator: Arc<PlatformOperator>, token: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn control(
+    listener: UnixListener,
+    operator: Arc<PlatformOperator>,
+    token: CancellationToken,
+) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/ready", get(ready))
         .route("/status", get(status))
@@ -157,8 +161,13 @@ async fn report(State(operator): Shared, Json(request): Json<ReportRequest>) -> 
     for (name, _) in &request.params {
         if !report.params.iter().any(|param| param.name == *name) {
             let known: Vec<_> = report.params.iter().map(|param| param.name.as_str()).collect();
-            let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
-            return Err(OperateError { message: format!("report {} has no parameter `{name}`", report.name), hint: Some(known) }.into());
+            let known =
+                if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
+            return Err(OperateError {
+                message: format!("report {} has no parameter `{name}`", report.name),
+                hint: Some(known),
+            }
+            .into());
         }
     }
     let value = |param: &Param| {

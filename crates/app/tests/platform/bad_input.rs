@@ -32,7 +32,8 @@ fn a_folder_without_a_platform() {
 fn an_unknown_pack() {
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("p");
-    let text = run(&["init", "--pack", "lones", target.to_str().unwrap()], &[]).failed(1, "there is no pack called `lones`");
+    let text =
+        run(&["init", "--pack", "lones", target.to_str().unwrap()], &[]).failed(1, "there is no pack called `lones`");
     assert!(text.contains("did you mean `loans`?"), "{text}");
     assert!(!target.exists());
 }

@@ -101,7 +101,10 @@ impl Platform {
     /// SQL on the primary (or `warehouse`, `replica1`, …); rows of tab-separated texts.
     #[track_caller]
     pub fn sql(&self, target: &str, sql: &str) -> String {
-        self.run(&["psql", target, "--", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]).ok().trim_end().to_owned()
+        self.run(&["psql", target, "--", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql])
+            .ok()
+            .trim_end()
+            .to_owned()
     }
 
     pub fn try_sql(&self, target: &str, sql: &str) -> Said {
@@ -164,12 +167,8 @@ pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Said {
 }
 
 pub fn run_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Said {
-    let Output { status, stdout, stderr } = command(arguments)
-        .current_dir(folder)
-        .envs(variables.iter().copied())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let Output { status, stdout, stderr } =
+        command(arguments).current_dir(folder).envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap();
     Said {
         code: status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&stdout).into_owned(),

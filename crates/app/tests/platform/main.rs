@@ -1,5 +1,12 @@
 //! Whole platforms, run as a user runs them: the real binary, real servers, real files.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on fails there, and its output is for whoever reads why"
+)]
+
 mod bad_input;
 mod berka;
 mod browser;

@@ -10,16 +10,23 @@ fn capture_state(platform: &Platform) -> String {
 fn a_value_that_cannot_be_stored_stops_its_table_until_a_resync() {
     let platform = Platform::init();
     platform.up(&["--sample"]);
-    platform.sql("primary", "ALTER TABLE operational.loans DISABLE TRIGGER USER; ALTER TABLE operational.loans ADD COLUMN fee numeric(8,2)");
+    platform.sql(
+        "primary",
+        "ALTER TABLE operational.loans DISABLE TRIGGER USER; ALTER TABLE operational.loans ADD COLUMN fee numeric(8,2)",
+    );
     let loan = platform.sql("primary", "UPDATE operational.loans SET fee = 'NaN' WHERE loan_id = (SELECT min(loan_id) FROM operational.loans) RETURNING loan_id");
-    wait_until("the quarantine", || platform.status()["capture"]["quarantined"].to_string().contains("operational.loans"));
+    wait_until("the quarantine", || {
+        platform.status()["capture"]["quarantined"].to_string().contains("operational.loans")
+    });
     let status = platform.run(&["status"]).ok();
     assert!(status.contains("operational.loans") && status.contains("millrace resync operational.loans"), "{status}");
     platform.run(&["health"]).failed(1, "");
 
     // the other tables go on
     platform.sql("primary", "UPDATE operational.customers SET city = 'Elsewhere' WHERE customer_id = (SELECT min(customer_id) FROM operational.customers)");
-    wait_until("customers to go on", || platform.sql("warehouse", "SELECT count(*) FROM staging.customers WHERE city = 'Elsewhere'") == "1");
+    wait_until("customers to go on", || {
+        platform.sql("warehouse", "SELECT count(*) FROM staging.customers WHERE city = 'Elsewhere'") == "1"
+    });
     // and nothing that the table's writers do meanwhile is lost
     platform.sql("primary", &format!("UPDATE operational.loans SET fee = 1.50 WHERE loan_id = {loan}"));
     platform.run(&["resync", "operational.loans"]).ok();
@@ -41,7 +48,9 @@ fn columns_come_and_go_under_load() {
     });
     platform.sql("primary", "ALTER TABLE operational.customers DROP COLUMN nickname");
     platform.sql("primary", "UPDATE operational.customers SET phone = phone WHERE customer_id % 7 = 0");
-    wait_until("the column to be gone", || platform.try_sql("warehouse", "SELECT nickname FROM staging.customers LIMIT 1").code != 0);
+    wait_until("the column to be gone", || {
+        platform.try_sql("warehouse", "SELECT nickname FROM staging.customers LIMIT 1").code != 0
+    });
     platform.prove();
 }
 
@@ -52,7 +61,10 @@ fn a_dropped_slot_is_said_and_the_way_back_works() {
     platform.down();
     // the slot goes while the platform is away: started by hand, dropped by hand
     platform.up(&[]);
-    platform.sql("primary", "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'millrace'");
+    platform.sql(
+        "primary",
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'millrace'",
+    );
     wait_until("the slot to be dropped", || {
         platform
             .try_sql("primary", "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'millrace' AND active")
@@ -81,7 +93,10 @@ fn a_table_that_left_the_publication_is_brought_back_whole() {
     platform.up(&["--sample"]);
     platform.sql("primary", "ALTER PUBLICATION millrace DROP TABLE operational.customers");
     platform.sql("primary", "UPDATE operational.customers SET city = 'Unseen' WHERE customer_id = (SELECT min(customer_id) FROM operational.customers)");
-    platform.sql("primary", "UPDATE operational.loans SET updated_at = now() WHERE loan_id = (SELECT min(loan_id) FROM operational.loans)");
+    platform.sql(
+        "primary",
+        "UPDATE operational.loans SET updated_at = now() WHERE loan_id = (SELECT min(loan_id) FROM operational.loans)",
+    );
     wait_until("capture or verify to notice", || {
         capture_state(&platform) != "streaming" || platform.run(&["verify"]).code == 1
     });
@@ -89,7 +104,9 @@ fn a_table_that_left_the_publication_is_brought_back_whole() {
     platform.down();
     platform.up(&[]);
     platform.run(&["resync", "operational.customers"]).ok();
-    wait_until("the missed change", || platform.sql("warehouse", "SELECT count(*) FROM staging.customers WHERE city = 'Unseen'") == "1");
+    wait_until("the missed change", || {
+        platform.sql("warehouse", "SELECT count(*) FROM staging.customers WHERE city = 'Unseen'") == "1"
+    });
     platform.prove();
 }
 
@@ -98,7 +115,8 @@ fn truncate_and_key_changes_arrive() {
     let platform = Platform::init();
     platform.up(&["--sample"]);
     platform.sql("primary", "ALTER TABLE operational.payments DISABLE TRIGGER USER");
-    platform.sql("primary", "UPDATE operational.payments SET payment_id = payment_id + 100000000 WHERE payment_id % 5 = 0");
+    platform
+        .sql("primary", "UPDATE operational.payments SET payment_id = payment_id + 100000000 WHERE payment_id % 5 = 0");
     platform.prove();
     platform.sql("primary", "TRUNCATE operational.payments");
     wait_until("the truncate", || platform.sql("warehouse", "SELECT count(*) FROM warehouse.fact_payments") == "0");

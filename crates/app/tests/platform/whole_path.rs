@@ -28,8 +28,11 @@ fn from_init_to_nuke() {
     let sum = "SELECT count(*), sum(amount) FROM operational.payments";
     let star = "SELECT count(*), sum(payment_amount) FROM warehouse.fact_payments";
     assert_eq!(platform.sql("primary", sum), platform.sql("warehouse", star));
-    for view in ["monthly_revenue", "top_customers", "loan_status_distribution", "payment_by_method", "branch_performance"] {
-        let rows: u64 = platform.sql("warehouse", &format!("SELECT count(*) FROM warehouse.vw_{view}")).parse().unwrap();
+    for view in
+        ["monthly_revenue", "top_customers", "loan_status_distribution", "payment_by_method", "branch_performance"]
+    {
+        let rows: u64 =
+            platform.sql("warehouse", &format!("SELECT count(*) FROM warehouse.vw_{view}")).parse().unwrap();
         assert!(rows > 0, "vw_{view} is empty");
     }
     assert!(platform.sql("warehouse", "\\dt warehouse.*").contains("fact_payments"));
@@ -40,7 +43,13 @@ fn from_init_to_nuke() {
     platform.prove();
 
     // replicas stream and refuse writes
-    assert_eq!(platform.sql("primary", "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name IN ('b', 'c')"), "2");
+    assert_eq!(
+        platform.sql(
+            "primary",
+            "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name IN ('b', 'c')"
+        ),
+        "2"
+    );
     assert_eq!(platform.sql("replica1", "SELECT pg_is_in_recovery()"), "t");
     platform.try_sql("replica2", "DELETE FROM operational.payments").failed(1, "read-only transaction");
     platform.try_sql("warehouse", "DELETE FROM warehouse.fact_loans").failed(1, "read-only");
@@ -50,7 +59,9 @@ fn from_init_to_nuke() {
         platform.run(&["report", "run", report["name"].as_str().unwrap(), "--format", "csv"]).ok();
     }
     platform.run(&["report", "run", "nonsense"]).failed(1, "there is no report called `nonsense`");
-    platform.run(&["report", "run", "monthly_revenue", "--param", "from=yesterday"]).failed(1, "`yesterday` is not a date");
+    platform
+        .run(&["report", "run", "monthly_revenue", "--param", "from=yesterday"])
+        .failed(1, "`yesterday` is not a date");
 
     let processes = platform.run(&["ps", "--json"]).json();
     let servers: Vec<_> = processes.as_array().unwrap().iter().filter(|p| p["name"] != "millrace").collect();
@@ -85,7 +96,8 @@ fn from_init_to_nuke() {
 /// Neither a process's command line nor any log shows a password.
 fn passwords_are_nowhere(platform: &Platform) {
     let secrets = std::fs::read_to_string(platform.dir().join("secrets.toml")).unwrap();
-    let passwords: Vec<&str> = secrets.lines().filter_map(|line| line.split('"').nth(1)).filter(|text| text.len() > 20).collect();
+    let passwords: Vec<&str> =
+        secrets.lines().filter_map(|line| line.split('"').nth(1)).filter(|text| text.len() > 20).collect();
     assert!(passwords.len() >= 6, "{} passwords in secrets.toml", passwords.len());
     let mut texts: Vec<String> = std::fs::read_dir("/proc")
         .unwrap()
@@ -116,6 +128,10 @@ fn simulated_customers_move_the_warehouse() {
     // fresh: a change is seen within two seconds
     let started = std::time::Instant::now();
     platform.sql("primary", "UPDATE operational.customers SET city = 'Verify City' WHERE customer_id = (SELECT min(customer_id) FROM operational.customers)");
-    wait_until("the change", || platform.sql("warehouse", "SELECT count(*) FROM warehouse.dim_customer WHERE city = 'Verify City' AND is_current") == "1");
+    wait_until("the change", || {
+        platform
+            .sql("warehouse", "SELECT count(*) FROM warehouse.dim_customer WHERE city = 'Verify City' AND is_current")
+            == "1"
+    });
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }

@@ -41,6 +41,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "endpoint",
             "migrate",
             "prove",
+            "workload",
             "console",
         ],
     ),
