@@ -50,10 +50,8 @@ impl Tasks {
         E: Into<BoxError> + Send + 'static,
     {
         use tracing::Instrument;
-        self.set.spawn(
-            async move { (name, task.await.map_err(Into::into)) }
-                .instrument(tracing::info_span!("task", name)),
-        );
+        self.set
+            .spawn(async move { (name, task.await.map_err(Into::into)) }.instrument(tracing::info_span!("task", name)));
     }
 
     /// Waits for the next task to end; `None` when none is left. Safe to drop and call again.

@@ -119,8 +119,8 @@ impl TlsFiles {
         let path = self.server_cert();
         let certs = read_certs(&path)?;
         let key_path = self.server_key();
-        let key = PrivateKeyDer::from_pem_file(&key_path)
-            .map_err(|source| TlsError::Read { path: key_path, source })?;
+        let key =
+            PrivateKeyDer::from_pem_file(&key_path).map_err(|source| TlsError::Read { path: key_path, source })?;
         let bad = |source| TlsError::Config { path: path.clone(), source };
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -201,7 +201,8 @@ mod tests {
         let client = files.client_config().unwrap();
         assert!(is_private(&files.server_key()).unwrap());
         for (host, good) in [("localhost", true), ("127.0.0.1", true), ("example.com", false)] {
-            let mut client = rustls::ClientConnection::new(client.clone(), host.to_owned().try_into().unwrap()).unwrap();
+            let mut client =
+                rustls::ClientConnection::new(client.clone(), host.to_owned().try_into().unwrap()).unwrap();
             let mut server = rustls::ServerConnection::new(server.clone()).unwrap();
             let shaken = (|| {
                 for _ in 0..8 {

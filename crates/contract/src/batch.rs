@@ -191,7 +191,10 @@ pub enum Step {
     Schema(Arc<TableSchema>),
     Rows(Rows),
     /// All rows of the table went away.
-    Truncate { table: TableName, head: RowHead },
+    Truncate {
+        table: TableName,
+        head: RowHead,
+    },
 }
 
 impl Step {

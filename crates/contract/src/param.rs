@@ -51,7 +51,8 @@ mod tests {
 
     #[test]
     fn texts_become_values_or_clear_errors() {
-        let param = |param_type| Param { name: "p".into(), param_type, label: "P".into(), default: None, choices_sql: None };
+        let param =
+            |param_type| Param { name: "p".into(), param_type, label: "P".into(), default: None, choices_sql: None };
         let cases = [
             (ParamType::Date, "2024-03-01", Ok(Value::Date(19_783))),
             (ParamType::Date, "1969-12-31", Ok(Value::Date(-1))),

@@ -17,7 +17,10 @@ pub enum Value {
     HugeInt(i128),
     Float(f64),
     /// `unscaled / 10^scale`.
-    Decimal { unscaled: i128, scale: u8 },
+    Decimal {
+        unscaled: i128,
+        scale: u8,
+    },
     Text(Arc<str>),
     Bytes(Arc<[u8]>),
     /// Days since 1970-01-01.
@@ -42,7 +45,10 @@ pub enum ValueType {
     HugeInt,
     Float4,
     Float8,
-    Decimal { precision: u8, scale: u8 },
+    Decimal {
+        precision: u8,
+        scale: u8,
+    },
     Text,
     Bytes,
     Date,

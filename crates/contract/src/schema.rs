@@ -69,7 +69,10 @@ pub enum ColumnType {
     Float4,
     Float8,
     /// `numeric(precision, scale)` that a 128-bit decimal holds (precision ≤ 38, 0 ≤ scale ≤ precision).
-    Decimal { precision: u8, scale: u8 },
+    Decimal {
+        precision: u8,
+        scale: u8,
+    },
     /// `numeric` without a bound, or beyond 38 digits: kept as PostgreSQL's exact text.
     NumericText,
     /// `text`, `varchar`, `char`, `name`, `citext`, enums.

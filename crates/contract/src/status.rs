@@ -89,14 +89,27 @@ pub struct SlotStatus {
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum CaptureState {
     /// Set by the supervisor before the primary is ready. Not persisted.
-    Waiting { reason: String },
+    Waiting {
+        reason: String,
+    },
     /// Set during the initial copy.
-    Copying { tables_done: usize, tables: usize, rows: u64 },
+    Copying {
+        tables_done: usize,
+        tables: usize,
+        rows: u64,
+    },
     Streaming,
     /// Waits to try again after an error.
-    Retrying { error: String, since: Micros },
+    Retrying {
+        error: String,
+        since: Micros,
+    },
     /// A person must act.
-    Stopped { error: String, hint: String, since: Micros },
+    Stopped {
+        error: String,
+        hint: String,
+        since: Micros,
+    },
 }
 
 /// Capture and warehouse together: how far the data is.

@@ -75,9 +75,9 @@ pub async fn compare_table(
     loop {
         while left.is_empty() && !left_ended {
             match copy.next().await {
-                Some(chunk) => lines.push(&chunk.map_err(on_source)?, schema.columns.len(), &mut left).map_err(|()| {
-                    ProveError::Line { table: table.clone(), columns: schema.columns.len() }
-                })?,
+                Some(chunk) => lines
+                    .push(&chunk.map_err(on_source)?, schema.columns.len(), &mut left)
+                    .map_err(|()| ProveError::Line { table: table.clone(), columns: schema.columns.len() })?,
                 None => left_ended = true,
             }
         }

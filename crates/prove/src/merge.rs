@@ -31,13 +31,8 @@ pub(crate) struct Merge<'a> {
 
 impl<'a> Merge<'a> {
     pub(crate) fn new(schema: &'a TableSchema, examples_max: usize) -> Self {
-        let result = Compared {
-            what: String::new(),
-            rows_source: 0,
-            rows_warehouse: 0,
-            differing: 0,
-            examples: Vec::new(),
-        };
+        let result =
+            Compared { what: String::new(), rows_source: 0, rows_warehouse: 0, differing: 0, examples: Vec::new() };
         Self {
             schema,
             key: schema.key().collect(),
@@ -171,7 +166,8 @@ mod tests {
     use super::*;
 
     fn schema(key_type: ColumnType) -> TableSchema {
-        let column = |name: &str, column_type, key| Column { name: name.into(), column_type, declared: String::new(), key };
+        let column =
+            |name: &str, column_type, key| Column { name: name.into(), column_type, declared: String::new(), key };
         TableSchema {
             table: TableName::new("s", "t"),
             oid: 1,

@@ -49,7 +49,7 @@ async fn lives_by_the_law(batches: Vec<(Vec<Event>, Trouble)>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn incremental_is_full_rebuild(batches in batches()) {

@@ -229,7 +229,7 @@ async fn live(
         users,
         session_key: context.secrets.console_session_key.clone(),
         clock: clock.clone(),
-        name: context.pack.title.clone(),
+        name: format!("Millrace · {}", config.platform.name),
         tls: true,
         shutdown: services.token().clone(),
     });

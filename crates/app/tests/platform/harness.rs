@@ -16,28 +16,28 @@ const PORTS: u16 = 8;
 
 /// What a command said.
 #[derive(Debug)]
-pub struct Said {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Said {
     #[track_caller]
-    pub fn ok(self) -> String {
+    pub(crate) fn ok(self) -> String {
         assert_eq!(self.code, 0, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
         self.stdout
     }
 
     #[track_caller]
-    pub fn failed(self, code: i32, part: &str) -> String {
+    pub(crate) fn failed(self, code: i32, part: &str) -> String {
         assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
         assert!(self.stderr.contains(part), "`{part}` is not in: {}", self.stderr);
         self.stderr
     }
 
     #[track_caller]
-    pub fn json(self) -> Value {
+    pub(crate) fn json(self) -> Value {
         let text = self.ok();
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
@@ -45,14 +45,14 @@ impl Said {
 
 /// A platform folder and the processes that it may have.
 #[derive(Debug)]
-pub struct Platform {
+pub(crate) struct Platform {
     folder: tempfile::TempDir,
-    pub base_port: u16,
+    pub(crate) base_port: u16,
 }
 
 impl Platform {
     /// `millrace init --pack loans`, data beside it.
-    pub fn init() -> Self {
+    pub(crate) fn init() -> Self {
         let folder = tempfile::Builder::new().prefix("millrace-platform-").tempdir().unwrap();
         // the servers' user must be able to pass
         std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
@@ -64,16 +64,16 @@ impl Platform {
         platform
     }
 
-    pub fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         self.folder.path().join("platform")
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.dir().join("data")
     }
 
     /// One command on this platform.
-    pub fn run(&self, arguments: &[&str]) -> Said {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Said {
         let dir = self.dir();
         let mut all = vec!["--dir", dir.to_str().unwrap()];
         all.extend(arguments);
@@ -82,43 +82,43 @@ impl Platform {
 
     /// `up -d` with more arguments; returns what it said.
     #[track_caller]
-    pub fn up(&self, arguments: &[&str]) -> String {
+    pub(crate) fn up(&self, arguments: &[&str]) -> String {
         let mut all = vec!["up", "-d"];
         all.extend(arguments);
         self.run(&all).ok()
     }
 
     #[track_caller]
-    pub fn down(&self) {
+    pub(crate) fn down(&self) {
         self.run(&["down"]).ok();
     }
 
     #[track_caller]
-    pub fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         self.run(&["status", "--json"]).json()
     }
 
     /// SQL on the primary (or `warehouse`, `replica1`, …); rows of tab-separated texts.
     #[track_caller]
-    pub fn sql(&self, target: &str, sql: &str) -> String {
+    pub(crate) fn sql(&self, target: &str, sql: &str) -> String {
         self.run(&["psql", target, "--", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql])
             .ok()
             .trim_end()
             .to_owned()
     }
 
-    pub fn try_sql(&self, target: &str, sql: &str) -> Said {
+    pub(crate) fn try_sql(&self, target: &str, sql: &str) -> Said {
         self.run(&["psql", target, "--", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql])
     }
 
     /// The platform process.
     #[track_caller]
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         std::fs::read_to_string(self.data().join("run/platform.lock")).unwrap().trim().parse().unwrap()
     }
 
     #[track_caller]
-    pub fn kill_platform(&self) {
+    pub(crate) fn kill_platform(&self) {
         let pid = self.pid();
         kill(pid, "KILL");
         wait_until("the platform to be gone", || !alive(pid));
@@ -126,7 +126,7 @@ impl Platform {
 
     /// Every table and every model is identical, under whatever load there is.
     #[track_caller]
-    pub fn prove(&self) {
+    pub(crate) fn prove(&self) {
         let said = self.run(&["prove", "--json"]);
         let proof: Value = serde_json::from_str(&said.stdout).unwrap_or_else(|e| panic!("{e}: {said:?}"));
         let compared = proof["tables"].as_array().unwrap().len() + proof["models"].as_array().unwrap().len();
@@ -134,7 +134,7 @@ impl Platform {
         assert_eq!(said.code, 0, "{proof:#}");
     }
 
-    pub fn node_pids(&self) -> Vec<u64> {
+    pub(crate) fn node_pids(&self) -> Vec<u64> {
         self.status()["nodes"].as_array().unwrap().iter().filter_map(|node| node["pid"].as_u64()).collect()
     }
 }
@@ -162,11 +162,11 @@ impl Drop for Platform {
 }
 
 /// The binary with arguments and variables.
-pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Said {
+pub(crate) fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Said {
     run_in(Path::new("/"), arguments, variables)
 }
 
-pub fn run_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Said {
+pub(crate) fn run_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Said {
     let Output { status, stdout, stderr } =
         command(arguments).current_dir(folder).envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap();
     Said {
@@ -176,25 +176,25 @@ pub fn run_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> 
     }
 }
 
-pub fn command(arguments: &[&str]) -> Command {
+pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
     command.args(arguments).env("NO_COLOR", "1").env_remove("MILLRACE_DIR");
     command
 }
 
-pub fn kill(pid: u32, signal: &str) {
+pub(crate) fn kill(pid: u32, signal: &str) {
     Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).stderr(Stdio::null()).status().unwrap();
 }
 
 /// A process that is there and not a zombie.
-pub fn alive(pid: u32) -> bool {
+pub(crate) fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')))
 }
 
 /// Waits for a condition, at most a minute.
 #[track_caller]
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < deadline, "waited a minute for {what}");
