@@ -17,12 +17,10 @@ SELECT f.branch_code, sum(f.principal_amount) AS amount_lent, sum(f.total_paid) 
        sum(CASE WHEN f.is_defaulted THEN 1 ELSE 0 END) AS defaulted,
        round(sum(CASE WHEN f.is_defaulted THEN 1 ELSE 0 END) * 1.0 / count(*), 4) AS default_rate
 FROM warehouse.fact_loans f
-JOIN warehouse.dim_date d ON d.date_sk = f.date_sk
-JOIN warehouse.dim_customer c ON c.customer_sk = f.customer_sk
 WHERE f.loan_status <> 'pending'
-  AND (:from::date IS NULL OR d.full_date >= :from::date)
-  AND (:to::date IS NULL OR d.full_date <= :to::date)
-  AND (:segment::text IS NULL OR c.segment = :segment::text)
+  AND (:from::date IS NULL OR f.date_sk >= extract(year FROM :from::date) * 10000 + extract(month FROM :from::date) * 100 + extract(day FROM :from::date))
+  AND (:to::date IS NULL OR f.date_sk <= extract(year FROM :to::date) * 10000 + extract(month FROM :to::date) * 100 + extract(day FROM :to::date))
+  AND (:segment::text IS NULL OR f.customer_sk IN (SELECT customer_sk FROM warehouse.dim_customer WHERE segment = :segment::text))
   AND (:branch::text IS NULL OR f.branch_code = :branch::text)
 GROUP BY f.branch_code
 ORDER BY amount_lent DESC, f.branch_code

@@ -12,13 +12,15 @@
 -- format: collected=money, payments=integer
 -- drill: payments_list(method=method_code)
 
-SELECT m.method_name, m.method_code, sum(f.payment_amount) AS collected, count(*) AS payments
-FROM warehouse.fact_payments f
+SELECT m.method_name, m.method_code, f.collected, f.payments
+FROM (
+    SELECT method_sk, sum(payment_amount) AS collected, count(*) AS payments
+    FROM warehouse.fact_payments
+    WHERE date_sk <> 0
+      AND (:from::date IS NULL OR date_sk >= extract(year FROM :from::date) * 10000 + extract(month FROM :from::date) * 100 + extract(day FROM :from::date))
+      AND (:to::date IS NULL OR date_sk <= extract(year FROM :to::date) * 10000 + extract(month FROM :to::date) * 100 + extract(day FROM :to::date))
+      AND (:segment::text IS NULL OR customer_segment = :segment::text)
+      AND (:branch::text IS NULL OR branch_code = :branch::text)
+    GROUP BY method_sk) AS f
 JOIN warehouse.dim_payment_method m ON m.method_sk = f.method_sk
-JOIN warehouse.dim_date d ON d.date_sk = f.date_sk
-WHERE (:from::date IS NULL OR d.full_date >= :from::date)
-  AND (:to::date IS NULL OR d.full_date <= :to::date)
-  AND (:segment::text IS NULL OR f.customer_segment = :segment::text)
-  AND (:branch::text IS NULL OR f.branch_code = :branch::text)
-GROUP BY m.method_name, m.method_code
-ORDER BY collected DESC, m.method_code
+ORDER BY f.collected DESC, m.method_code

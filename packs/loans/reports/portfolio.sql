@@ -16,19 +16,17 @@ FROM (
            coalesce(sum(f.principal_amount), 0) AS amount_lent,
            coalesce(sum(f.outstanding_balance), 0) AS outstanding
     FROM warehouse.fact_loans f
-    JOIN warehouse.dim_date d ON d.date_sk = f.date_sk
-    JOIN warehouse.dim_customer c ON c.customer_sk = f.customer_sk
     WHERE f.loan_status <> 'pending'
-      AND (:from::date IS NULL OR d.full_date >= :from::date)
-      AND (:to::date IS NULL OR d.full_date <= :to::date)
-      AND (:segment::text IS NULL OR c.segment = :segment::text)
+      AND (:from::date IS NULL OR f.date_sk >= extract(year FROM :from::date) * 10000 + extract(month FROM :from::date) * 100 + extract(day FROM :from::date))
+      AND (:to::date IS NULL OR f.date_sk <= extract(year FROM :to::date) * 10000 + extract(month FROM :to::date) * 100 + extract(day FROM :to::date))
+      AND (:segment::text IS NULL OR f.customer_sk IN (SELECT customer_sk FROM warehouse.dim_customer WHERE segment = :segment::text))
       AND (:branch::text IS NULL OR f.branch_code = :branch::text)) AS l
 CROSS JOIN (
-    SELECT coalesce(sum(f.payment_amount), 0) AS total_collected,
-           coalesce(sum(f.interest_portion + f.penalty_portion), 0) AS revenue
-    FROM warehouse.fact_payments f
-    JOIN warehouse.dim_date d ON d.date_sk = f.date_sk
-    WHERE (:from::date IS NULL OR d.full_date >= :from::date)
-      AND (:to::date IS NULL OR d.full_date <= :to::date)
-      AND (:segment::text IS NULL OR f.customer_segment = :segment::text)
-      AND (:branch::text IS NULL OR f.branch_code = :branch::text)) AS p
+    SELECT coalesce(sum(payment_amount), 0) AS total_collected,
+           coalesce(sum(interest_portion), 0) + coalesce(sum(penalty_portion), 0) AS revenue
+    FROM warehouse.fact_payments
+    WHERE date_sk <> 0
+      AND (:from::date IS NULL OR date_sk >= extract(year FROM :from::date) * 10000 + extract(month FROM :from::date) * 100 + extract(day FROM :from::date))
+      AND (:to::date IS NULL OR date_sk <= extract(year FROM :to::date) * 10000 + extract(month FROM :to::date) * 100 + extract(day FROM :to::date))
+      AND (:segment::text IS NULL OR customer_segment = :segment::text)
+      AND (:branch::text IS NULL OR branch_code = :branch::text)) AS p

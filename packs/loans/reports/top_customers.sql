@@ -15,16 +15,20 @@
 
 SELECT c.full_name, c.customer_id, c.segment, c.city, p.total_paid, p.revenue, p.payments
 FROM (
-    SELECT k.customer_id, sum(f.payment_amount) AS total_paid,
-           sum(f.interest_portion + f.penalty_portion) AS revenue, count(*) AS payments
-    FROM warehouse.fact_payments f
+    SELECT k.customer_id, sum(f.total_paid) AS total_paid, sum(f.revenue) AS revenue,
+           CAST(sum(f.payments) AS bigint) AS payments
+    FROM (
+        -- a row a version of a customer, before anything is joined
+        SELECT customer_sk, sum(payment_amount) AS total_paid,
+               sum(interest_portion) + sum(penalty_portion) AS revenue, count(*) AS payments
+        FROM warehouse.fact_payments
+        WHERE customer_sk <> 0
+          AND (:from::date IS NULL OR date_sk >= extract(year FROM :from::date) * 10000 + extract(month FROM :from::date) * 100 + extract(day FROM :from::date))
+          AND (:to::date IS NULL OR date_sk <= extract(year FROM :to::date) * 10000 + extract(month FROM :to::date) * 100 + extract(day FROM :to::date))
+          AND (:segment::text IS NULL OR customer_segment = :segment::text)
+          AND (:branch::text IS NULL OR branch_code = :branch::text)
+        GROUP BY customer_sk) AS f
     JOIN warehouse.dim_customer k ON k.customer_sk = f.customer_sk
-    JOIN warehouse.dim_date d ON d.date_sk = f.date_sk
-    WHERE f.customer_sk <> 0
-      AND (:from::date IS NULL OR d.full_date >= :from::date)
-      AND (:to::date IS NULL OR d.full_date <= :to::date)
-      AND (:segment::text IS NULL OR f.customer_segment = :segment::text)
-      AND (:branch::text IS NULL OR f.branch_code = :branch::text)
     GROUP BY k.customer_id
     ORDER BY total_paid DESC, k.customer_id
     LIMIT coalesce(:limit::bigint, 10)) AS p
