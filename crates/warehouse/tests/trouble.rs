@@ -100,14 +100,15 @@ fn without_column(schema: &TableSchema, name: &str) -> Arc<TableSchema> {
 }
 
 #[tokio::test]
-async fn an_added_column_wants_a_resync_and_gets_it() {
+async fn a_table_altered_within_a_batch_is_copied_anew() {
     let folder = tempfile::tempdir().unwrap();
     let engine = engine(folder.path());
     let mut sink = copied(&engine).await;
     let wider = with_column(&customers(), "language");
-    let refused = apply(&mut sink, RunKind::Changes, vec![Step::Schema(wider.clone())], 20).await;
-    let Err(SinkError::Table { table, reason }) = refused else { panic!("{refused:?}") };
-    assert!(reason.contains("language") && reason.contains("resync"), "{reason}");
+    let before = rows(&customers(), &[(head(Op::Update, 20, 0), customer(1, "sme"))]);
+    let refused = apply(&mut sink, RunKind::Changes, vec![before, Step::Schema(wider.clone())], 20).await;
+    let Err(SinkError::Altered { table }) = refused else { panic!("{refused:?}") };
+    let reason = "altered".to_owned();
     assert_eq!(query::<String>(&engine, "select status from audit.etl_runs order by run_id"), ["committed", "failed"]);
     sink.quarantine(table.clone(), reason).await.unwrap();
     assert!(sink.resume().await.unwrap().quarantined.contains_key(&table));
@@ -127,6 +128,24 @@ async fn an_added_column_wants_a_resync_and_gets_it() {
         ["1sw", "3sw", "4sw"]
     );
     assert_eq!(query::<i64>(&engine, "select count(*) from warehouse.dim_customer where customer_id = 1"), [2]);
+    assert_verified(&engine);
+    sink.close().await;
+}
+
+#[tokio::test]
+async fn an_added_column_is_null_in_older_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = engine(folder.path());
+    let mut sink = copied(&engine).await;
+    let wider = with_column(&customers(), "language");
+    let mut row = customer(1, "sme");
+    row.push(Some("sw".into()));
+    let steps = vec![Step::Schema(wider.clone()), rows(&wider, &[(head(Op::Update, 20, 0), row)])];
+    apply(&mut sink, RunKind::Changes, steps, 20).await.unwrap();
+    assert_eq!(
+        query::<Option<String>>(&engine, "select language from staging.customers order by customer_id"),
+        [Some("sw".to_owned()), None, None]
+    );
     assert_verified(&engine);
     sink.close().await;
 }
