@@ -16,6 +16,9 @@ use rustix::{
     io::Errno,
 };
 
+/// A killed process keeps the lock until the last of its threads has gone; no longer than this.
+pub(crate) const DYING_MAX: Duration = Duration::from_secs(10);
+
 /// Held as long as the platform runs.
 #[derive(Debug)]
 pub(crate) struct PlatformLock {

@@ -19,7 +19,7 @@ use millrace_contract::{
     status::{CaptureState, CaptureStatus},
 };
 use millrace_pg::{
-    connect,
+    Connection, connect,
     replication::{RawConnection, StreamOptions},
 };
 use tokio::{
@@ -36,7 +36,7 @@ use crate::{
     options::{CaptureOptions, Command},
     progress::Progress,
     reader::{Durable, Reader, ReaderState},
-    source,
+    schema, source,
     spill::Spills,
 };
 
@@ -151,6 +151,31 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Tables whose older rows may differ now from what the sink holds, by the columns of then and now.
+async fn altered_while_away(
+    options: &CaptureOptions,
+    catalog: &Connection,
+    resume: &Resume,
+) -> Result<Vec<TableName>, CaptureError> {
+    let held: Vec<_> = resume
+        .schemas
+        .iter()
+        .filter(|s| options.tables.contains(&s.table) && !resume.quarantined.contains_key(&s.table))
+        .collect();
+    let names: Vec<_> = held.iter().map(|s| s.table.clone()).collect();
+    let described = source::describe(catalog, &names).await?;
+    let mut altered = Vec::new();
+    for old in held {
+        // one that is gone, or may not be captured any more, is dealt with where that is told
+        let Some(now) = described.values().find(|d| d.table == old.table) else { continue };
+        let new = now.schema(catalog).await?;
+        if schema::is_stale(catalog, old, &new).await? {
+            altered.push(old.table.clone());
+        }
+    }
+    Ok(altered)
+}
+
 /// From connecting to whatever ends it. `Ok`: the token was cancelled.
 async fn session<S: Sink>(
     options: &Arc<CaptureOptions>,
@@ -181,6 +206,11 @@ async fn session<S: Sink>(
                 batches.sink.quarantine(table.clone(), COPIED_ANEW.to_owned()).await?;
                 resume.quarantined.insert(table.clone(), COPIED_ANEW.to_owned());
             }
+        }
+        for table in altered_while_away(options, &catalog, &resume).await? {
+            tracing::info!(%table, "a table was altered while capture was away and is copied anew");
+            batches.sink.quarantine(table.clone(), COPIED_ANEW.to_owned()).await?;
+            resume.quarantined.insert(table, COPIED_ANEW.to_owned());
         }
     }
     let memberships = published_or_quarantined(options, &catalog, &resume).await?;

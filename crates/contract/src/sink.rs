@@ -1,11 +1,11 @@
 //! Where changes go: one transaction for each batch, watermark included.
 
-use std::{collections::BTreeMap, future::Future};
+use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use millrace_base::{Lsn, Micros};
 use serde::{Deserialize, Serialize};
 
-use crate::{batch::Step, schema::TableName};
+use crate::{batch::Step, schema::{TableName, TableSchema}};
 
 /// Why a batch is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +63,8 @@ pub struct Resume {
     pub quarantined: BTreeMap<TableName, String>,
     /// Tables whose initial copy is in the warehouse.
     pub tables: Vec<TableName>,
+    /// Their columns as the warehouse holds them.
+    pub schemas: Vec<Arc<TableSchema>>,
 }
 
 /// Why a batch was not written. Nothing of it is.

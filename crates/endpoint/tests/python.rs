@@ -32,7 +32,7 @@ async fn psycopg_and_asyncpg() {
     let drivers = Command::new(&python).args(["-c", "import psycopg, asyncpg"]).output().expect("python3");
     assert!(
         drivers.status.success(),
-        "python's drivers are missing: run `make setup`, or `python3 -m venv .deps/python && .deps/python/bin/pip install -r {}`",
+        "python's drivers are missing: run `make setup`, or `python3 -m venv .deps/venv && .deps/venv/bin/pip install -r {}`",
         folder.join("requirements.txt").display()
     );
     let mut child = Command::new(python)

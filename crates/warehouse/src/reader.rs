@@ -1,6 +1,6 @@
 //! Answers readers ([`Reader`]) from the engine, in PostgreSQL's dialect.
 //!
-//! Invariants: a statement is parsed and found to be a query before DuckDB sees it ([`dialect`]), and runs
+//! Invariants: a statement is parsed and found to be a query before DuckDB sees it (`dialect`), and runs
 //! in a read-only transaction; at most [`ReaderOptions::concurrent`] statements run at once, the others
 //! queue until their deadline; dropping a result interrupts its statement.
 //! Non-goals: sessions, transactions over several statements (a pinned state serves for those).

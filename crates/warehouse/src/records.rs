@@ -62,7 +62,8 @@ pub(crate) fn resume(connection: &Connection) -> Result<Resume, WarehouseError> 
         let table = name.parse().map_err(|e| WarehouseError::Records(format!("audit.quarantine: {e}")))?;
         resume.quarantined.insert(table, reason);
     }
-    resume.tables = tables(connection)?.into_values().filter(|k| k.copied).map(|k| k.schema.table.clone()).collect();
+    resume.schemas = tables(connection)?.into_values().filter(|k| k.copied).map(|k| k.schema).collect();
+    resume.tables = resume.schemas.iter().map(|schema| schema.table.clone()).collect();
     Ok(resume)
 }
 

@@ -99,8 +99,8 @@ async fn detached(context: &Context, options: &Up) -> anyhow::Result<u8> {
 
 pub(crate) async fn down(context: &Context) -> anyhow::Result<u8> {
     let output = context.output;
-    if lock::holder(&context.layout.lock())?.is_some() {
-        let () = Client::new(context.layout.run()).post("/down", &(), Duration::from_secs(10)).await?;
+    if let Some(asked) = ask_to_stop(context).await? {
+        asked?;
         if !lock::wait_free(&context.layout.lock(), STOP_MAX).await? {
             bail!("the platform did not stop within {} s\n  hint: see `millrace logs`", STOP_MAX.as_secs());
         }
@@ -114,6 +114,20 @@ pub(crate) async fn down(context: &Context) -> anyhow::Result<u8> {
     }
     output.json(&serde_json::json!({ "down": true }))?;
     Ok(0)
+}
+
+/// Asks a running platform to stop; `None` if none runs. One that was killed a moment ago still holds its
+/// lock until the last of its threads has gone: it does not answer, and the lock is soon free.
+async fn ask_to_stop(context: &Context) -> anyhow::Result<Option<anyhow::Result<()>>> {
+    let lock = context.layout.lock();
+    if lock::holder(&lock)?.is_none() {
+        return Ok(None);
+    }
+    let asked = Client::new(context.layout.run()).post("/down", &(), Duration::from_secs(10)).await;
+    if asked.is_err() && lock::wait_free(&lock, lock::DYING_MAX).await? {
+        return Ok(None);
+    }
+    Ok(Some(asked))
 }
 
 /// Servers that a killed platform left: the primary first, so that replicas get all it has.

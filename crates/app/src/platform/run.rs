@@ -65,18 +65,7 @@ pub(crate) async fn run(context: Context, start: Start) -> anyhow::Result<bool> 
     let context = Arc::new(context);
     let layout = context.layout.clone();
     make_folders(&context)?;
-    let _lock = match lock::take(&layout.lock())? {
-        Ok(lock) => lock,
-        Err(held) => {
-            let pid = held.pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
-            context.output.line(format!(
-                "{} runs already{pid}: {}",
-                context.config.platform.name,
-                context.console_url()
-            ));
-            return Ok(false);
-        }
-    };
+    let Some(_lock) = take_lock(&context).await? else { return Ok(false) };
     logging::to_file(&layout.platform_log(), start.log_filter.as_deref(), start.foreground)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), platform = %context.config.platform.name, "platform starts");
     let stop = CancellationToken::new();
@@ -100,6 +89,27 @@ pub(crate) async fn run(context: Context, start: Start) -> anyhow::Result<bool> 
         None => {
             context.output.line("stopped");
             Ok(true)
+        }
+    }
+}
+
+/// The platform's lock; `None`, and said so, if a live platform has it.
+async fn take_lock(context: &Context) -> anyhow::Result<Option<lock::PlatformLock>> {
+    let path = context.layout.lock();
+    let mut taken = lock::take(&path)?;
+    let client = control::Client::new(context.layout.run());
+    if taken.is_err() && client.get::<bool>("/ready", Duration::from_secs(5)).await.is_err() {
+        // it starts, or it was killed a moment ago
+        lock::wait_free(&path, lock::DYING_MAX).await?;
+        taken = lock::take(&path)?;
+    }
+    match taken {
+        Ok(lock) => Ok(Some(lock)),
+        Err(held) => {
+            let pid = held.pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+            let name = &context.config.platform.name;
+            context.output.line(format!("{name} runs already{pid}: {}", context.console_url()));
+            Ok(None)
         }
     }
 }

@@ -141,6 +141,12 @@ impl Platform {
 
 impl Drop for Platform {
     fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Ok(log) = std::fs::read_to_string(self.data().join("logs/millrace.log"))
+        {
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("the platform's log ends so:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+        }
         if let Ok(text) = std::fs::read_to_string(self.data().join("run/platform.lock"))
             && let Ok(pid) = text.trim().parse()
             && std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("millrace"))
