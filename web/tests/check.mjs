@@ -1,9 +1,15 @@
 // Counting checks, starting the browser, logging in: shared by the browser tests.
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
 
 /** The caller's wishes; the password never stands on the command line. */
+/** The browser that the set-up found or installed. */
+function installed() {
+  const known = ["/usr/bin/chromium", "/usr/bin/google-chrome", "/usr/bin/chromium-browser"];
+  return known.find((path) => existsSync(path)) ?? known[0];
+}
+
 export function settings() {
   const { values } = parseArgs({
     options: {
@@ -12,7 +18,7 @@ export function settings() {
       "password-file": { type: "string" },
       expect: { type: "string" },
       dashboard: { type: "string" },
-      chromium: { type: "string", default: process.env.MILLRACE_CHROMIUM ?? "/usr/bin/chromium" },
+      chromium: { type: "string", default: process.env.MILLRACE_CHROMIUM ?? installed() },
       live: { type: "string" },
       shots: { type: "string" },
     },

@@ -209,7 +209,7 @@ async fn cannot_write(subject: &Subject<'_>, primary: &ConnectParams) -> Result<
 
 async fn refuses_writes(params: &ConnectParams) -> Result<String, String> {
     let client = open(params).await?;
-    match client.simple_query("CREATE TABLE millrace_verify_probe ()").await.map_err(PgError::from) {
+    match client.simple_query("BEGIN; CREATE TABLE millrace_verify_probe (); ROLLBACK").await.map_err(PgError::from) {
         Ok(_) => Err("it accepted a CREATE TABLE".to_owned()),
         Err(error) if error.sqlstate() == Some("25006") => Ok("read-only transaction (25006)".to_owned()),
         Err(error) => Err(error.to_string()),

@@ -157,16 +157,20 @@ async fn altered_while_away(
     catalog: &Connection,
     resume: &Resume,
 ) -> Result<Vec<TableName>, CaptureError> {
+    // one that is gone, or not published any more, is dealt with where that is told
+    let published = source::published(catalog, &options.publication).await?;
     let held: Vec<_> = resume
         .schemas
         .iter()
-        .filter(|s| options.tables.contains(&s.table) && !resume.quarantined.contains_key(&s.table))
+        .filter(|s| {
+            let wanted = options.tables.contains(&s.table) && published.contains_key(&s.table);
+            wanted && !resume.quarantined.contains_key(&s.table)
+        })
         .collect();
     let names: Vec<_> = held.iter().map(|s| s.table.clone()).collect();
     let described = source::describe(catalog, &names).await?;
     let mut altered = Vec::new();
     for old in held {
-        // one that is gone, or may not be captured any more, is dealt with where that is told
         let Some(now) = described.values().find(|d| d.table == old.table) else { continue };
         let new = now.schema(catalog).await?;
         if schema::is_stale(catalog, old, &new).await? {

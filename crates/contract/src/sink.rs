@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, future::Future, sync::Arc};
 use millrace_base::{Lsn, Micros};
 use serde::{Deserialize, Serialize};
 
-use crate::{batch::Step, schema::{TableName, TableSchema}};
+use crate::{
+    batch::Step,
+    schema::{TableName, TableSchema},
+};
 
 /// Why a batch is written.
 #[derive(Debug, Clone, PartialEq, Eq)]

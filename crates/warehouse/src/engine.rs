@@ -6,7 +6,7 @@
 //! Non-goals: writing ([`crate::writer`]) and answering readers ([`crate::reader`]).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -34,6 +34,8 @@ pub struct Engine {
     path: PathBuf,
     root: Mutex<Connection>,
     pins: Mutex<BTreeMap<String, Arc<Mutex<Connection>>>>,
+    /// Names whose asker gave up before they were pinned.
+    abandoned: Mutex<BTreeSet<String>>,
     confirmed_at: AtomicI64,
 }
 
@@ -62,6 +64,7 @@ impl Engine {
             path: path.to_owned(),
             root: Mutex::new(root),
             pins: Mutex::new(BTreeMap::new()),
+            abandoned: Mutex::default(),
             confirmed_at: AtomicI64::new(0),
         }))
     }
@@ -90,7 +93,10 @@ impl Engine {
         connection.execute_batch("begin transaction read only")?;
         // the snapshot is taken by the first read
         connection.query_row("select count(*) from audit.watermarks", [], |row| row.get::<_, i64>(0))?;
-        lock(&self.pins).insert(name.to_owned(), Arc::new(Mutex::new(connection)));
+        let mut pins = lock(&self.pins);
+        if !lock(&self.abandoned).remove(name) {
+            pins.insert(name.to_owned(), Arc::new(Mutex::new(connection)));
+        }
         Ok(())
     }
 
@@ -104,6 +110,15 @@ impl Engine {
     pub fn release(&self, name: &str) {
         let pin = lock(&self.pins).remove(name);
         drop(pin);
+    }
+
+    /// Lets a pinned state go now, or as soon as it is pinned: for an asker who may give up before.
+    /// A name is used once.
+    pub fn abandon(&self, name: &str) {
+        let mut pins = lock(&self.pins);
+        if pins.remove(name).is_none() {
+            lock(&self.abandoned).insert(name.to_owned());
+        }
     }
 
     /// Whether any state is pinned.

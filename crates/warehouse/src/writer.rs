@@ -258,7 +258,9 @@ impl Writer {
                 }
                 Command::Advance { end, reply } => answer(reply, self.advance(&end)),
                 Command::Quarantine { table, reason, reply } => {
-                    let kept = records::quarantine(&self.connection, &table, &reason, self.clock.wall());
+                    let kept = self.transaction(|writer| {
+                        records::quarantine(&writer.connection, &table, &reason, writer.clock.wall())
+                    });
                     answer(reply, kept.map_err(Into::into));
                 }
                 Command::Pin { name, reply } => answer(reply, self.engine.pin(&name).map_err(Into::into)),
@@ -310,8 +312,11 @@ impl Writer {
         match result {
             Ok(applied) => {
                 self.engine.confirm(self.clock.wall());
-                if kind != RunKind::Changes {
-                    self.checkpoint().map_err(SinkError::from)?;
+                if kind != RunKind::Changes
+                    && let Err(error) = self.checkpoint()
+                {
+                    // what is committed is committed; the next checkpoint takes the log along
+                    tracing::warn!(%error, "the warehouse could not be checkpointed after a copy");
                 }
                 Ok(applied)
             }

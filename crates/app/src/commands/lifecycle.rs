@@ -69,7 +69,8 @@ async fn detached(context: &Context, options: &Up) -> anyhow::Result<u8> {
         let mut ready = false;
         loop {
             tokio::select! {
-                Ok(Some(line)) = said.next_line() => output.line(line),
+                // with --json people's lines (a first password among them) go to the error stream
+                Ok(Some(line)) = said.next_line() => if output.json { output.note(line) } else { output.line(line) },
                 Ok(Some(line)) = complained.next_line() => output.note(line),
                 status = child.wait() => {
                     while let Ok(Some(line)) = said.next_line().await {

@@ -8,14 +8,16 @@ use millrace_pg::ConnectParams;
 
 /// One line of libpq's password file; `:` and `\` are escaped (PostgreSQL manual, "The Password File").
 pub(crate) fn pgpass_line(params: &ConnectParams) -> String {
-    let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
-    format!(
-        "{}:{}:*:{}:{}\n",
-        escape(&params.host),
-        params.port,
-        escape(&params.user),
-        escape(params.password.reveal())
-    )
+    format!("{}{}\n", pgpass_subject(params), escape(params.password.reveal()))
+}
+
+/// What a line is about: all of it but the password.
+fn pgpass_subject(params: &ConnectParams) -> String {
+    format!("{}:{}:*:{}:", escape(&params.host), params.port, escape(&params.user))
+}
+
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\\\").replace(':', "\\:")
 }
 
 /// Runs psql in the foreground and returns its exit code.
@@ -26,10 +28,14 @@ pub(crate) async fn run(
     ca: &Path,
     arguments: &[String],
 ) -> anyhow::Result<u8> {
-    let mut lines = std::fs::read_to_string(pgpass).unwrap_or_default();
     let line = pgpass_line(params);
-    if !lines.contains(&line) {
-        lines.push_str(&line);
+    let old = std::fs::read_to_string(pgpass).unwrap_or_default();
+    // libpq takes the first match: a password of before must not stand in front
+    let subject = pgpass_subject(params);
+    let mut lines: String =
+        old.lines().filter(|old| !old.starts_with(&subject)).map(|old| format!("{old}\n")).collect();
+    lines.push_str(&line);
+    if lines != old {
         files::write_atomic(pgpass, lines.as_bytes(), 0o600)
             .with_context(|| format!("cannot write {}", pgpass.display()))?;
     }

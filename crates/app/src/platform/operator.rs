@@ -76,6 +76,19 @@ pub(crate) struct PlatformOperator {
     pub(crate) stop: CancellationToken,
 }
 
+/// A pinned state of the warehouse, let go with this value.
+#[derive(Debug)]
+struct Pin {
+    engine: Arc<Engine>,
+    name: String,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.engine.abandon(&self.name);
+    }
+}
+
 fn refused(error: &dyn std::error::Error, hint: Option<String>) -> OperateError {
     OperateError { message: chain(error), hint }
 }
@@ -194,13 +207,15 @@ impl PlatformOperator {
         let started = self.observatory.clock.monotonic();
         let (reply, answer) = oneshot::channel();
         let name = format!("prove-{}", started.as_micros());
+        // a pin keeps old versions of rows: it must go, whatever becomes of this call
+        let pin = Pin { engine: self.engine.clone(), name: name.clone() };
         self.command(Command::Barrier { name: name.clone(), reply }).await?;
         let barrier = answered(answer, BARRIER_DEADLINE).await?.map_err(|error| refused(&error, Some(error.hint())))?;
         let lsn = barrier.lsn;
         let result = self.compare_at(&barrier.snapshot.clone(), &name).await;
         // until here its connection kept the snapshot
         drop(barrier);
-        self.reader.release(&name).await;
+        drop(pin);
         let (tables, models) = result?;
         Ok(Proof {
             lsn,

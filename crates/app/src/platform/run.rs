@@ -214,29 +214,21 @@ async fn live(
 
     let primary = wait_for_primary(context, &mut cluster, stop, cluster_tasks, services).await?;
     let Some(primary) = primary else { return Ok(()) };
-    let prepared = prepare::run(context, &primary).await?;
-    for script in &prepared.migrations_applied {
-        context.output.line(format!("  migrated {script}"));
-    }
-    if start.sample {
-        sample(context, &primary).await?;
-    }
-
-    let publication =
-        millrace_capture::prepare(&*admin(context, &primary).await?, &config.capture.publication, &published)
-            .await
-            .map_err(|error| explain(&error, Some(error.hint())))?;
-    let options = capture_options(context, &primary, published, publication)?;
+    let prepared = tokio::select! {
+        // every step is a transaction: a stop leaves it undone
+        prepared = Box::pin(prepared(context, start, &primary, &published)) => prepared?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let options = capture_options(context, &primary, published, prepared)?;
     spawn_capture(options, sink, command_receiver, capture_status, clock.clone(), services);
 
     let users = Arc::new(UserStore::new(primary.to_database(PLATFORM_DATABASE)));
-    let first_password = first_user(&users).await?;
     let tls = config.tls().server_config(&[b"h2", b"http/1.1"])?;
     let router = millrace_console::router(ConsoleState {
         catalog: operator.catalog.clone(),
         reader: reader.clone(),
         operator: operator.clone() as Arc<dyn Operator>,
-        users,
+        users: users.clone(),
         session_key: context.secrets.console_session_key.clone(),
         clock: clock.clone(),
         name: format!("Millrace · {}", config.platform.name),
@@ -250,9 +242,33 @@ async fn live(
         spawn_simulation(context, rate, services);
     }
     wait_for_data(context, capture_watch, stop, services).await?;
+    if stop.is_cancelled() {
+        return Ok(());
+    }
+    // made only now: a password that was made is shown
+    let first_password = first_user(&users).await?;
     announce(context, first_password.as_ref());
     operator.ready.send_replace(true);
     until_stopped(stop, cluster_tasks, services).await
+}
+
+/// Roles, schema, sample data and publication on a primary that has just become ready.
+async fn prepared(
+    context: &Context,
+    start: &Start,
+    primary: &ConnectParams,
+    published: &[TableName],
+) -> anyhow::Result<millrace_capture::Prepared> {
+    for script in prepare::run(context, primary).await?.migrations_applied {
+        context.output.line(format!("  migrated {script}"));
+    }
+    if start.sample {
+        sample(context, primary).await?;
+    }
+    let admin = admin(context, primary).await?;
+    millrace_capture::prepare(&admin, &context.config.capture.publication, published)
+        .await
+        .map_err(|error| explain(&error, Some(error.hint())))
 }
 
 /// The pack's declarations; every mistake of every file in one error.
@@ -281,11 +297,12 @@ fn open_warehouse(context: &Context) -> anyhow::Result<Arc<Engine>> {
 /// Keeps the warehouse's files under another name: capture then copies everything anew.
 fn set_aside(context: &Context, clock: &dyn Clock) -> anyhow::Result<()> {
     let file = context.layout.warehouse_file();
+    let now = clock.wall().0 / 1_000_000;
     for suffix in ["", ".wal"] {
         let mut from = file.clone().into_os_string();
         from.push(suffix);
         let mut to = file.clone().into_os_string();
-        to.push(format!(".{}{suffix}", clock.wall().0 / 1_000_000));
+        to.push(format!(".{now}{suffix}"));
         match std::fs::rename(&from, &to) {
             Ok(()) => context.output.line(format!("  the old warehouse is kept as {}", to.display())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -505,15 +522,21 @@ async fn wait_for_data(
             capture.changed().await.context("capture ended")?;
         }
     };
-    tokio::select! {
-        // a capture that stopped has said so before its task ends
-        biased;
-        waited = waiting => waited,
-        () = stop.cancelled() => Ok(()),
-        ended = services.join_next() => match ended {
-            Some(Err(error)) => Err(explain(&error, None)),
-            _ => Ok(()),
-        },
+    let mut waiting = std::pin::pin!(waiting);
+    loop {
+        tokio::select! {
+            // a capture that stopped has said so before its task ends
+            biased;
+            waited = &mut waiting => return waited,
+            () = stop.cancelled() => return Ok(()),
+            ended = services.join_next() => match ended {
+                // what stops by itself stops loudly, and the data still come
+                Some(Ok("signals" | "capture" | "simulation")) => {}
+                Some(Ok(name)) => bail!("part {name} ended"),
+                Some(Err(error)) => return Err(explain(&error, None)),
+                None => bail!("every part ended"),
+            },
+        }
     }
 }
 
