@@ -142,7 +142,10 @@ export async function compareReading(page, tile, data, marksMax = 40) {
   for (let i = 0; i < marks; i += 1) {
     await page.keyboard.press("ArrowRight");
     const said = await page.locator("#announce").textContent();
-    const tip = await page.locator(".tip:visible").first().textContent().catch(() => "");
+    // the tooltip is drawn a moment after the mark is chosen; until then the last one may stand there
+    const first = data.texts[i][data.columns.findIndex((c) => c.name === data.x)];
+    const shown = page.locator(".tip:visible").filter({ hasText: first }).first();
+    const tip = await shown.textContent({ timeout: 5000 }).catch(() => page.locator(".tip:visible").first().textContent().catch(() => ""));
     for (const name of [data.x, ...data.y].filter(Boolean)) {
       const text = data.texts[i][data.columns.findIndex((c) => c.name === name)];
       assert(said.includes(text), `${data.report} mark ${i}: “${said}” does not say ${text}`);

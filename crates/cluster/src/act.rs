@@ -53,6 +53,8 @@ pub async fn make_replica(
     let upstream = spec.upstream(&primary, &node.name);
     let params = spec.superuser(&primary)?;
     let client = connect(&params, Duration::from_secs(10)).await.map_err(ClusterError::sql(&primary.name))?;
+    // a copy left by an earlier supervisor would hold the slot for ever
+    server.end_copies();
     renew_slot(&client, &upstream.slot).await.map_err(ClusterError::sql(&primary.name))?;
     drop(client);
 

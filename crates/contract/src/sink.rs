@@ -111,7 +111,7 @@ pub trait Sink: Send {
     /// Keeps a table's quarantine durable, with its reason, before the batch is repeated without it.
     fn quarantine(&mut self, table: TableName, reason: String) -> impl Future<Output = Result<(), SinkError>> + Send;
 
-    /// Pins what the warehouse holds at this moment for an exact comparison ([`crate::query::Reader::pinned`]):
+    /// Pins what the warehouse holds at this moment for an exact comparison ([`crate::query::Query::pinned`]):
     /// readers that name `name` see this state until it is released.
     fn pin(&mut self, name: &str) -> impl Future<Output = Result<(), SinkError>> + Send;
 }

@@ -60,8 +60,9 @@ impl ServerSpec {
         self.settle()
     }
 
-    /// A copy that outlived its supervisor would go on writing.
-    fn end_copies(&self) {
+    /// Kills copies into this folder that outlived their supervisor: they would go on writing, and
+    /// hold the upstream's slot.
+    pub fn end_copies(&self) {
         for process in process_table::working_in(&self.folder) {
             if process.program == "pg_basebackup" {
                 tracing::info!(pid = process.pid, "ending a base backup left by an earlier supervisor");

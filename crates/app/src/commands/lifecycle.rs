@@ -56,7 +56,12 @@ async fn detached(context: &Context, options: &Up) -> anyhow::Result<u8> {
     if let Some(rate) = options.simulate {
         command.arg("--simulate").arg(rate.to_string());
     }
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).current_dir("/").process_group(0);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .current_dir(&context.config.folder)
+        .process_group(0);
     let mut child = tokio::process::Command::from(command).spawn().context("cannot start the platform")?;
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         bail!("the platform's output cannot be read");

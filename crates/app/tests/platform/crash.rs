@@ -11,6 +11,7 @@ impl Load {
     fn on(platform: &Platform, rate: &str) -> Self {
         let dir = platform.dir();
         let child = command(&["--dir", dir.to_str().unwrap(), "simulate", "--rate", rate])
+            .current_dir(&dir)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -98,6 +99,7 @@ fn dying_at_every_failpoint_of_a_batch_loses_nothing() {
         let dir = platform.dir();
         let armed = format!("{failpoint}=2:abort");
         let mut child = command(&["--dir", dir.to_str().unwrap(), "--failpoint", &armed, "up", "--simulate", "50"])
+            .current_dir(&dir)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -117,6 +119,7 @@ fn dying_in_the_initial_copy_starts_it_again() {
     let dir = platform.dir();
     let mut child =
         command(&["--dir", dir.to_str().unwrap(), "--failpoint", "capture.during_copy:abort", "up", "--sample"])
+            .current_dir(&dir)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

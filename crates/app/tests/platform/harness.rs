@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use millrace_testkit::Sandbox;
 use serde_json::Value;
 
 /// Nodes, warehouse and console take five ports in a row; some room is left.
@@ -46,16 +47,14 @@ impl Said {
 /// A platform folder and the processes that it may have.
 #[derive(Debug)]
 pub(crate) struct Platform {
-    folder: tempfile::TempDir,
+    folder: Sandbox,
     pub(crate) base_port: u16,
 }
 
 impl Platform {
     /// `millrace init --pack loans`, data beside it.
     pub(crate) fn init() -> Self {
-        let folder = tempfile::Builder::new().prefix("millrace-platform-").tempdir().unwrap();
-        // the servers' user must be able to pass
-        std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
+        let folder = Sandbox::new();
         let platform = Self { folder, base_port: free_ports() };
         let base_port = platform.base_port.to_string();
         let dir = platform.dir();
