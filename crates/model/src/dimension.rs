@@ -211,9 +211,12 @@ impl Dimension {
             self.allot(&versions),
             format!("create or replace temp table {rows} as {}", self.rows_from(&versions)),
             format!(
-                "create or replace temp table {prior} as select rowid as _rowid, * from {table} semi join {affected} using ({keys})"
+                "create or replace temp table {prior} as select * from {table} semi join {affected} using ({keys})"
             ),
-            format!("delete from {table} where rowid in (select _rowid from {prior})"),
+            format!(
+                "delete from {table} as _d using {affected} as _gone where {}",
+                list_and(self.key.iter().map(|k| format!("_d.{0} = _gone.{0}", Ident(k))))
+            ),
             format!("insert into {table} select * from {rows}"),
             format!("create or replace temp table {changed} as {}", self.changed(&rows, &prior)),
         ]

@@ -175,6 +175,13 @@ impl Changes {
     }
 }
 
+/// Processor time of this process so far, in ticks of 10 ms.
+fn cpu_time_ms() -> Result<u64, Error> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields = stat.rsplit(") ").next().ok_or("no stat")?.split(' ').skip(11).take(2);
+    Ok(fields.map(str::parse::<u64>).sum::<Result<u64, _>>()? * 10)
+}
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<(), Error> {
     tracing_subscriber::fmt()
@@ -183,8 +190,9 @@ async fn main() -> Result<(), Error> {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .init();
     let mut arguments = std::env::args_os().skip(1);
-    let folder = PathBuf::from(arguments.next().ok_or("FOLDER PAYMENTS")?);
-    let payments: u64 = arguments.next().and_then(|a| a.to_str()?.parse().ok()).ok_or("FOLDER PAYMENTS")?;
+    let folder = PathBuf::from(arguments.next().ok_or("FOLDER PAYMENTS [THREADS]")?);
+    let payments: u64 = arguments.next().and_then(|a| a.to_str()?.parse().ok()).ok_or("FOLDER PAYMENTS [THREADS]")?;
+    let threads = arguments.next().and_then(|a| a.to_str()?.parse().ok()).unwrap_or(2);
     let mut out = std::io::stdout().lock();
     let files = [
         ("dimensions.toml", include_str!("../../../packs/loans/models/dimensions.toml")),
@@ -192,7 +200,7 @@ async fn main() -> Result<(), Error> {
         ("views.toml", include_str!("../../../packs/loans/models/views.toml")),
     ];
     let models = Arc::new(Models::parse(files).map_err(|e| format!("{e:?}"))?);
-    let options = EngineOptions { memory_limit: "800MB".into(), threads: 2, temp_directory: folder.join("tmp") };
+    let options = EngineOptions { memory_limit: "800MB".into(), threads, temp_directory: folder.join("tmp") };
     let engine = Engine::open(&folder.join("warehouse.duckdb"), options)?;
     let mut sink = DuckSink::open(engine.clone(), models.clone(), Arc::new(SystemClock::new()))?;
     if !sink.resume().await?.watermark.is_valid() {
@@ -223,21 +231,25 @@ async fn main() -> Result<(), Error> {
         ("50,000 recent", 50_000, false, 3),
     ] {
         let mut took_ms = Vec::new();
+        let mut cpu_ms = Vec::new();
         for _ in 0..rounds {
             let steps = if scattered { changes.scattered(count)? } else { changes.recent(count)? };
-            let start = Instant::now();
+            let (start, cpu) = (Instant::now(), cpu_time_ms()?);
             sink.begin(RunKind::Changes, 1).await?;
             for step in steps {
                 sink.append(step).await?;
             }
             sink.commit(changes.end()).await?;
             took_ms.push(start.elapsed().as_millis());
+            cpu_ms.push(cpu_time_ms()? - cpu);
         }
         took_ms.sort_unstable();
+        cpu_ms.sort_unstable();
         writeln!(
             out,
-            "{what}: median {} ms of {took_ms:?}",
-            took_ms.get(took_ms.len() / 2).copied().unwrap_or_default()
+            "{what}: median {} ms of {took_ms:?}; processor time {} ms of {cpu_ms:?}",
+            took_ms.get(took_ms.len() / 2).copied().unwrap_or_default(),
+            cpu_ms.get(cpu_ms.len() / 2).copied().unwrap_or_default()
         )?;
     }
     let status = std::fs::read_to_string("/proc/self/status")?;

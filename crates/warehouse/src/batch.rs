@@ -17,6 +17,7 @@ use crate::{
     build::{self, IncrementalError},
     convert::{Converted, RowFacts},
     error::{WarehouseError, message},
+    index::Taken,
     records::{self, Known, Run},
     schema_change,
     table::Table,
@@ -40,6 +41,8 @@ pub(crate) struct State {
     /// Names of the models that are built.
     pub(crate) built: BTreeSet<String>,
     pub(crate) last_run: i64,
+    /// What the last batch took out of each table.
+    pub(crate) taken: Taken,
 }
 
 impl State {
@@ -50,6 +53,7 @@ impl State {
             tables: records::tables(connection)?,
             built: records::built(connection)?.into_keys().collect(),
             last_run: records::last_run(connection)?,
+            taken: Taken::new(),
         })
     }
 
@@ -286,6 +290,7 @@ impl Batch {
             RunKind::Changes => false,
         };
         let mut built = state.built.clone();
+        let mut taken = Taken::new();
         if fresh {
             failpoint::pass("batch.after_staging")?;
             let copied: BTreeSet<String> = self.tables.keys().cloned().collect();
@@ -298,21 +303,17 @@ impl Batch {
             let mut changed = BTreeSet::new();
             for (name, touched) in &self.touched {
                 let Some(known) = self.tables.get(name) else { continue };
-                if apply_table(
-                    connection,
-                    &known.schema,
-                    &state.models,
-                    touched,
-                    self.run_id,
-                    &mut applied,
-                    &mut counts,
-                )? {
-                    changed.insert(name.clone());
-                }
+                let written = apply_table(connection, &known.schema, &state.models, touched, self.run_id)?;
+                applied.rows_inserted += written.inserted;
+                applied.rows_updated += written.updated;
+                applied.rows_deleted += written.deleted;
+                counts.insert(name.clone(), written.to_json());
+                taken.insert(("staging", name.clone()), written.updated + written.deleted);
+                changed.insert(name.clone());
             }
             failpoint::pass("batch.after_staging")?;
             built.retain(|model| !self.retyped.contains(model));
-            build::incremental(connection, &state.models, &built, changed)?;
+            build::incremental(connection, &state.models, &built, changed, &mut taken)?;
             if !self.retyped.is_empty() {
                 let copied = self.tables.iter().filter(|(_, k)| k.copied).map(|(n, _)| n.clone()).collect();
                 build::rebuild(connection, &state.models, &copied, Some(&self.retyped), clock.wall())?;
@@ -350,6 +351,7 @@ impl Batch {
         build::timed(connection, "commit")?;
         state.tables = self.tables;
         state.built = built;
+        state.taken = taken;
         state.last_run = run_id;
         applied.run_id = run_id;
         applied.duration_ms = u64::try_from(now.since(self.started_at).as_millis()).unwrap_or(u64::MAX);
@@ -442,16 +444,28 @@ fn needed<'a>(models: &Models, schema: &'a TableSchema) -> Vec<&'a str> {
     schema.columns.iter().filter(|c| c.key || read.contains(&c.name)).map(|c| c.name.as_str()).collect()
 }
 
-/// Writes a table's changes into history and staging; whether anything is left to tell the models.
+/// What a table's changes came to, by keys before and after.
+#[derive(Debug, Clone, Copy)]
+struct Written {
+    inserted: u64,
+    updated: u64,
+    deleted: u64,
+}
+
+impl Written {
+    fn to_json(self) -> serde_json::Value {
+        serde_json::json!({ "inserted": self.inserted, "updated": self.updated, "deleted": self.deleted })
+    }
+}
+
+/// Writes a table's changes into history and staging.
 fn apply_table(
     connection: &Connection,
     schema: &TableSchema,
     models: &Models,
     touched: &Touched,
     run_id: i64,
-    applied: &mut Applied,
-    counts: &mut serde_json::Map<String, serde_json::Value>,
-) -> Result<bool, BatchError> {
+) -> Result<Written, BatchError> {
     let table = Table(schema);
     if touched.facts.unchanged > 0 {
         unchanged::fill(connection, schema).map_err(|e| match e {
@@ -473,15 +487,7 @@ fn apply_table(
     if new > 0 {
         build::timed(connection, &table.insert_new())?;
     }
-    let (inserted, updated, deleted) = (new - both, both, old - both);
-    applied.rows_inserted += inserted;
-    applied.rows_updated += updated;
-    applied.rows_deleted += deleted;
-    counts.insert(
-        schema.table.name.clone(),
-        serde_json::json!({ "inserted": inserted, "updated": updated, "deleted": deleted }),
-    );
-    Ok(true)
+    Ok(Written { inserted: new - both, updated: both, deleted: old - both })
 }
 
 /// A load that failed.

@@ -9,6 +9,7 @@ use millrace_model::{Base, Change, ChangeKind, Changes, Dimension, Fact, Increme
 
 use crate::{
     error::{WarehouseError, message},
+    index::Taken,
     records,
 };
 
@@ -144,12 +145,13 @@ pub(crate) fn incremental(
     models: &Models,
     built: &BTreeSet<String>,
     tables: BTreeSet<String>,
+    taken: &mut Taken,
 ) -> Result<(), IncrementalError> {
     let mut changes = Changes { tables, dimensions: BTreeSet::new() };
     for model in models.iter().filter(|m| built.contains(m.name())) {
         if let Model::Dimension(dimension) = model
             && changes.tables.contains(&dimension.source.table)
-            && update_dimension(connection, dimension).map_err(|e| describe(model, e))?
+            && update_dimension(connection, dimension, taken).map_err(|e| describe(model, e))?
         {
             changes.dimensions.insert(dimension.name.clone());
         }
@@ -157,7 +159,7 @@ pub(crate) fn incremental(
     failpoint::pass("batch.after_dimensions")?;
     for model in models.iter().filter(|m| built.contains(m.name())) {
         if let Model::Fact(fact) = model {
-            update_fact(connection, fact, &changes).map_err(|e| describe(model, e))?;
+            update_fact(connection, fact, &changes, taken).map_err(|e| describe(model, e))?;
         }
     }
     failpoint::pass("batch.after_facts")?;
@@ -178,18 +180,25 @@ fn count(connection: &Connection, relation: &str) -> Result<i64, WarehouseError>
 }
 
 /// Whether facts that look the dimension up may have to change.
-fn update_dimension(connection: &Connection, dimension: &Dimension) -> Result<bool, WarehouseError> {
+fn update_dimension(connection: &Connection, dimension: &Dimension, taken: &mut Taken) -> Result<bool, WarehouseError> {
     run(connection, &dimension.affected())?;
-    if count(connection, &dimension.temporary("affected"))? == 0 {
+    let affected = count(connection, &dimension.temporary("affected"))?;
+    if affected == 0 {
         return Ok(false);
     }
+    taken.insert(("warehouse", dimension.name.clone()), u64::try_from(affected).unwrap_or(0));
     for sql in dimension.incremental() {
         run(connection, &sql)?;
     }
     Ok(count(connection, &dimension.temporary("changed"))? > 0)
 }
 
-fn update_fact(connection: &Connection, fact: &Fact, changes: &Changes) -> Result<(), WarehouseError> {
+fn update_fact(
+    connection: &Connection,
+    fact: &Fact,
+    changes: &Changes,
+    taken: &mut Taken,
+) -> Result<(), WarehouseError> {
     let Some(affected) = fact.affected(changes) else { return Ok(()) };
     run(connection, &affected)?;
     let (all, existed, elsewhere): (i64, i64, i64) = connection.query_row(
@@ -200,6 +209,7 @@ fn update_fact(connection: &Connection, fact: &Fact, changes: &Changes) -> Resul
         [],
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )?;
+    taken.insert(("warehouse", fact.name.clone()), u64::try_from(existed).unwrap_or(0));
     let carry = fact.carries() && is_exact(connection, fact)?;
     if carry {
         run(connection, &fact.create_prior())?;
@@ -238,7 +248,7 @@ pub(crate) fn move_rows(connection: &Connection, delete: &str, into: &str) -> Re
 
 /// Whether a fact's aggregates can be added and taken away without losing digits.
 fn is_exact(connection: &Connection, fact: &Fact) -> Result<bool, WarehouseError> {
-    let mut statement = connection.prepare_cached(
+    let mut statement = connection.prepare(
         "select data_type, numeric_scale from duckdb_columns() where database_name = current_database() \
          and schema_name = ? and table_name = ? and column_name = ?",
     )?;

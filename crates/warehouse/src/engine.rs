@@ -17,7 +17,7 @@ use std::{
 use duckdb::{Config, Connection};
 use millrace_base::{Micros, files, ident::Literal};
 
-use crate::error::WarehouseError;
+use crate::{error::WarehouseError, index};
 
 /// How much of the machine the engine may use.
 #[derive(Debug, Clone)]
@@ -164,6 +164,8 @@ fn config(options: &EngineOptions) -> duckdb::Result<Config> {
         .with("temp_directory", options.temp_directory.to_string_lossy())?
         // a scattered change costs 0.6 s a commit at the default of 16 MB
         .with("checkpoint_threshold", "512MB")?
+        // joins with few keys are looked up in an index, where there is one
+        .with("dynamic_or_filter_threshold", index::LOOKUP_KEYS_MAX.to_string())?
         .with("integer_division", "true")?
         .with("default_null_order", "nulls_last_on_asc_first_on_desc")?
         .with("autoinstall_known_extensions", "false")?

@@ -8,6 +8,7 @@ mod build;
 mod convert;
 pub mod engine;
 pub mod error;
+mod index;
 pub mod reader;
 mod records;
 mod schema_change;

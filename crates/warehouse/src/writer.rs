@@ -20,6 +20,7 @@ use crate::{
     convert::convert,
     engine::{Engine, lock},
     error::WarehouseError,
+    index::{self, Indexes},
     records,
 };
 
@@ -69,9 +70,24 @@ impl DuckSink {
     /// # Errors
     /// If the file's own records are damaged, a model cannot be built, or no thread can be started.
     pub fn open(engine: Arc<Engine>, models: Arc<Models>, clock: Arc<dyn Clock>) -> Result<Self, WarehouseError> {
+        Self::open_indexing(engine, models, clock, index::ROWS_MIN)
+    }
+
+    /// As [`DuckSink::open`]; tables get an index on their key from `index_rows_min` rows on.
+    ///
+    /// # Errors
+    /// As [`DuckSink::open`].
+    pub fn open_indexing(
+        engine: Arc<Engine>,
+        models: Arc<Models>,
+        clock: Arc<dyn Clock>,
+        index_rows_min: u64,
+    ) -> Result<Self, WarehouseError> {
         let connection = engine.connect()?;
         let state = State::read(&connection, models)?;
-        let mut writer = Writer { engine, connection, state, clock, open: None, failed: None, waiting: Vec::new() };
+        let indexes = Indexes::new(index_rows_min);
+        let mut writer =
+            Writer { engine, connection, state, indexes, clock, open: None, failed: None, waiting: Vec::new() };
         writer.build_declared()?;
         let (commands, received) = mpsc::channel(CHANNEL_STEPS);
         let thread = std::thread::Builder::new()
@@ -232,6 +248,7 @@ struct Writer {
     engine: Arc<Engine>,
     connection: Connection,
     state: State,
+    indexes: Indexes,
     clock: Arc<dyn Clock>,
     open: Option<Batch>,
     /// The open batch has failed: its later steps are thrown away, its commit answers with this.
@@ -312,6 +329,9 @@ impl Writer {
         match result {
             Ok(applied) => {
                 self.engine.confirm(self.clock.wall());
+                if kind != RunKind::Changes {
+                    self.indexes.recount();
+                }
                 if kind != RunKind::Changes
                     && let Err(error) = self.checkpoint()
                 {
@@ -354,6 +374,10 @@ impl Writer {
         }
         for outside in std::mem::take(&mut self.waiting) {
             self.outside(outside);
+        }
+        let taken = std::mem::take(&mut self.state.taken);
+        if let Err(error) = self.indexes.tend(&self.connection, &self.state.tables, &self.state.models, &taken) {
+            tracing::warn!(%error, "an index could not be made or dropped; results do not depend on it");
         }
         if self.wal_bytes() > CHECKPOINT_WAL_BYTES
             && !self.engine.has_pins()
@@ -436,6 +460,7 @@ impl Writer {
 
     fn read_built(&mut self) -> Result<(), WarehouseError> {
         self.state.built = records::built(&self.connection)?.into_keys().collect::<BTreeSet<_>>();
+        self.indexes.recount();
         Ok(())
     }
 

@@ -30,7 +30,7 @@ async fn child() {
         millrace_base::failpoint::arm(failpoint.to_str().unwrap()).unwrap();
     }
     let engine = engine(&folder);
-    let mut sink = sink(&engine);
+    let mut sink = indexing_sink(&engine);
     let mut source = Source::new();
     let mut watermark = sink.resume().await.unwrap().watermark;
     while !watermark.is_valid() {

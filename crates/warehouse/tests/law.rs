@@ -4,14 +4,21 @@
 
 mod loans;
 
+use std::sync::Arc;
+
 use loans::{history::*, *};
 use millrace_contract::{RunKind, Sink};
+use millrace_warehouse::{DuckSink, Engine};
 use proptest::prelude::*;
 
-async fn lives_by_the_law(batches: Vec<(Vec<Event>, Trouble)>) {
+fn has_indexes(engine: &Engine) -> bool {
+    engine.connect().unwrap().query_row("select count(*) > 0 from duckdb_indexes()", [], |row| row.get(0)).unwrap()
+}
+
+async fn lives_by_the_law(batches: Vec<(Vec<Event>, Trouble)>, open: fn(&Arc<Engine>) -> DuckSink, indexed: bool) {
     let folder = tempfile::tempdir().unwrap();
     let mut engine = engine(folder.path());
-    let mut sink = sink(&engine);
+    let mut sink = open(&engine);
     let mut source = Source::new();
     apply(&mut sink, RunKind::InitialCopy, source.copy(), 10).await.unwrap();
     for (events, trouble) in batches {
@@ -37,11 +44,12 @@ async fn lives_by_the_law(batches: Vec<(Vec<Event>, Trouble)>) {
             sink.close().await;
             drop(engine);
             engine = loans::engine(folder.path());
-            sink = loans::sink(&engine);
+            sink = open(&engine);
             assert_eq!(sink.resume().await.unwrap().watermark, source.end().watermark);
         }
     }
     assert_verified(&engine);
+    assert_eq!(has_indexes(&engine), indexed);
     let incremental = star(&engine);
     sink.handle().rebuild().await.unwrap();
     assert_eq!(star(&engine), incremental);
@@ -53,6 +61,13 @@ proptest! {
 
     #[test]
     fn incremental_is_full_rebuild(batches in batches()) {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(lives_by_the_law(batches));
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(lives_by_the_law(batches, sink, false));
+    }
+
+    /// Large tables have indexes on their keys; here all have.
+    #[test]
+    fn incremental_is_full_rebuild_with_indexes(batches in batches()) {
+        let law = lives_by_the_law(batches, indexing_sink, true);
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(law);
     }
 }

@@ -30,6 +30,11 @@ pub(crate) fn sink(engine: &Arc<Engine>) -> DuckSink {
     DuckSink::open(engine.clone(), models(), Arc::new(SystemClock::new())).unwrap()
 }
 
+/// A sink that gives every table an index, however small.
+pub(crate) fn indexing_sink(engine: &Arc<Engine>) -> DuckSink {
+    DuckSink::open_indexing(engine.clone(), models(), Arc::new(SystemClock::new()), 0).unwrap()
+}
+
 fn table(name: &str, oid: u32, columns: &[(&str, ColumnType)]) -> Arc<TableSchema> {
     let columns = columns
         .iter()
