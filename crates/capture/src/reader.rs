@@ -2,7 +2,7 @@
 //!
 //! Batches close at ends of transactions: by size; by age; or at once when the source is quiet and
 //! none was closed for a while, so that a lone change is seen in milliseconds and a steady flow comes
-//! in batches of [`crate::CaptureOptions::batch_age`]. While the sink is busy the open batch grows up to its
+//! in batches of [`crate::CaptureOptions::batch_age`]; the end of a backlog closes when the source is quiet. While the sink is busy the open batch grows up to its
 //! size; then reading stops, but the server goes on hearing from us.
 
 use std::{sync::Arc, time::Duration};
@@ -100,6 +100,8 @@ pub(crate) struct ReaderState {
     /// Every transaction that commits before this was received: the server sends them in the order of
     /// their commits, and nothing that comes later stands before it.
     received: Lsn,
+    /// The server's clock when it sent the newest message.
+    sent_at: Micros,
     /// Commit time of the newest transaction seen, or the server's time when it said that there is none.
     newest: Option<Micros>,
     /// The transaction whose pieces come now.
@@ -125,6 +127,7 @@ impl ReaderState {
         Self {
             from,
             received: from,
+            sent_at: Micros::default(),
             newest: None,
             streaming: None,
             known: false,
@@ -210,11 +213,18 @@ impl Reader {
         let status = state.last_status + STATUS_EVERY;
         match state.batch_begun {
             Some(begun) if self.at_rest() && !self.busy() => {
-                let quiet = (state.last_change + QUIET).max(state.last_close + self.options.batch_age);
+                let quiet = state.last_change + QUIET;
+                let quiet = if self.late() { quiet } else { quiet.max(state.last_close + self.options.batch_age) };
                 status.min(begun + self.options.batch_age).min(quiet)
             }
             _ => status.min(state.last_advance + self.options.idle_advance).max(Instant::now() + QUIET),
         }
+    }
+
+    /// What the open batch holds was committed longer ago than a batch may take, by the server's own clock: the
+    /// end of a backlog does not wait for more.
+    fn late(&self) -> bool {
+        self.assembler.first_commit().is_some_and(|first| self.state.sent_at.since(first) >= self.options.batch_age)
     }
 
     /// The sink has not yet committed what it was given.
@@ -224,8 +234,9 @@ impl Reader {
 
     async fn frame(&mut self, body: &[u8]) -> Result<(), CaptureError> {
         match Frame::decode(body)? {
-            Frame::XLogData { server_end, start, payload, .. } => {
+            Frame::XLogData { server_end, start, sent_at, payload } => {
                 self.progress.heard(server_end);
+                self.state.sent_at = sent_at;
                 self.state.received = self.state.received.max(start);
                 self.message(payload).await?;
                 if self.assembler.has_ready() {
@@ -388,7 +399,7 @@ impl Reader {
         }
         let now = Instant::now();
         let age = self.options.batch_age;
-        let quiet = now - self.state.last_change >= QUIET && now - self.state.last_close >= age;
+        let quiet = now - self.state.last_change >= QUIET && (now - self.state.last_close >= age || self.late());
         (now - begun >= age || quiet) && !self.busy()
     }
 

@@ -38,9 +38,9 @@ fn generated_sql() {
             Model::Fact(f) => {
                 let how = |carry| Incremental { base: Base::Affected, changes: &changes, carry };
                 let carried =
-                    if f.carries() { vec![f.create_prior(), f.delete(true), f.insert(how(true))] } else { Vec::new() };
+                    if f.carries() { vec![f.create_prior(true), f.delete(), f.insert(how(true))] } else { Vec::new() };
                 [
-                    vec![f.create(), f.affected(&changes).unwrap(), f.delete(false)],
+                    vec![f.create(), f.affected(&changes).unwrap(), f.delete()],
                     f.prepare(Base::Affected),
                     vec![f.insert(how(false))],
                     carried,

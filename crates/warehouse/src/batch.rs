@@ -385,13 +385,14 @@ impl Batch {
             let touched = self.touched.remove(&name).unwrap_or_default();
             let time = records::time(touched.copy_time.unwrap_or(end.commit_time));
             let columns = table.columns();
-            connection.execute_batch(&format!(
+            let copied = format!(
                 "insert into {} ({columns}, _commit_lsn, _sequence, _op, _commit_time, _run_id) \
                  select {columns}, _commit_lsn, _sequence, 'C', {time}, {} from {}",
                 table.raw(),
                 self.run_id,
                 table.staging()
-            ))?;
+            );
+            build::timed(connection, &copied)?;
             records::keep_table(connection, known)?;
             applied.rows_inserted += touched.facts.rows;
             counts.insert(name, serde_json::json!({ "inserted": touched.facts.rows }));
@@ -478,12 +479,12 @@ fn apply_table(
     let only_inserts = touched.facts.rows == touched.facts.inserts && !touched.truncated;
     build::timed(connection, &table.create_new(only_inserts))?;
     let needed = needed(models, schema);
-    build::timed(connection, &table.create_old(&needed))?;
-    if !only_inserts {
-        build::move_rows(connection, &table.delete_old(&needed), &format!("old_{}", schema.table.name))?;
-    }
+    build::timed(connection, &table.create_old(&needed, only_inserts))?;
     let (new, old, both): (u64, u64, u64) =
         connection.query_row(&table.count(), [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    if old > 0 {
+        build::timed(connection, &table.delete_old())?;
+    }
     if new > 0 {
         build::timed(connection, &table.insert_new())?;
     }

@@ -212,12 +212,10 @@ fn update_fact(
     taken.insert(("warehouse", fact.name.clone()), u64::try_from(existed).unwrap_or(0));
     let carry = fact.carries() && is_exact(connection, fact)?;
     if carry {
-        run(connection, &fact.create_prior())?;
+        run(connection, &fact.create_prior(existed > 0))?;
     }
-    if existed > 0 && carry {
-        move_rows(connection, &fact.delete(true), &format!("prior_{}", fact.name))?;
-    } else if existed > 0 {
-        run(connection, &fact.delete(false))?;
+    if existed > 0 {
+        run(connection, &fact.delete())?;
     }
     if all == 0 {
         return Ok(());
@@ -232,18 +230,6 @@ fn update_fact(
         run(connection, &sql)?;
     }
     run(connection, &fact.insert(Incremental { base, changes, carry }))
-}
-
-/// Puts what a `delete … returning` gives into a temporary table: one scan for taking and remembering.
-pub(crate) fn move_rows(connection: &Connection, delete: &str, into: &str) -> Result<(), WarehouseError> {
-    let start = std::time::Instant::now();
-    let taken: Vec<_> = connection.prepare(delete)?.query_arrow([])?.collect();
-    let mut appender = connection.appender_to_catalog_and_db(into, "temp", "main")?;
-    for rows in taken {
-        appender.append_record_batch(rows)?;
-    }
-    tracing::trace!(took_us = start.elapsed().as_micros(), sql = delete, "statement");
-    Ok(())
 }
 
 /// Whether a fact's aggregates can be added and taken away without losing digits.
