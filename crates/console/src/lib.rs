@@ -4,13 +4,14 @@
 //! [`Reader`] answers the reports, an [`Operator`] tells the platform's state.
 //!
 //! Invariants: every page but `/login`, `/assets`, `/healthz` and `/readyz` needs a session (or HTTP
-//! Basic for `/api` and `/metrics`); a page works without script, as tables; the whole state of a
+//! Basic for `/api` and `/metrics`), and the session's user must still be there with the same password; a page works without script, as tables; the whole state of a
 //! page is in its URL; no value of a row and no secret is logged.
 //! Non-goals: TLS and listening (the app does both), changing data.
 
 pub mod password;
 pub mod users;
 
+mod accounts;
 mod api;
 mod assets;
 mod cache;
@@ -38,6 +39,7 @@ use millrace_base::{Clock, Secret};
 use millrace_contract::{operate::Operator, query::Reader, report::ReportCatalog};
 use tokio_util::sync::CancellationToken;
 
+pub use accounts::Accounts;
 pub use users::{Users, UsersError};
 
 /// What the console shows and whom it lets in.
@@ -46,7 +48,7 @@ pub struct ConsoleState {
     pub catalog: Arc<ReportCatalog>,
     pub reader: Arc<dyn Reader>,
     pub operator: Arc<dyn Operator>,
-    pub users: Arc<dyn Users>,
+    pub accounts: Arc<Accounts>,
     /// Signs sessions; a new one ends them all.
     pub session_key: Secret,
     pub clock: Arc<dyn Clock>,

@@ -10,6 +10,7 @@ use std::{
 };
 
 use axum::{
+    Extension,
     extract::State,
     http::StatusCode,
     response::{
@@ -21,7 +22,7 @@ use futures::stream;
 use millrace_base::Clock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{Console, Shared, tile::Stamp};
+use crate::{Console, Shared, security, session::Session, tile::Stamp};
 
 /// How often the watermark is looked at.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -65,19 +66,23 @@ impl Pulse {
 struct Live {
     console: Shared,
     _permit: OwnedSemaphorePermit,
+    session: Session,
     sent: Option<Stamp>,
     silent: Duration,
 }
 
-/// `GET /events`: an event `watermark` whenever it moved, and at least every five seconds.
-pub(crate) async fn events(State(console): State<Shared>) -> Response {
+/// `GET /events`: an event `watermark` whenever it moved, and at least every five seconds. Ends with the
+/// session; the page then asks anew and is told.
+pub(crate) async fn events(State(console): State<Shared>, Extension(session): Extension<Session>) -> Response {
     let Ok(permit) = console.pulse.streams.clone().try_acquire_owned() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many open pages").into_response();
     };
-    let live = Live { console, _permit: permit, sent: None, silent: BEAT };
+    let live = Live { console, _permit: permit, session, sent: None, silent: BEAT };
     let events = stream::unfold(live, |mut live| async move {
         loop {
-            if live.console.state.shutdown.is_cancelled() {
+            // asks the store no oftener than a page does
+            let ended = !security::is_good(&live.console, &live.session).await.unwrap_or(false);
+            if ended || live.console.state.shutdown.is_cancelled() {
                 return None;
             }
             let newest = live.console.pulse.newest(&live.console).await;

@@ -14,7 +14,14 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use millrace_base::Secret;
 
-use crate::{Console, Shared, UsersError, error::ApiError, format, params::query_string, users};
+use crate::{
+    Console, Shared, UsersError,
+    accounts::{Mark, Standing},
+    error::ApiError,
+    format, pages,
+    params::query_string,
+    session::Session,
+};
 
 /// How long a login waits for its turn to be compared.
 const TURN_DEADLINE: Duration = Duration::from_secs(5);
@@ -61,17 +68,36 @@ pub(crate) fn is_same_origin(headers: &HeaderMap) -> bool {
     }
 }
 
+/// The session of a request whose user is still there with the password that opened it.
+///
+/// # Errors
+/// If that cannot be known now.
+pub(crate) async fn session(console: &Console, headers: &HeaderMap) -> Result<Option<Session>, UsersError> {
+    let Some(session) = console.sessions.find(headers) else { return Ok(None) };
+    Ok(is_good(console, &session).await?.then_some(session))
+}
+
+/// Whether a session found before is still good.
+///
+/// # Errors
+/// If that cannot be known now.
+pub(crate) async fn is_good(console: &Console, session: &Session) -> Result<bool, UsersError> {
+    if !console.sessions.is_open(session) {
+        return Ok(false);
+    }
+    match console.state.accounts.standing(&session.user).await {
+        Standing::Known(mark) => Ok(console.sessions.is_of(session, &mark)),
+        Standing::Gone => Ok(false),
+        Standing::Unreachable(error) => Err(error),
+    }
+}
+
 /// Pages: without a session the reader is led to the login and back again.
 pub(crate) async fn require_session(State(console): State<Shared>, mut request: Request, next: Next) -> Response {
-    let Some(session) = console.sessions.find(request.headers()) else {
-        let wanted = request.uri().path_and_query().map_or("/", |p| p.as_str());
-        let follow = request.method() == Method::GET && !wanted.starts_with("/events") && wanted != "/";
-        let query = if follow { query_string([("next", wanted)]) } else { String::new() };
-        return if wanted.starts_with("/events") {
-            StatusCode::UNAUTHORIZED.into_response()
-        } else {
-            Redirect::to(&format!("/login{query}")).into_response()
-        };
+    let session = match session(&console, request.headers()).await {
+        Ok(Some(session)) => session,
+        Ok(None) => return to_login(&request),
+        Err(error) => return pages::login::unknown(&console, request.headers(), Refused::Store(error)),
     };
     let renewal = console.sessions.renewal(&session);
     request.extensions_mut().insert(session);
@@ -84,20 +110,46 @@ pub(crate) async fn require_session(State(console): State<Shared>, mut request: 
     response
 }
 
+fn to_login(request: &Request) -> Response {
+    let wanted = request.uri().path_and_query().map_or("/", |p| p.as_str());
+    if wanted.starts_with("/events") {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    let follow = request.method() == Method::GET && wanted != "/";
+    let query = if follow { query_string([("next", wanted)]) } else { String::new() };
+    Redirect::to(&format!("/login{query}")).into_response()
+}
+
 /// JSON and metrics: a session, or HTTP Basic.
 pub(crate) async fn require_login(State(console): State<Shared>, request: Request, next: Next) -> Response {
-    if console.sessions.find(request.headers()).is_some() {
+    let by_session = session(&console, request.headers()).await;
+    if matches!(by_session, Ok(Some(_))) {
         return next.run(request).await;
     }
     let address = address(request.extensions());
-    match basic(request.headers()) {
-        None => unauthorized("log in to see this"),
-        Some((user, password)) => match check_login(&console, address, &user, password).await {
+    match (basic(request.headers()), by_session) {
+        (None, Err(error)) => Refused::Store(error).into_response(),
+        (None, Ok(_)) => unauthorized("log in to see this"),
+        (Some((user, password)), _) => match check_machine(&console, address, &user, password).await {
             Ok(true) => next.run(request).await,
             Ok(false) => unauthorized("the user name or password is wrong"),
             Err(refused) => refused.into_response(),
         },
     }
+}
+
+/// As [`check_login`], for those who send the password with each request.
+async fn check_machine(
+    console: &Console,
+    address: Option<IpAddr>,
+    user: &str,
+    password: Secret,
+) -> Result<bool, Refused> {
+    // the limit holds for both ways, or this one would tell what the other refuses to compare
+    if console.limits.wait(address, user).is_none() && console.state.accounts.was_right(user, &password).await {
+        return Ok(true);
+    }
+    Ok(check_login(console, address, user, password).await?.is_some())
 }
 
 /// A login that was not even compared.
@@ -110,30 +162,30 @@ pub(crate) enum Refused {
     Store(UsersError),
 }
 
-/// Whether the password is the user's. Failures are counted; few are compared at a time, since each
+/// The mark of the user's password if this is it. Failures are counted; few are compared at a time, since each
 /// takes memory and a core for a while.
 pub(crate) async fn check_login(
     console: &Console,
     address: Option<IpAddr>,
     user: &str,
     password: Secret,
-) -> Result<bool, Refused> {
+) -> Result<Option<Mark>, Refused> {
     if let Some(wait) = console.limits.wait(address, user) {
         return Err(Refused::TooMany(wait));
     }
     let turn = tokio::time::timeout(TURN_DEADLINE, console.limits.turn()).await;
     let Ok(Some(_turn)) = turn else { return Err(Refused::Busy) };
-    let good = users::verify(&console.state.users, user, password).await.map_err(|error| {
+    let mark = console.state.accounts.verify(user, password).await.map_err(|error| {
         tracing::error!(%error, "logins cannot be checked");
         Refused::Store(error)
     })?;
-    if good {
+    if mark.is_some() {
         console.limits.passed(address, user);
     } else {
         tracing::warn!(?address, "a login failed");
         console.limits.failed(address, user);
     }
-    Ok(good)
+    Ok(mark)
 }
 
 impl Refused {

@@ -27,18 +27,6 @@ pub trait Users: Send + Sync + std::fmt::Debug {
     fn put(&self, name: &str, password_hash: String) -> BoxFuture<'_, Result<(), UsersError>>;
 }
 
-/// Whether `password` is the user's. Takes as long for a user that does not exist.
-///
-/// # Errors
-/// If the store does not answer, or the stored hash is damaged.
-pub async fn verify(users: &Arc<dyn Users>, name: &str, password: Secret) -> Result<bool, UsersError> {
-    let stored = users.password_hash(name).await?;
-    password::verify(stored, password).await.map_err(|e| UsersError {
-        message: e.to_string(),
-        hint: Some(format!("set a new password: millrace user add {name}")),
-    })
-}
-
 /// Adds a user with a password.
 ///
 /// # Errors

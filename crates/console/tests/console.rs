@@ -15,7 +15,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use millrace_base::{Clock, Secret, clock::ManualClock};
-use millrace_console::{ConsoleState, Users, users};
+use millrace_console::{Accounts, ConsoleState, users};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -24,6 +24,8 @@ struct Bench {
     router: Router,
     clock: Arc<ManualClock>,
     source: Arc<made_up::Source>,
+    people: Arc<made_up::People>,
+    accounts: Arc<Accounts>,
     shutdown: CancellationToken,
     cookie: String,
 }
@@ -55,15 +57,16 @@ impl Bench {
     async fn new() -> Self {
         let clock = Arc::new(ManualClock::default());
         clock.advance(Duration::from_secs(1_717_200_000));
-        let people: Arc<dyn Users> = Arc::new(made_up::People::default());
-        users::create(&people, "ann", Secret::new("open sesame")).await.unwrap();
+        let people = Arc::new(made_up::People::default());
+        let accounts = Arc::new(Accounts::new(people.clone(), clock.clone()));
+        accounts.set_password("ann", Secret::new("open sesame")).await.unwrap();
         let source = Arc::new(made_up::Source::new(clock.clone()));
         let shutdown = CancellationToken::new();
         let state = ConsoleState {
             catalog: Arc::new(made_up::catalog()),
             reader: source.clone(),
             operator: source.clone(),
-            users: people,
+            accounts: accounts.clone(),
             session_key: Secret::new("a key for tests"),
             clock: clock.clone(),
             name: "Kilima".to_owned(),
@@ -71,7 +74,7 @@ impl Bench {
             shutdown: shutdown.clone(),
         };
         let router = millrace_console::router(state).layer(MockConnectInfo(SocketAddr::from(([127, 0, 0, 1], 50_000))));
-        Self { router, clock, source, shutdown, cookie: String::new() }
+        Self { router, clock, source, people, accounts, shutdown, cookie: String::new() }
     }
 
     async fn logged_in() -> Self {
@@ -219,6 +222,133 @@ async fn a_session_ends_and_cannot_be_forged() {
     assert_eq!(bench.get("/").await.status, StatusCode::OK);
     bench.cookie = bench.cookie.replacen('.', ".9", 1);
     assert_eq!(bench.get("/").await.status, StatusCode::SEE_OTHER, "a later expiry is not signed");
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_user_and_its_password() {
+    let bench = Bench::logged_in().await;
+    assert_eq!(bench.get("/runs").await.status, StatusCode::OK);
+    // through this process: at once
+    bench.accounts.set_password("ann", Secret::new("another")).await.unwrap();
+    let answer = bench.get("/runs").await;
+    assert_eq!((answer.status, answer.header(header::LOCATION)), (StatusCode::SEE_OTHER, "/login?next=%2Fruns"));
+    assert_eq!(bench.get("/api/v1/status").await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(bench.get("/events").await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(bench.get("/login").await.status, StatusCode::OK, "the form, not a way round in circles");
+
+    // behind its back: within half a minute
+    let mut bench = Bench::logged_in().await;
+    let other: Arc<dyn millrace_console::Users> = bench.people.clone();
+    users::create(&other, "ann", Secret::new("another")).await.unwrap();
+    bench.clock.advance(Duration::from_secs(30));
+    assert_eq!(bench.get("/").await.status, StatusCode::SEE_OTHER);
+    bench.cookie = pair(&bench.log_in("ann", "another", "").await);
+    assert_eq!(bench.get("/").await.status, StatusCode::OK);
+    bench.people.remove("ann");
+    bench.clock.advance(Duration::from_secs(30));
+    assert_eq!(bench.get("/").await.status, StatusCode::SEE_OTHER);
+    assert_eq!(bench.get("/api/v1/reports/status.csv").await.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_session() {
+    let bench = Bench::logged_in().await;
+    let request = Request::get("/events").header(header::COOKIE, &bench.cookie).body(Body::empty()).unwrap();
+    let mut body = bench.router.clone().oneshot(request).await.unwrap().into_body();
+    next_event(&mut body).await.unwrap();
+    bench.people.remove("ann");
+    bench.accounts.forget("ann");
+    while next_event(&mut body).await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_renewed_session_stays_logged_out() {
+    let mut bench = Bench::logged_in().await;
+    bench.clock.advance(Duration::from_secs(7 * 3600));
+    let page = bench.get("/").await;
+    let renewed = pair(&page);
+    assert_ne!(renewed, bench.cookie);
+    let answer = bench.post("/logout", &bench.cookie, "same-origin", &[("token", &token(&page.text))]).await;
+    assert_eq!(answer.header(header::LOCATION), "/login");
+    bench.cookie = renewed;
+    assert_eq!(bench.get("/").await.status, StatusCode::SEE_OTHER, "the other cookie of the same session");
+}
+
+#[tokio::test]
+async fn when_users_cannot_be_looked_up_those_seen_before_stay_in() {
+    let mut bench = Bench::logged_in().await;
+    assert_eq!(bench.get("/").await.status, StatusCode::OK);
+    let stranger = {
+        // signed with the same key by an earlier process, which this one knows nothing of
+        let earlier = Bench::new().await;
+        earlier.accounts.set_password("bob", Secret::new("x")).await.unwrap();
+        pair(&earlier.log_in("bob", "x", "").await)
+    };
+    bench.people.silence(true);
+    bench.clock.advance(Duration::from_secs(60));
+    let before = bench.people.asked();
+    for _ in 0..5 {
+        assert_eq!(bench.get("/").await.status, StatusCode::OK, "the console serves while the primary is down");
+    }
+    assert_eq!(bench.people.asked(), before + 1, "a silent store is not pestered");
+    assert_eq!(bench.get("/api/v1/status").await.status, StatusCode::OK);
+
+    let ann = std::mem::replace(&mut bench.cookie, stranger);
+    let page = bench.get("/runs").await;
+    assert_eq!((page.status, page.header(header::RETRY_AFTER)), (StatusCode::SERVICE_UNAVAILABLE, "10"));
+    assert!(page.text.contains("logins cannot be checked now: the list of users cannot be read now"), "{}", page.text);
+    assert_eq!(page.header(header::SET_COOKIE), "", "the cookie may be good and stays");
+    assert_eq!(bench.get("/api/v1/status").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(bench.get("/login").await.status, StatusCode::OK);
+    assert_eq!(bench.log_in("ann", "open sesame", "").await.status, StatusCode::SERVICE_UNAVAILABLE);
+
+    bench.cookie = ann;
+    bench.people.silence(false);
+    bench.people.remove("ann");
+    bench.clock.advance(Duration::from_secs(10));
+    assert_eq!(bench.get("/").await.status, StatusCode::SEE_OTHER, "what the store says counts again");
+}
+
+#[tokio::test]
+async fn a_silent_store_is_made_up_for_only_so_long() {
+    let mut bench = Bench::logged_in().await;
+    bench.people.silence(true);
+    // used all the time, so that the cookie is renewed
+    for _ in 0..11 {
+        bench.clock.advance(Duration::from_secs(3600));
+        let answer = bench.get("/").await;
+        assert_eq!(answer.status, StatusCode::OK);
+        if !answer.header(header::SET_COOKIE).is_empty() {
+            bench.cookie = pair(&answer);
+        }
+    }
+    bench.clock.advance(Duration::from_secs(3600));
+    assert_eq!(bench.get("/").await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn machines_are_let_in_while_users_cannot_be_looked_up() {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let bench = Bench::new().await;
+    let get = async |pair: &str| {
+        let basic = format!("Basic {}", STANDARD.encode(pair));
+        let request = Request::get("/metrics").header(header::AUTHORIZATION, basic).body(Body::empty()).unwrap();
+        bench.send(request).await.status
+    };
+    assert_eq!(get("ann:open sesame").await, StatusCode::OK);
+    bench.people.silence(true);
+    bench.clock.advance(Duration::from_secs(60));
+    assert_eq!(get("ann:open sesame").await, StatusCode::OK);
+    assert_eq!(get("ann:guess").await, StatusCode::SERVICE_UNAVAILABLE);
+    bench.people.silence(false);
+    for _ in 0..8 {
+        assert_eq!(get("ann:guess").await, StatusCode::UNAUTHORIZED);
+    }
+    assert_eq!(get("ann:open sesame").await, StatusCode::TOO_MANY_REQUESTS, "the limit tells nothing of the guess");
+    bench.clock.advance(Duration::from_secs(300));
+    bench.accounts.set_password("ann", Secret::new("another")).await.unwrap();
+    assert_eq!(get("ann:open sesame").await, StatusCode::UNAUTHORIZED);
+    assert_eq!(get("ann:another").await, StatusCode::OK);
 }
 
 #[tokio::test]

@@ -350,6 +350,7 @@ async fn user(context: &Context, command: &UserCommand) -> anyhow::Result<u8> {
             let password = millrace_base::Secret::generate();
             let users: std::sync::Arc<dyn millrace_console::Users> = store;
             millrace_console::users::create(&users, name, password.clone()).await?;
+            tell_console(context, name).await;
             output.json(&serde_json::json!({ "user": name, "password": password.reveal() }))?;
             output.line(format!("user {name}, password {} (shown this once)", password.reveal()));
         }
@@ -357,9 +358,19 @@ async fn user(context: &Context, command: &UserCommand) -> anyhow::Result<u8> {
             if !store.remove(name).await.explained()? {
                 return Err(Usage(format!("there is no user {name}\n  hint: millrace user list")).into());
             }
+            tell_console(context, name).await;
             output.json(&serde_json::json!({ "removed": name }))?;
             output.line(format!("removed {name}"));
         }
     }
     Ok(0)
+}
+
+/// The running console checks this user's sessions at once; without being told it does so within half a minute.
+async fn tell_console(context: &Context, name: &str) {
+    let told: anyhow::Result<()> =
+        Client::new(context.layout.run()).post("/user-changed", &name, Duration::from_secs(5)).await;
+    if let Err(error) = told {
+        tracing::debug!(%error, "the running console was not told of a changed user");
+    }
 }

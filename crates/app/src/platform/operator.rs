@@ -1,11 +1,16 @@
 //! The running platform as the console and the command line operate it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use millrace_base::{Lsn, Secret};
 use millrace_capture::Command;
 use millrace_config::Pack;
+use millrace_console::Accounts;
 use millrace_contract::{
     Query, Reader, TableName, TableSchema, Value,
     operate::{Check, OperateError, Operator, Proof},
@@ -72,6 +77,8 @@ pub(crate) struct PlatformOperator {
     pub(crate) pack_dir: PathBuf,
     pub(crate) capture: mpsc::Sender<Command>,
     pub(crate) catalog: Arc<ReportCatalog>,
+    /// The console's users; set when the console starts.
+    pub(crate) accounts: OnceLock<Arc<Accounts>>,
     pub(crate) ready: tokio::sync::watch::Sender<bool>,
     pub(crate) stop: CancellationToken,
 }

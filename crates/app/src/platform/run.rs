@@ -11,7 +11,7 @@ use anyhow::{Context as _, anyhow, bail};
 use millrace_base::{Clock, Lsn, SystemClock, Tasks, files};
 use millrace_cluster::{ClusterStatus, Supervisor};
 use millrace_config::Pack;
-use millrace_console::ConsoleState;
+use millrace_console::{Accounts, ConsoleState, Users as _};
 use millrace_contract::{
     Reader, TableName,
     operate::Operator,
@@ -207,6 +207,7 @@ async fn live(
         pack_dir: config.pack_dir.clone(),
         capture: commands,
         catalog: Arc::new(context.pack.catalog.clone()),
+        accounts: std::sync::OnceLock::new(),
         ready: watch::Sender::new(false),
         stop: stop.clone(),
     });
@@ -223,12 +224,13 @@ async fn live(
     spawn_capture(options, sink, command_receiver, capture_status, clock.clone(), services);
 
     let users = Arc::new(UserStore::new(primary.to_database(PLATFORM_DATABASE)));
+    let accounts = operator.accounts.get_or_init(|| Arc::new(Accounts::new(users.clone(), clock.clone()))).clone();
     let tls = config.tls().server_config(&[b"h2", b"http/1.1"])?;
     let router = millrace_console::router(ConsoleState {
         catalog: operator.catalog.clone(),
         reader: reader.clone(),
         operator: operator.clone() as Arc<dyn Operator>,
-        users: users.clone(),
+        accounts: accounts.clone(),
         session_key: context.secrets.console_session_key.clone(),
         clock: clock.clone(),
         name: format!("Millrace · {}", config.platform.name),
@@ -246,7 +248,7 @@ async fn live(
         return Ok(());
     }
     // made only now: a password that was made is shown
-    let first_password = first_user(&users).await?;
+    let first_password = first_user(&users, &accounts).await?;
     announce(context, first_password.as_ref());
     operator.ready.send_replace(true);
     until_stopped(stop, cluster_tasks, services).await
@@ -457,13 +459,12 @@ fn spawn_capture(
 }
 
 /// The first console user, if there is none: its name and password are shown once.
-async fn first_user(users: &Arc<UserStore>) -> anyhow::Result<Option<(String, millrace_base::Secret)>> {
-    let store: Arc<dyn millrace_console::Users> = users.clone();
-    if store.count().await? > 0 {
+async fn first_user(users: &UserStore, accounts: &Accounts) -> anyhow::Result<Option<(String, millrace_base::Secret)>> {
+    if users.count().await? > 0 {
         return Ok(None);
     }
     let password = millrace_base::Secret::generate();
-    millrace_console::users::create(&store, "admin", password.clone()).await?;
+    accounts.set_password("admin", password.clone()).await?;
     Ok(Some(("admin".to_owned(), password)))
 }
 

@@ -71,6 +71,7 @@ pub(crate) async fn control(
         .route("/resync/{table}", post(resync))
         .route("/model/{work}", post(model))
         .route("/report", post(report))
+        .route("/user-changed", post(user_changed))
         .route("/down", post(down))
         .with_state(operator);
     axum::serve(listener, router)
@@ -127,6 +128,14 @@ async fn resync(State(operator): Shared, Path(table): Path<String>) -> Result<Re
 
 async fn model(State(operator): Shared, Path(work): Path<ModelWork>) -> Result<Response, Refused> {
     Ok(Json(operator.model(work).await?).into_response())
+}
+
+/// A console user was added, removed or got a new password: open sessions are checked at once.
+async fn user_changed(State(operator): Shared, Json(name): Json<String>) -> Json<()> {
+    if let Some(accounts) = operator.accounts.get() {
+        accounts.forget(&name);
+    }
+    Json(())
 }
 
 async fn down(State(operator): Shared) -> Json<()> {

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,23 +25,56 @@ use millrace_contract::{
 
 const FIRST_RUN: i64 = 4200;
 
-/// Users in memory.
+/// Users in memory, in a store that can be silenced.
 #[derive(Debug, Default)]
-pub(crate) struct People(Mutex<HashMap<String, String>>);
+pub(crate) struct People {
+    hashes: Mutex<HashMap<String, String>>,
+    silent: AtomicBool,
+    asked: AtomicUsize,
+}
+
+#[allow(dead_code, reason = "for the tests that share this file")]
+impl People {
+    /// Removes a user behind the console's back.
+    pub(crate) fn remove(&self, name: &str) {
+        self.hashes.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// Whether the store answers no more.
+    pub(crate) fn silence(&self, silent: bool) {
+        self.silent.store(silent, Ordering::SeqCst);
+    }
+
+    /// How often a hash was asked for.
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    fn answers(&self) -> Result<(), UsersError> {
+        if self.silent.load(Ordering::SeqCst) {
+            return Err(UsersError { message: "the list of users cannot be read now".into(), hint: None });
+        }
+        Ok(())
+    }
+}
 
 impl Users for People {
     fn password_hash(&self, name: &str) -> BoxFuture<'_, Result<Option<String>, UsersError>> {
-        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
-        Box::pin(async { Ok(found) })
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let found = self.hashes.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        Box::pin(async { self.answers().map(|()| found) })
     }
 
     fn count(&self) -> BoxFuture<'_, Result<u64, UsersError>> {
-        Box::pin(async { Ok(1) })
+        Box::pin(async { self.answers().map(|()| 1) })
     }
 
     fn put(&self, name: &str, hash: String) -> BoxFuture<'_, Result<(), UsersError>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), hash);
-        Box::pin(async { Ok(()) })
+        let put = self.answers();
+        if put.is_ok() {
+            self.hashes.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), hash);
+        }
+        Box::pin(async { put })
     }
 }
 

@@ -8,23 +8,24 @@ mod made_up;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use millrace_base::{Secret, SystemClock};
-use millrace_console::{ConsoleState, users};
+use millrace_base::{Clock, Secret, SystemClock};
+use millrace_console::{Accounts, ConsoleState};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let port: u16 = std::env::args().nth(1).map_or(Ok(8499), |port| port.parse())?;
-    let people: Arc<dyn millrace_console::Users> = Arc::new(made_up::People::default());
-    users::create(&people, "dev", Secret::new("dev")).await?;
-    let source = Arc::new(made_up::Source::new(Arc::new(SystemClock::new())));
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let accounts = Arc::new(Accounts::new(Arc::new(made_up::People::default()), clock.clone()));
+    accounts.set_password("dev", Secret::new("dev")).await?;
+    let source = Arc::new(made_up::Source::new(clock.clone()));
     let state = ConsoleState {
         catalog: Arc::new(made_up::catalog()),
         reader: source.clone(),
         operator: source,
-        users: people,
+        accounts,
         session_key: Secret::generate(),
-        clock: Arc::new(SystemClock::new()),
+        clock,
         name: "Kilima Finance".to_owned(),
         tls: false,
         shutdown: CancellationToken::new(),

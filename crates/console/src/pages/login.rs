@@ -10,7 +10,12 @@ use maud::html;
 use millrace_base::Secret;
 use serde::Deserialize;
 
-use crate::{Shared, pages::layout, security, session::Session};
+use crate::{
+    Shared,
+    pages::{layout, problem},
+    security::{self, Refused},
+    session::Session,
+};
 
 /// Where to go after the login.
 #[derive(Debug, Deserialize)]
@@ -49,10 +54,10 @@ fn safe_next(next: &str) -> &str {
 
 /// `GET /login`.
 pub(crate) async fn form(State(console): State<Shared>, Query(next): Query<Next>, headers: HeaderMap) -> Response {
-    if console.sessions.find(&headers).is_some() {
+    if matches!(security::session(&console, &headers).await, Ok(Some(_))) {
         return Redirect::to(safe_next(&next.next)).into_response();
     }
-    let nobody = matches!(console.state.users.count().await, Ok(0));
+    let nobody = console.state.accounts.is_empty().await;
     let note = nobody.then(|| "No user exists yet. Make one on the command line: millrace user add NAME".to_owned());
     show(&console, &headers, StatusCode::OK, note.as_deref(), "", &next.next)
 }
@@ -109,12 +114,12 @@ pub(crate) async fn submit(State(console): State<Shared>, request: Request) -> R
         );
     }
     match security::check_login(&console, address, &login.user, login.password.clone()).await {
-        Ok(true) => {
-            let (_, cookie) = console.sessions.start(&login.user);
+        Ok(Some(mark)) => {
+            let (_, cookie) = console.sessions.start(&login.user, &mark);
             tracing::info!(user = login.user, "logged in");
             (AppendHeaders([(header::SET_COOKIE, cookie)]), Redirect::to(safe_next(&login.next))).into_response()
         }
-        Ok(false) => again(StatusCode::UNAUTHORIZED, "The user name or the password is wrong."),
+        Ok(None) => again(StatusCode::UNAUTHORIZED, "The user name or the password is wrong."),
         Err(refused) => {
             let (status, message, hint, seconds) = refused.explain();
             let mut response = again(status, &format!("{message}: {hint}"));
@@ -122,6 +127,21 @@ pub(crate) async fn submit(State(console): State<Shared>, request: Request) -> R
             response
         }
     }
+}
+
+/// A page asked for with a session that cannot be checked now. The cookie stays: it may be good.
+pub(crate) fn unknown(console: &Shared, headers: &HeaderMap, refused: Refused) -> Response {
+    let (status, message, hint, seconds) = refused.explain();
+    let body = html! {
+        div.login {
+            h1 { (console.state.name) }
+            (problem(&message, Some(&hint)))
+            p.muted { "You need not log in again: reload the page when the primary answers. Whoever used the console shortly before it went away can use it meanwhile." }
+            p { a href="" { "Reload" } }
+        }
+    };
+    let page = layout::bare(console, headers, "Not now", &body);
+    (status, [(header::RETRY_AFTER, seconds.to_string())], page).into_response()
 }
 
 /// The logout form's field.
