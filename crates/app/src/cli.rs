@@ -206,7 +206,7 @@ pub(crate) enum ReportCommand {
         name: String,
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
-        /// A parameter: name=value; may be repeated
+        /// A parameter: name=value, or name= for none instead of its default; may be repeated
         #[arg(short, long = "param", value_name = "NAME=VALUE")]
         params: Vec<String>,
         /// The greatest number of rows

@@ -15,25 +15,25 @@ impl Filters {
         Self(pairs)
     }
 
-    /// What the reader gave; an empty text is as good as none.
-    pub(crate) fn given(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
+    /// The text in the URL, which may be empty; `None` if the name is not there at all.
+    fn named(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// Whether the name is in the URL at all, even empty: then a default does not apply.
-    fn names(&self, name: &str) -> bool {
-        self.0.iter().any(|(key, _)| key == name)
+    /// What the reader gave; an empty text is as good as none.
+    pub(crate) fn given(&self, name: &str) -> Option<&str> {
+        self.named(name).map(str::trim).filter(|value| !value.is_empty())
     }
 
     /// What applies to a parameter: the given text, else its default.
     pub(crate) fn effective<'a>(&'a self, param: &'a Param) -> Option<&'a str> {
-        if self.names(&param.name) { self.given(&param.name) } else { param.default.as_deref() }
+        param.effective(self.named(&param.name))
     }
 
     /// Fills in the defaults of a dashboard's filters, which go before those of its reports.
     pub(crate) fn with_defaults(mut self, params: &[Param]) -> Self {
         for param in params {
-            if let (false, Some(default)) = (self.names(&param.name), &param.default) {
+            if let (None, Some(default)) = (self.named(&param.name), &param.default) {
                 self.0.push((param.name.clone(), default.clone()));
             }
         }
@@ -55,7 +55,7 @@ impl Filters {
     /// # Errors
     /// The first value that does not fit.
     pub(crate) fn bind(&self, report: &Report) -> Result<Vec<Value>, BadParam> {
-        report.params.iter().map(|param| param.value(self.effective(param))).collect()
+        report.bind(|name| self.named(name))
     }
 
     /// This URL's pairs with one replaced (or taken out).
@@ -107,20 +107,7 @@ pub(crate) fn local_path(text: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use millrace_contract::report::ParamType;
-
     use super::*;
-
-    fn param(param_type: ParamType, default: Option<&str>) -> Param {
-        Param { name: "p".into(), param_type, label: "P".into(), default: default.map(Into::into), choices_sql: None }
-    }
-
-    #[test]
-    fn an_empty_filter_overrides_the_default() {
-        let param = param(ParamType::Text, Some("all"));
-        assert_eq!(Filters::default().effective(&param), Some("all"));
-        assert_eq!(Filters::new(vec![("p".into(), " ".into())]).effective(&param), None);
-    }
 
     #[test]
     fn only_own_paths_are_followed_back() {

@@ -10,10 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use millrace_contract::{
-    operate::{OperateError, Operator},
-    report::Param,
-};
+use millrace_contract::operate::{OperateError, Operator};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -179,11 +176,8 @@ async fn report(State(operator): Shared, Json(request): Json<ReportRequest>) -> 
             .into());
         }
     }
-    let value = |param: &Param| {
-        let given = request.params.iter().find(|(name, _)| *name == param.name).map(|(_, text)| text.as_str());
-        param.value(given.or(param.default.as_deref()))
-    };
-    let values = report.params.iter().map(value).collect::<Result<Vec<_>, _>>();
+    let given = |name: &str| request.params.iter().find(|(key, _)| key == name).map(|(_, text)| text.as_str());
+    let values = report.bind(given);
     let values = values.map_err(|error| OperateError { message: error.to_string(), hint: None })?;
     let rows = operator.query(report.sql.clone(), values, request.limit).await?;
     Ok(Json(ReportAnswer {

@@ -239,17 +239,7 @@ fn params(source: &Source<'_>, head: &head::Head<'_>) -> Vec<Param> {
 
 /// What to write instead, if `text` is not a value of the type.
 pub(super) fn unfit(param_type: ParamType, text: &str) -> Option<&'static str> {
-    let fits = match param_type {
-        ParamType::Text => true,
-        ParamType::Integer => text.parse::<i64>().is_ok(),
-        ParamType::Decimal => {
-            let digits = text.strip_prefix('-').unwrap_or(text);
-            digits.bytes().any(|b| b.is_ascii_digit())
-                && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.')
-                && digits.matches('.').count() <= 1
-        }
-        ParamType::Date => text.len() == 10 && text.parse::<jiff::civil::Date>().is_ok(),
-    };
+    let fits = param_type.read(text).is_ok();
     (!fits).then_some(match param_type {
         ParamType::Text => "write a text",
         ParamType::Integer => "write a whole number: 12",
