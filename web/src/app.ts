@@ -41,8 +41,7 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event) || $("dialog[open]")) return;
   if (performance.now() - goPending < 1500) {
     goPending = -Infinity;
-    const dashboard = $<HTMLAnchorElement>('nav a[href^="/dashboards/"]')?.getAttribute("href");
-    const target = { o: "/", d: dashboard, r: "/reports", l: "/runs", t: "/topology" }[event.key];
+    const target = { o: "/", d: "/dashboards", r: "/reports", l: "/runs", t: "/topology" }[event.key];
     if (target) location.assign(target);
     return;
   }

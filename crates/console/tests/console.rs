@@ -477,11 +477,17 @@ async fn unknown_names_are_answered_with_what_there_is() {
         assert!(page.text.contains("nope"), "{path}");
     }
     let api = bench.get("/api/v1/dashboards/nope/tiles/0").await;
-    insta::assert_snapshot!(api.text, @r#"{"error":{"message":"there is no dashboard `nope`","hint":"known: loans"}}"#);
+    insta::assert_snapshot!(api.text, @r#"{"error":{"message":"there is no dashboard `nope`","hint":"known: arrears, loans"}}"#);
     let api = bench.get("/api/v1/dashboards/loans/tiles/99").await;
     insta::assert_snapshot!(api.text, @r#"{"error":{"message":"dashboard `loans` has no tile 99","hint":"tiles are numbered 0 to 9"}}"#);
     assert_eq!(bench.get("/api/v1/reports/nope.csv").await.status, StatusCode::NOT_FOUND);
     assert_eq!(bench.get("/api/v1/reports/status.xlsx").await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn the_pack_says_which_dashboard_is_opened_first() {
+    let bench = Bench::logged_in().await;
+    assert_eq!(bench.get("/dashboards").await.header(header::LOCATION), "/dashboards/loans", "not the first by name");
 }
 
 #[tokio::test]

@@ -114,6 +114,8 @@ pub struct ReportCatalog {
     pub dashboards: Vec<Arc<Dashboard>>,
     /// ISO 4217 code for [`Format::Money`].
     pub currency: Option<String>,
+    /// The slug of the dashboard that the pack wants opened first.
+    pub default_dashboard: Option<String>,
 }
 
 impl ReportCatalog {
@@ -122,8 +124,35 @@ impl ReportCatalog {
         self.reports.iter().find(|r| r.name == name)
     }
 
+    /// The dashboard opened first: the one that the pack names, else its first.
+    #[must_use]
+    pub fn home(&self) -> Option<&Arc<Dashboard>> {
+        let named = self.default_dashboard.as_deref().and_then(|slug| self.dashboard(slug));
+        named.or_else(|| self.dashboards.first())
+    }
+
     #[must_use]
     pub fn dashboard(&self, slug: &str) -> Option<&Arc<Dashboard>> {
         self.dashboards.iter().find(|d| d.slug == slug)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_named_dashboard_is_home_and_else_the_first() {
+        let dashboard = |slug: &str| {
+            let (title, description) = (slug.to_uppercase(), String::new());
+            Arc::new(Dashboard { slug: slug.into(), title, description, filters: vec![], tiles: vec![] })
+        };
+        let mut catalog =
+            ReportCatalog { dashboards: vec![dashboard("arrears"), dashboard("loans")], ..ReportCatalog::default() };
+        let home = |catalog: &ReportCatalog| catalog.home().map(|d| d.slug.clone());
+        assert_eq!(home(&catalog).as_deref(), Some("arrears"));
+        catalog.default_dashboard = Some("loans".into());
+        assert_eq!(home(&catalog).as_deref(), Some("loans"));
+        assert_eq!(home(&ReportCatalog::default()), None);
     }
 }

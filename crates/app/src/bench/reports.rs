@@ -116,11 +116,10 @@ impl Sized {
     }
 }
 
-/// Every report of the default dashboard, once.
+/// Every report of the dashboard opened first, once.
 fn of_dashboard(lab: &Lab) -> anyhow::Result<Vec<Arc<Report>>> {
     let pack = &lab.context.pack;
-    let slug = pack.default_dashboard.as_deref().context("the pack has no default dashboard")?;
-    let dashboard = pack.catalog.dashboard(slug).with_context(|| format!("there is no dashboard {slug}"))?;
+    let dashboard = pack.catalog.home().context("the pack has no dashboard")?;
     let mut reports: Vec<Arc<Report>> = Vec::new();
     for report in dashboard.tiles.iter().filter_map(|tile| pack.catalog.report(&tile.report)) {
         if !reports.iter().any(|known| known.name == report.name) {

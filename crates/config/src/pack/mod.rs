@@ -43,7 +43,6 @@ pub struct Pack {
     pub schema: String,
     /// ISO 4217.
     pub currency: Option<String>,
-    pub default_dashboard: Option<String>,
     pub roles: Vec<Role>,
     /// Versioned by version, each followed by its undo, then repeatable by description.
     pub migrations: Vec<Migration>,
@@ -149,9 +148,9 @@ impl Pack {
                 reports: reports.into_iter().map(Arc::new).collect(),
                 dashboards: dashboards.into_iter().map(Arc::new).collect(),
                 currency: manifest.currency.clone(),
+                default_dashboard: manifest.default_dashboard.map(|(slug, _)| slug),
             },
             currency: manifest.currency,
-            default_dashboard: manifest.default_dashboard.map(|(slug, _)| slug),
             roles: manifest.roles,
             migrations,
             models: text_files(origin, &files, "models", &["toml"]),

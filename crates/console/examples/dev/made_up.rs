@@ -178,7 +178,19 @@ pub(crate) fn catalog() -> ReportCatalog {
             tile("branches", 8),
         ],
     };
-    ReportCatalog { reports, dashboards: vec![Arc::new(dashboard)], currency: Some("KES".into()) }
+    let risk = Dashboard {
+        slug: "arrears".into(),
+        title: "Arrears".into(),
+        description: "What is late.".into(),
+        filters: vec![],
+        tiles: vec![tile("default_rate", 3), tile("branches", 9)],
+    };
+    ReportCatalog {
+        reports,
+        dashboards: vec![Arc::new(risk), Arc::new(dashboard)],
+        currency: Some("KES".into()),
+        default_dashboard: Some("loans".into()),
+    }
 }
 
 /// Reader and operator at once; everything follows from the clock.

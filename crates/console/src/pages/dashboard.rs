@@ -29,10 +29,10 @@ const BUDGET: Duration = Duration::from_millis(1200);
 /// Values offered by a filter.
 const CHOICES_MAX: usize = 500;
 
-/// `GET /dashboards`: the pack's first one.
+/// `GET /dashboards`: the one that the pack wants opened first.
 pub(crate) async fn first(State(console): State<Shared>) -> Redirect {
-    let first = console.state.catalog.dashboards.first();
-    Redirect::to(&first.map_or_else(|| "/reports".to_owned(), |d| format!("/dashboards/{}", d.slug)))
+    let home = console.state.catalog.home();
+    Redirect::to(&home.map_or_else(|| "/reports".to_owned(), |d| format!("/dashboards/{}", d.slug)))
 }
 
 /// `GET /dashboards/{slug}`.

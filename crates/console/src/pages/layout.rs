@@ -111,7 +111,7 @@ fn help() -> Markup {
         ("Esc", "Leave a chart, close a dialog"),
         ("d", "Show or hide the data of the current tile"),
         ("f", "Go to the filters"),
-        ("g then o, d, r, l", "Go to overview, first dashboard, reports, load runs"),
+        ("g then o, d, r, l", "Go to overview, main dashboard, reports, load runs"),
         ("t", "Light or dark"),
         ("?", "This help"),
     ];
