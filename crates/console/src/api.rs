@@ -9,7 +9,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use futures::stream;
+use futures::{StreamExt, stream};
 use millrace_contract::{query::RowStream, report::Report};
 use serde_json::json;
 
@@ -123,7 +123,8 @@ fn download(name: &str, rows: RowStream) -> Response {
         let text = chunk.map(|chunk| chunk.iter().map(|row| csv::row(row)).collect::<String>());
         Some((text, (None, rows)))
     });
-    let body = Body::from_stream(body);
+    // who compresses asks once more after the end
+    let body = Body::from_stream(body.fuse());
     (
         [
             (header::CONTENT_TYPE, "text/csv; charset=utf-8; header=present".to_owned()),

@@ -1,10 +1,11 @@
 //! The browser's files, embedded: script and style bundled by `web/`, the icon.
 
 use axum::{
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::Shared;
@@ -66,27 +67,47 @@ impl Assets {
     }
 }
 
-/// `GET /assets/{name}`: the URL carries the content's hash, so it may be kept for ever.
-pub(crate) async fn serve(State(console): State<Shared>, Path(name): Path<String>, headers: HeaderMap) -> Response {
+/// The version in the URL.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Version {
+    #[serde(default)]
+    v: String,
+}
+
+/// Whether a client takes an encoding; `q=0` says that it does not.
+fn accepts(headers: &HeaderMap, encoding: &str) -> bool {
+    let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    accepted.split(',').any(|part| {
+        let mut pieces = part.split(';').map(str::trim);
+        let refused = |piece: &str| piece.strip_prefix("q=").is_some_and(|q| q.parse::<f32>().is_ok_and(|q| q <= 0.0));
+        pieces.next() == Some(encoding) && !pieces.any(refused)
+    })
+}
+
+/// `GET /assets/{name}?v=HASH`: with the content's hash in the URL it may be kept for ever, otherwise
+/// only as long as it is the same (an old page that asks after an upgrade must not keep what it gets).
+pub(crate) async fn serve(
+    State(console): State<Shared>,
+    Path(name): Path<String>,
+    Query(wanted): Query<Version>,
+    headers: HeaderMap,
+) -> Response {
     let Some(asset) = console.assets.0.iter().find(|a| a.name == name) else {
         return StatusCode::NOT_FOUND.into_response();
     };
-    let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let accepts = |encoding| accepted.split(',').any(|part| part.trim().split(';').next() == Some(encoding));
+    // the same for all encodings, hence weak
+    let tag = format!("W/\"{}\"", asset.version);
+    let caching = if wanted.v == asset.version { "public, max-age=31536000, immutable" } else { "no-cache" };
+    let common = [(header::CACHE_CONTROL, caching), (header::VARY, "Accept-Encoding"), (header::ETAG, &tag)];
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
+        return (StatusCode::NOT_MODIFIED, common).into_response();
+    }
     let (body, encoding) = match (asset.brotli, asset.gzip) {
-        (Some(brotli), _) if accepts("br") => (brotli, Some("br")),
-        (_, Some(gzip)) if accepts("gzip") => (gzip, Some("gzip")),
+        (Some(brotli), _) if accepts(&headers, "br") => (brotli, Some("br")),
+        (_, Some(gzip)) if accepts(&headers, "gzip") => (gzip, Some("gzip")),
         _ => (asset.plain, None),
     };
-    let mut response = (
-        [
-            (header::CONTENT_TYPE, asset.content_type),
-            (header::CACHE_CONTROL, "public, max-age=31536000, immutable"),
-            (header::VARY, "Accept-Encoding"),
-        ],
-        body,
-    )
-        .into_response();
+    let mut response = (common, [(header::CONTENT_TYPE, asset.content_type)], body).into_response();
     if let Some(encoding) = encoding {
         response.headers_mut().insert(header::CONTENT_ENCODING, axum::http::HeaderValue::from_static(encoding));
     }

@@ -38,6 +38,10 @@ use axum::{
 use millrace_base::{Clock, Secret};
 use millrace_contract::{operate::Operator, query::Reader, report::ReportCatalog};
 use tokio_util::sync::CancellationToken;
+use tower_http::compression::{
+    CompressionLayer,
+    predicate::{DefaultPredicate, Predicate, SizeAbove},
+};
 
 pub use accounts::Accounts;
 pub use users::{Users, UsersError};
@@ -109,5 +113,10 @@ pub fn router(state: ConsoleState) -> Router {
         .route("/api/{*rest}", get(api::missing))
         .route("/metrics", get(metrics::show))
         .route_layer(middleware::from_fn_with_state(console.clone(), security::require_login));
-    open.merge(pages).merge(machines).layer(middleware::from_fn(security::headers)).with_state(console)
+    open.merge(pages)
+        .merge(machines)
+        // what is small, an image, a stream of events or compressed already stays as it is
+        .layer(CompressionLayer::new().gzip(true).compress_when(DefaultPredicate::new().and(SizeAbove::new(512))))
+        .layer(middleware::from_fn(security::headers))
+        .with_state(console)
 }

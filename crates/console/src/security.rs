@@ -127,12 +127,13 @@ pub(crate) async fn require_login(State(console): State<Shared>, request: Reques
         return next.run(request).await;
     }
     let address = address(request.extensions());
+    let is_script = request.headers().get("sec-fetch-dest").is_some_and(|dest| dest == "empty");
     match (basic(request.headers()), by_session) {
         (None, Err(error)) => Refused::Store(error).into_response(),
-        (None, Ok(_)) => unauthorized("log in to see this"),
+        (None, Ok(_)) => unauthorized("log in to see this", is_script),
         (Some((user, password)), _) => match check_machine(&console, address, &user, password).await {
             Ok(true) => next.run(request).await,
-            Ok(false) => unauthorized("the user name or password is wrong"),
+            Ok(false) => unauthorized("the user name or password is wrong", is_script),
             Err(refused) => refused.into_response(),
         },
     }
@@ -217,12 +218,16 @@ impl IntoResponse for Refused {
     }
 }
 
-fn unauthorized(message: &str) -> Response {
+/// The browser would ask for name and password over a page whose script is told of Basic; it knows the login.
+fn unauthorized(message: &str, is_script: bool) -> Response {
     let error = ApiError {
         status: StatusCode::UNAUTHORIZED,
         message: message.to_owned(),
         hint: Some("open /login, or send HTTP Basic credentials".to_owned()),
     };
+    if is_script {
+        return error.into_response();
+    }
     ([(header::WWW_AUTHENTICATE, "Basic realm=\"millrace\", charset=\"UTF-8\"")], error).into_response()
 }
 

@@ -27,6 +27,9 @@ pub(crate) const LIFETIME: Duration = Duration::from_secs(12 * 3600);
 /// rather a login too many than a logout forgotten.
 const ENDED_MAX: usize = 10_000;
 
+/// Of an HMAC-SHA-256.
+const TOKEN_BYTES: usize = 32;
+
 /// Someone who is logged in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Session {
@@ -205,13 +208,20 @@ impl Sessions {
         self.set_cookie(&self.cookie, "", Duration::ZERO)
     }
 
-    /// The token that forms of this session carry.
+    /// The token that forms of this session carry, masked anew for each page: pages are compressed, and the
+    /// length of what is compressed would tell a text that stays the same bit by bit (BREACH).
     pub(crate) fn form_token(&self, session: &Session) -> String {
-        self.sign("form", &session.nonce)
+        let mask: [u8; TOKEN_BYTES] = rand::random();
+        let token = self.mac("form", &session.nonce).finalize().into_bytes();
+        let masked: Vec<u8> = mask.iter().zip(token).map(|(mask, byte)| mask ^ byte).collect();
+        URL_SAFE_NO_PAD.encode([mask.as_slice(), &masked].concat())
     }
 
     pub(crate) fn form_token_is_good(&self, session: &Session, token: &str) -> bool {
-        self.signed("form", &session.nonce, token)
+        let Ok(bytes) = URL_SAFE_NO_PAD.decode(token) else { return false };
+        let Some((mask, masked)) = bytes.split_at_checked(TOKEN_BYTES) else { return false };
+        let token: Vec<u8> = mask.iter().zip(masked).map(|(mask, byte)| mask ^ byte).collect();
+        masked.len() == TOKEN_BYTES && self.mac("form", &session.nonce).verify_slice(&token).is_ok()
     }
 
     /// The login form's token and the `Set-Cookie` that it belongs to.
@@ -348,6 +358,7 @@ mod tests {
         let (two, _) = sessions.start("ann", &mark());
         let token = sessions.form_token(&one);
         assert!(sessions.form_token_is_good(&one, &token));
+        assert_ne!(sessions.form_token(&one), token, "no two pages carry the same text");
         assert!(!sessions.form_token_is_good(&two, &token));
         assert!(!sessions.form_token_is_good(&one, ""));
         let (token, cookie) = sessions.login_token();

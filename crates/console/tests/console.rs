@@ -408,7 +408,53 @@ async fn assets_are_compressed_and_kept() {
     assert_eq!((answer.status, answer.header(header::CONTENT_ENCODING)), (StatusCode::OK, "br"));
     assert!(answer.header(header::CACHE_CONTROL).contains("immutable"));
     assert_eq!(bench.get(url).await.header(header::CONTENT_ENCODING), "");
+    let request = Request::get(url).header(header::ACCEPT_ENCODING, "br;q=0, gzip;q=0.5");
+    let refused = bench.send(request.body(Body::empty()).unwrap()).await;
+    assert_eq!(refused.header(header::CONTENT_ENCODING), "gzip");
+    let request = Request::get(url).header(header::IF_NONE_MATCH, answer.header(header::ETAG));
+    assert_eq!(bench.send(request.body(Body::empty()).unwrap()).await.status, StatusCode::NOT_MODIFIED);
+    let other = bench.get("/assets/app.js?v=0123456789").await;
+    assert_eq!(
+        (other.status, other.header(header::CACHE_CONTROL)),
+        (StatusCode::OK, "no-cache"),
+        "an older page's URL"
+    );
     assert_eq!(bench.get("/assets/..%2FCargo.toml").await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn pages_and_data_are_compressed_for_those_who_take_it() {
+    let bench = Bench::logged_in().await;
+    for path in [
+        "/dashboards/loans?from=2024-01-01",
+        "/api/v1/dashboards/loans/tiles/4",
+        "/api/v1/reports/payments.csv",
+        "/metrics",
+    ] {
+        let plain = bench.get(path).await;
+        assert_eq!((plain.status, plain.header(header::CONTENT_ENCODING)), (StatusCode::OK, ""), "{path}");
+        let request = Request::get(path).header(header::COOKIE, &bench.cookie).header(header::ACCEPT_ENCODING, "gzip");
+        let response = bench.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.headers()[header::CONTENT_ENCODING], "gzip", "{path}");
+        assert_eq!(response.headers()[header::VARY], "accept-encoding", "{path}");
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(bytes.as_ref()), &mut text).unwrap();
+        // a page differs in its form's token
+        assert_eq!(text.len(), plain.text.len(), "{path}");
+        assert!(bytes.len() * 2 < text.len(), "{path}: {} of {} bytes", bytes.len(), text.len());
+    }
+    let request = Request::get("/events").header(header::COOKIE, &bench.cookie).header(header::ACCEPT_ENCODING, "gzip");
+    let events = bench.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    assert!(!events.headers().contains_key(header::CONTENT_ENCODING), "events must not wait in a buffer");
+}
+
+#[tokio::test]
+async fn scripts_do_not_make_the_browser_ask_for_a_password() {
+    let bench = Bench::new().await;
+    let request = Request::get("/api/v1/status").header("sec-fetch-dest", "empty").body(Body::empty()).unwrap();
+    let answer = bench.send(request).await;
+    assert_eq!((answer.status, answer.header(header::WWW_AUTHENTICATE)), (StatusCode::UNAUTHORIZED, ""));
 }
 
 #[tokio::test]
