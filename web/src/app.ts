@@ -80,21 +80,41 @@ for (const form of $$<HTMLFormElement>("form.filters")) {
   });
 }
 
-// the overview is written anew by the server; it stays as it is while the reader is inside it
+// pages about the platform are written anew by the server, panel by panel; not while text on them is selected
 const overview = $("[data-refresh]");
 
+/** What can have the focus in a panel, in its order: the same before and after it is written anew. */
+const stops = (panel: Element): HTMLElement[] => [panel as HTMLElement, ...$$<HTMLElement>("a, button, [tabindex]", panel)];
+
+function exchange(panel: Element, next: Element): void {
+  const at = stops(panel).indexOf(document.activeElement as HTMLElement);
+  const left = panel.scrollLeft;
+  panel.replaceWith(next);
+  next.scrollLeft = left;
+  stops(next)[at]?.focus({ preventScroll: true });
+}
+
 async function refreshOverview(place: HTMLElement): Promise<void> {
-  if (document.hidden || place.contains(document.activeElement) || getSelection()?.isCollapsed === false) return;
+  const selected = getSelection();
+  if (document.hidden || (selected?.isCollapsed === false && place.contains(selected.anchorNode))) return;
   const response = await fetch(place.dataset["refresh"] ?? "/").catch(() => undefined);
+  if (response?.redirected) location.reload();
   if (!response?.ok || response.redirected) return;
   const fresh = new DOMParser().parseFromString(await response.text(), "text/html").querySelector("[data-refresh]");
   if (!fresh) return;
   // only the panels that differ, so that what is being read does not flicker
   const [now, next] = [[...place.children], [...fresh.children]];
   if (now.length !== next.length) place.replaceChildren(...next);
-  else now.forEach((panel, i) => panel.outerHTML !== next[i]?.outerHTML && panel.replaceWith(next[i] ?? panel));
+  else
+    now.forEach((panel, i) => {
+      const other = next[i];
+      if (other && panel.outerHTML !== other.outerHTML) exchange(panel, other);
+    });
 }
 
 if (overview) setInterval(() => void refreshOverview(overview), 3000);
+
+// on a narrow screen the navigation is wider than its place
+$(".top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
 if ($("#live")) connect();

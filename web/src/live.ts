@@ -50,7 +50,26 @@ function show(word: string, level: string): void {
 }
 
 let events: EventSource | undefined;
+/** When the server was last heard. */
 let last = 0;
+
+/** Over a page that grows old it must be said that it does. */
+function warn(): void {
+  const notice = $("#offline");
+  if (!notice) return;
+  const silent = !document.hidden && Date.now() - last > 12_000;
+  if (silent) show("offline", "bad");
+  if (notice.hidden === !silent) return;
+  const since = new Date(last + skew).toISOString().slice(11, 19);
+  notice.textContent = silent ? `The console has not answered since ${since} UTC; what is shown is as of then. It is tried again.` : "";
+  notice.hidden = !silent;
+}
+
+/** Why the stream was refused: without a login the page leads to it, otherwise it is tried again. */
+async function ask(): Promise<void> {
+  const answer = await fetch("/api/v1/catalog").catch(() => undefined);
+  if (answer?.status === 401) location.reload();
+}
 
 function listen(): void {
   // a hidden page holds no connection: browsers allow few to one host
@@ -60,27 +79,34 @@ function listen(): void {
     return;
   }
   if (events) return;
-  last = Date.now();
   events = new EventSource("/events");
   events.addEventListener("watermark", (event) => {
     const beat = JSON.parse((event as MessageEvent<string>).data) as Beat;
     skew = beat.now / 1000 - Date.now();
     last = Date.now();
     show("live", "good");
+    warn();
     if (beat.freshness) document.dispatchEvent(new CustomEvent<Freshness>("watermark", { detail: beat.freshness }));
   });
   events.addEventListener("error", () => {
     // after a refusal (a restart, a session that ended) the browser gives up; we do not
-    if (events?.readyState === EventSource.CLOSED) events = undefined;
+    if (events?.readyState !== EventSource.CLOSED) return;
+    events = undefined;
+    void ask();
   });
 }
 
 /** Listens as long as the page is seen. */
 export function connect(): void {
+  last = Date.now();
   listen();
-  document.addEventListener("visibilitychange", listen);
+  document.addEventListener("visibilitychange", () => {
+    // while it was hidden nothing was listened for
+    if (!document.hidden) last = Date.now();
+    listen();
+  });
   setInterval(() => {
-    if (!document.hidden && Date.now() - last > 12_000) show("offline", "bad");
+    warn();
     tick();
   }, 1000);
   setInterval(listen, 5000);

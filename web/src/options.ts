@@ -119,6 +119,11 @@ function cartesian(data: TileData, colors: Theme, width: number, still: boolean)
   const lying = data.chart === "horizontal_bar";
   const formats = [...new Set(ys.map((y) => data.columns[y]?.format ?? "plain"))].slice(0, 2);
   const names = data.rows.map((_, i) => data.texts[i]?.[x] ?? "");
+  const format = data.columns[x]?.format;
+  const ordered = format === "month" || format === "date";
+  // names are all written, slanted if need be; of dates in their order some are enough
+  const all = !lying && !ordered && names.length <= 16;
+  const slanted = all && Math.max(0, ...names.map((name) => name.length)) * 6.8 + 8 > (width - 60) / names.length;
   const category = {
     id: "category",
     type: "category",
@@ -127,7 +132,7 @@ function cartesian(data: TileData, colors: Theme, width: number, still: boolean)
     boundaryGap: data.chart !== "line",
     axisTick: { show: false },
     axisLine: { lineStyle: { color: colors.line } },
-    axisLabel: { color: colors.muted, hideOverlap: true, ...(lying ? { width: Math.min(150, width * 0.34), overflow: "truncate" } : {}) },
+    axisLabel: { color: colors.muted, hideOverlap: !all, ...(all ? { interval: 0 } : {}), ...(slanted ? { rotate: 38, width: 90, overflow: "truncate" } : {}), ...(lying ? { width: Math.min(150, width * 0.34), overflow: "truncate" } : {}) },
   };
   const values = formats.map((format, i) => ({
     id: `values-${i}`,

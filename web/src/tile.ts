@@ -93,6 +93,7 @@ export class Tile {
     const badge = $(".fresh", this.element);
     if (!badge) return;
     badge.dataset["asOf"] = String(asOf(freshness));
+    const said = `Log position ${freshness.lsn}, load run ${freshness.run_id}`;
     badge.title = `Everything committed on the primary up to log position ${freshness.lsn} (load run ${freshness.run_id})`;
     let lsn = $(".lsn", badge);
     if (!lsn) {
@@ -103,7 +104,9 @@ export class Tile {
     if (lsn) lsn.textContent = freshness.lsn;
     const when = $(".when", badge);
     if (when) when.textContent = `as of ${new Date(asOf(freshness) / 1000).toISOString().slice(0, 19)}Z`;
-    $("a", badge)?.setAttribute("href", `/runs#run-${freshness.run_id}`);
+    const run = $("a", badge);
+    run?.setAttribute("href", `/runs?run=${freshness.run_id}#run-${freshness.run_id}`);
+    run?.setAttribute("aria-label", said);
     tick();
   }
 
@@ -185,6 +188,7 @@ export class Tile {
     if (!data || !place) return;
     const empty = data.rows.length === 0;
     place.classList.toggle("is-empty", empty);
+    place.dataset["empty"] = this.source.includes("=") ? "No rows match these filters" : "No rows yet";
     if (data.chart === "horizontal_bar") place.style.height = `${Math.max(120, Math.min(data.rows.length, 40) * 26 + 36)}px`;
     const kind = KINDS[data.chart] ?? "Chart";
     place.tabIndex = 0;
@@ -229,7 +233,7 @@ export class Tile {
         break;
       case "sql":
         void navigator.clipboard
-          .writeText(this.data?.sql ?? "")
+          .writeText(this.statement())
           .then(() => toast("SQL copied"))
           .catch(() => toast("The browser did not allow copying"));
         break;
@@ -237,6 +241,13 @@ export class Tile {
         void this.refresh();
         break;
     }
+  }
+
+  /** The report's SQL, under the values that its parameters have here. */
+  private statement(): string {
+    const given = [...new URLSearchParams(this.source.split("?")[1] ?? "")];
+    const lines = given.filter(([name, value]) => value && !name.startsWith("_")).map(([name, value]) => `-- :${name} = ${value.replace(/\s+/g, " ")}\n`);
+    return lines.join("") + (this.data?.sql ?? "");
   }
 
   private onKey(event: KeyboardEvent): void {
@@ -279,7 +290,7 @@ export class Tile {
     const image = new Image();
     image.src = chart.getDataURL({ type: "svg" });
     await image.decode();
-    const [width, height, top, bottom] = [chart.getWidth(), chart.getHeight(), 36, 24];
+    const [width, height, top, bottom] = [chart.getWidth(), chart.getHeight(), 52, 24];
     const canvas = document.createElement("canvas");
     canvas.width = (width + 24) * 2;
     canvas.height = (height + top + bottom) * 2;
@@ -291,6 +302,9 @@ export class Tile {
     context.fillStyle = colors.ink;
     context.font = "600 14px system-ui, sans-serif";
     context.fillText(data.title, 12, 23);
+    context.fillStyle = colors.muted;
+    context.font = "12px system-ui, sans-serif";
+    context.fillText($(".measure", this.element)?.textContent ?? "", 12, 41);
     context.drawImage(image, 12, top, width, height);
     context.fillStyle = colors.muted;
     context.font = "11px system-ui, sans-serif";

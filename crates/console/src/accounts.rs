@@ -15,7 +15,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -86,12 +89,14 @@ pub struct Accounts {
     clock: Arc<dyn Clock>,
     kept: Mutex<Kept>,
     key: [u8; 32],
+    /// Whether there ever was a user.
+    peopled: AtomicBool,
 }
 
 impl Accounts {
     #[must_use]
     pub fn new(users: Arc<dyn Users>, clock: Arc<dyn Clock>) -> Self {
-        Self { users, clock, kept: Mutex::default(), key: rand::random() }
+        Self { users, clock, kept: Mutex::default(), key: rand::random(), peopled: AtomicBool::new(false) }
     }
 
     /// A user was added, removed or got a new password: the store is asked before the next page.
@@ -112,9 +117,15 @@ impl Accounts {
         done
     }
 
-    /// Whether there is nobody who could log in; `false` if the store does not say.
+    /// Whether there is nobody who could log in; `false` if the store does not say. Asked only until there
+    /// was somebody.
     pub(crate) async fn is_empty(&self) -> bool {
-        matches!(tokio::time::timeout(ASK_MAX, self.users.count()).await, Ok(Ok(0)))
+        if self.peopled.load(Ordering::Relaxed) {
+            return false;
+        }
+        let counted = tokio::time::timeout(ASK_MAX, self.users.count()).await;
+        self.peopled.store(matches!(counted, Ok(Ok(1..))), Ordering::Relaxed);
+        matches!(counted, Ok(Ok(0)))
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -225,7 +236,7 @@ impl Accounts {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     use futures::future::BoxFuture;
     use millrace_base::clock::ManualClock;

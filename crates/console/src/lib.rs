@@ -16,6 +16,7 @@ mod api;
 mod assets;
 mod cache;
 mod catalog;
+mod choices;
 mod csv;
 mod error;
 mod format;
@@ -72,6 +73,7 @@ struct Console {
     limits: limit::Limits,
     pulse: live::Pulse,
     cache: cache::Cache,
+    choices: choices::Choices,
     assets: assets::Assets,
 }
 
@@ -85,6 +87,7 @@ pub fn router(state: ConsoleState) -> Router {
         limits: limit::Limits::new(state.clock.clone()),
         pulse: live::Pulse::new(state.clock.clone()),
         cache: cache::Cache::default(),
+        choices: choices::Choices::default(),
         assets: assets::Assets::new(),
         state,
     });

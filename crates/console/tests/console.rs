@@ -580,6 +580,40 @@ async fn runs_have_pages() {
     assert!(first.contains("no space left on device"), "a failed run says why");
     let second = bench.get("/runs?page=2").await.text;
     assert!(second.contains("rel=\"prev\""));
+    let newest: i64 = first.split("<tr id=\"run-").nth(1).unwrap().split('"').next().unwrap().parse().unwrap();
+    let older = newest - 130;
+    let of_run = bench.get(&format!("/runs?run={older}")).await.text;
+    assert!(of_run.contains(&format!("<tr id=\"run-{older}\">")), "where a badge leads, the run is, however old");
+    let coming = bench.get(&format!("/runs?run={}", newest + 5)).await.text;
+    assert!(coming.contains("Page 1<"), "a run that is not there yet");
+}
+
+#[tokio::test]
+async fn without_the_primary_nothing_is_said_of_what_it_holds() {
+    let bench = Bench::logged_in().await;
+    assert!(bench.get("/").await.text.contains("<dd>812 B<span"));
+    bench.source.stop_primary();
+    let page = bench.get("/").await.text;
+    assert!(page.contains("<dd>unknown</dd>") && page.contains("The primary does not answer"), "{page}");
+}
+
+#[tokio::test]
+async fn a_filter_offers_its_values_even_when_they_cannot_be_found_anew() {
+    let bench = Bench::logged_in().await;
+    let offered = "<option value=\"KSM-03\">KSM-03</option>";
+    assert!(bench.get("/dashboards/loans").await.text.contains(offered));
+    bench.source.refuse("branches");
+    bench.clock.advance(Duration::from_secs(60));
+    assert!(bench.get("/dashboards/loans").await.text.contains(offered));
+}
+
+#[tokio::test]
+async fn a_chart_says_what_it_measures() {
+    let bench = Bench::logged_in().await;
+    let page = bench.get("/dashboards/loans").await.text;
+    assert!(page.contains("<p class=\"measure\">Total paid (KES) by customer</p>"));
+    assert!(page.contains("<p class=\"measure\">Interest, Penalties (KES) by month</p>"));
+    assert!(page.contains("<p class=\"measure\">Loans by status</p>"));
 }
 
 #[tokio::test]

@@ -199,6 +199,9 @@ pub(crate) struct Source {
     clock: Arc<dyn Clock>,
     /// Statements asked for, newest last.
     asked: Mutex<Vec<String>>,
+    /// A statement that fails from now on.
+    refused: Mutex<Option<String>>,
+    primary_stopped: AtomicBool,
 }
 
 fn column(name: &str, value_type: ValueType) -> ResultColumn {
@@ -219,13 +222,25 @@ type Answer = (Vec<ResultColumn>, Vec<Vec<Value>>);
 
 impl Source {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, asked: Mutex::default() }
+        Self { clock, asked: Mutex::default(), refused: Mutex::default(), primary_stopped: AtomicBool::new(false) }
     }
 
     /// The last statement asked for.
     #[allow(dead_code, reason = "for the tests that share this file")]
     pub(crate) fn last_asked(&self) -> Option<String> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).last().cloned()
+    }
+
+    /// Lets a statement fail from now on.
+    #[allow(dead_code, reason = "for the tests that share this file")]
+    pub(crate) fn refuse(&self, sql: &str) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(sql.to_owned());
+    }
+
+    /// The primary answers no more.
+    #[allow(dead_code, reason = "for the tests that share this file")]
+    pub(crate) fn stop_primary(&self) {
+        self.primary_stopped.store(true, Ordering::SeqCst);
     }
 
     fn beat(&self) -> i64 {
@@ -357,7 +372,11 @@ impl Reader for Source {
             asked.clear();
         }
         drop(asked);
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&query.sql);
         Box::pin(async move {
+            if refused {
+                return Err(QueryError { sqlstate: "57014", message: "canceled".into(), hint: None });
+            }
             for value in &query.params {
                 match value {
                     Value::Text(text) if &**text == "FAIL" => {
@@ -430,7 +449,10 @@ impl Operator for Source {
             name: name.into(),
             port,
             role,
-            state: NodeState::Running,
+            state: match role {
+                NodeRole::Primary if self.primary_stopped.load(Ordering::SeqCst) => NodeState::Unresponsive,
+                _ => NodeState::Running,
+            },
             pid: Some(4711),
             since: Some(Micros(now.0 - 7_412_000_000)),
             timeline: Some(1),

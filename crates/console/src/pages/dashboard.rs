@@ -13,11 +13,11 @@ use axum::{
 };
 use futures::future::join_all;
 use maud::{Markup, html};
-use millrace_contract::report::{ChartKind, Dashboard, Param, ParamType, Tile};
+use millrace_contract::report::{ChartKind, Dashboard, Format, Param, ParamType, Report, Tile};
 
 use crate::{
     Shared, format,
-    pages::{layout, layout::Page, not_found, problem},
+    pages::{layout, layout::Page, not_found, problem, runs},
     params::{Filters, query_of},
     session::Session,
     table,
@@ -26,8 +26,6 @@ use crate::{
 
 /// How long the page waits for its tiles.
 const BUDGET: Duration = Duration::from_millis(1200);
-/// Values offered by a filter.
-const CHOICES_MAX: usize = 500;
 
 /// `GET /dashboards`: the one that the pack wants opened first.
 pub(crate) async fn first(State(console): State<Shared>) -> Redirect {
@@ -97,8 +95,9 @@ fn draw(console: &Shared, dashboard: &Dashboard, position: usize, tile: &Tile, a
                 aria-labelledby={ (id) "-title" } tabindex="-1" {
             header {
                 h2 id={ (id) "-title" } { a href=(page) { (title) } }
-                (actions(&report.name, query, report.chart))
+                (actions(&report.name, query, report.chart, true))
             }
+            (measures(report, console.state.catalog.currency.as_deref()))
             div.message { @match answer {
                 Some(Err(error)) => (problem(&error.to_string(), Some(&error.hint()))),
                 None => p.muted { "Still working… " a href=(page) { "Open the report" } },
@@ -135,12 +134,30 @@ pub(crate) fn kind(chart: ChartKind) -> &'static str {
     }
 }
 
-/// What can be done with a tile. Those that need script are hidden without it.
-pub(crate) fn actions(report: &str, query: &str, chart: ChartKind) -> Markup {
+/// What a chart's lengths and places mean: "Total paid (KES) by customer".
+pub(crate) fn measures(report: &Report, currency: Option<&str>) -> Markup {
+    if matches!(report.chart, ChartKind::Number | ChartKind::Table) || report.y.is_empty() {
+        return html! {};
+    }
+    let money = |name: &String| format::of_column(report, name) == Format::Money;
+    let mut text = report.y.iter().map(|name| format::label(name)).collect::<Vec<_>>().join(", ");
+    if let (true, Some(currency)) = (report.y.iter().all(money), currency) {
+        text.push_str(&format!(" ({currency})"));
+    }
+    if let Some(x) = &report.x {
+        text.push_str(&format!(" by {}", format::label(x).to_lowercase()));
+    }
+    // nothing that the title says already
+    html! { @if text.to_lowercase() != report.title.to_lowercase() { p.measure { (text) } } }
+}
+
+/// What can be done with a tile. Those that need script are hidden without it. Where the data are shown
+/// anyway there is nothing to `unfold`.
+pub(crate) fn actions(report: &str, query: &str, chart: ChartKind, unfold: bool) -> Markup {
     let drawn = !matches!(chart, ChartKind::Number | ChartKind::Table);
     html! {
         div.actions {
-            @if drawn { button.quiet.js-only type="button" data-do="data" aria-expanded="false" title="Show data (d)" { "Data" } }
+            @if drawn && unfold { button.quiet.js-only type="button" data-do="data" aria-expanded="false" title="Show data (d)" { "Data" } }
             a.quiet href={ "/api/v1/reports/" (report) ".csv" (query) } download title="Download the rows as CSV" { "CSV" }
             @if drawn { button.quiet.js-only type="button" data-do="png" title="Download the chart as an image" { "PNG" } }
             button.quiet.js-only type="button" data-do="sql" title="Copy the report's SQL" { "SQL" }
@@ -155,7 +172,8 @@ pub(crate) fn badge(console: &Shared, stamp: Option<Stamp>) -> Markup {
     let age = console.state.clock.wall().since(as_of);
     html! {
         span.fresh data-as-of=(as_of.0) title={ "Everything committed on the primary up to log position " (stamp.lsn) ", confirmed " (as_of) " (load run " (stamp.run_id) ")" } {
-            span.dot {} span.age { (format::duration(age)) " old" } span.when.print-only { "as of " (as_of) } " · " a href={ "/runs#run-" (stamp.run_id) } { span.lsn { (stamp.lsn) } }
+            span.dot {} " " span.age { (format::duration(age)) " old" } span.when.print-only { "as of " (as_of) } " · "
+            a href=(runs::link(stamp.run_id)) aria-label={ "Log position " (stamp.lsn) ", load run " (stamp.run_id) } { span.lsn { (stamp.lsn) } }
         }
     }
 }
@@ -165,7 +183,7 @@ pub(crate) async fn filter_form(console: &Shared, params: &[Param], filters: &Fi
     if params.is_empty() {
         return html! {};
     }
-    let choices = join_all(params.iter().map(|param| choices(console, param))).await;
+    let choices = join_all(params.iter().map(|param| console.choices.of(console, param))).await;
     html! {
         form.filters method="get" action=(path) aria-label="Filters" {
             @for name in ["_back", "_sort"] {
@@ -179,13 +197,14 @@ pub(crate) async fn filter_form(console: &Shared, params: &[Param], filters: &Fi
                             ParamType::Date => input type="date" name=(param.name) value=(value) data-default=[param.default.as_deref()];,
                             ParamType::Integer => input type="number" step="1" name=(param.name) value=(value) data-default=[param.default.as_deref()];,
                             ParamType::Decimal => input type="number" step="any" name=(param.name) value=(value) data-default=[param.default.as_deref()];,
-                            ParamType::Text => input type="text" name=(param.name) value=(value) data-default=[param.default.as_deref()];,
+                            ParamType::Text => input type="text" name=(param.name) value=(value) data-default=[param.default.as_deref()]
+                                placeholder=[param.choices_sql.is_some().then_some("type a value")];,
                         }
                     } @else {
                         select name=(param.name) data-default=[param.default.as_deref()] {
                             option value="" selected[value.is_empty()] { "All" }
                             @if !value.is_empty() && !choices.iter().any(|c| c == value) { option value=(value) selected { (value) } }
-                            @for choice in choices { option value=(choice) selected[choice == value] { (choice) } }
+                            @for choice in choices.iter() { option value=(choice) selected[choice == value] { (choice) } }
                         }
                     }
                 }
@@ -201,22 +220,4 @@ pub(crate) fn filtered(params: &[Param], filters: &Filters) -> Markup {
     let words: Vec<String> =
         params.iter().filter_map(|param| Some(format!("{}: {}", param.label, filters.effective(param)?))).collect();
     html! { p.filtered.print-only { (words.join(" · ")) } }
-}
-
-/// The values that a filter offers; a failure leaves a free field.
-async fn choices(console: &Shared, param: &Param) -> Vec<String> {
-    let Some(sql) = &param.choices_sql else { return Vec::new() };
-    let mut query = millrace_contract::Query::new(sql.clone());
-    query.deadline = BUDGET;
-    let answer = async { console.state.reader.query(query).await?.collect(CHOICES_MAX).await };
-    match tokio::time::timeout(BUDGET, answer).await {
-        Ok(Ok(set)) => {
-            set.rows.iter().filter_map(|row| row.first()).map(format::plain).filter(|text| !text.is_empty()).collect()
-        }
-        Ok(Err(error)) => {
-            tracing::warn!(param = param.name, sqlstate = error.sqlstate, "a filter's choices failed");
-            Vec::new()
-        }
-        Err(_) => Vec::new(),
-    }
 }

@@ -9,11 +9,16 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use maud::{Markup, html};
-use millrace_contract::status::{CaptureState, Finding, PlatformStatus, Severity};
+use millrace_contract::status::{CaptureState, Finding, NodeRole, NodeState, PlatformStatus, Severity};
 
 use crate::{
     Shared, format,
-    pages::{layout, layout::Page, runs::status_word, topology},
+    pages::{
+        layout,
+        layout::Page,
+        runs::{self, status_word},
+        topology,
+    },
     session::Session,
 };
 
@@ -79,7 +84,13 @@ fn finding(finding: &Finding, status: &PlatformStatus) -> Markup {
 
 fn flow(console: &Shared, status: &PlatformStatus, freshness: Option<crate::tile::Stamp>) -> Markup {
     let capture = &status.capture;
+    let source_answers = status.nodes.iter().any(|n| n.role == NodeRole::Primary && n.state == NodeState::Running);
     let (class, word, detail) = match &capture.state {
+        CaptureState::Streaming if !source_answers => (
+            "warn",
+            "no answer",
+            "The primary does not answer: what it holds beyond the watermark is not known.".to_owned(),
+        ),
         CaptureState::Streaming => ("good", "streaming", String::new()),
         CaptureState::Waiting { reason } => ("busy", "waiting", reason.clone()),
         CaptureState::Copying { tables_done, tables, rows } => {
@@ -97,7 +108,10 @@ fn flow(console: &Shared, status: &PlatformStatus, freshness: Option<crate::tile
                     Some(stamp) => span.fresh data-as-of=(stamp.as_of().0) { span.age { (format::duration(console.state.clock.wall().since(stamp.as_of()))) " old" } },
                     None => "unknown",
                 } } }
-                div.figure { dt { "Changes waiting" } dd { (format::bytes(capture.lag_bytes)) span.unit { " · " (format::duration(Duration::from_millis(capture.lag_ms))) } } }
+                div.figure { dt { "Changes waiting" } dd {
+                    @if source_answers { (format::bytes(capture.lag_bytes)) span.unit { " · " (format::duration(Duration::from_millis(capture.lag_ms))) } }
+                    @else { "unknown" }
+                } }
                 div.figure { dt { "Applied since start" } dd { (format::count(capture.changes_applied)) } }
                 div.figure { dt { "Watermark" } dd { span.lsn { (capture.watermark) } } }
             }
@@ -117,7 +131,7 @@ fn last_run(status: &PlatformStatus) -> Markup {
             @match &status.last_run {
                 None => p.muted { "None yet." },
                 Some(run) => dl.facts {
-                    div { dt { "Run" } dd { a href={ "/runs#run-" (run.run_id) } { (run.run_id) } " " (run.kind.replace('_', " ")) } }
+                    div { dt { "Run" } dd { a href=(runs::link(run.run_id)) { (run.run_id) } " " (run.kind.replace('_', " ")) } }
                     div { dt { "Status" } dd { (status_word(&run.status)) } }
                     div { dt { "Started" } dd { (format::duration(status.now.since(run.started_at))) " ago"
                         @if let Some(ms) = run.duration_ms { ", took " (format::duration(Duration::from_millis(ms))) } } }
@@ -125,7 +139,7 @@ fn last_run(status: &PlatformStatus) -> Markup {
                     @if let Some(error) = &run.error { div { dt { "Error" } dd { (error) } } }
                 },
             }
-            p { a href="/runs" { "All load runs" } }
+            p.more { a href="/runs" { "All load runs" } }
         }
     }
 }
@@ -134,7 +148,7 @@ fn disks(status: &PlatformStatus) -> Markup {
     html! {
         section.panel aria-labelledby="disks" {
             h2 id="disks" { "Disk" }
-            dl.facts { @for disk in &status.disks {
+            dl.facts.stacked { @for disk in &status.disks {
                 div { dt { code { (disk.path) } } dd {
                     meter min="0" max=(disk.total_bytes) value=(disk.total_bytes.saturating_sub(disk.free_bytes)) high=(disk.total_bytes / 10 * 9) aria-label={ "Used space of " (disk.path) } {}
                     " " (format::bytes(disk.free_bytes)) " free; the platform holds " (format::bytes(disk.used_bytes))

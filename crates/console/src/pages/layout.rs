@@ -90,6 +90,7 @@ pub(crate) fn page(
                         }
                     }
                 }
+                p.offline id="offline" role="alert" hidden {}
                 main id="main" tabindex="-1" { (body) }
                 div.sr id="announce" role="status" aria-live="polite" {}
                 (help())
@@ -111,7 +112,7 @@ fn help() -> Markup {
         ("Esc", "Leave a chart, close a dialog"),
         ("d", "Show or hide the data of the current tile"),
         ("f", "Go to the filters"),
-        ("g then o, d, r, l", "Go to overview, main dashboard, reports, load runs"),
+        ("g, then o d r l t", "Go to overview, main dashboard, reports, load runs, topology"),
         ("t", "Light or dark"),
         ("?", "This help"),
     ];

@@ -122,8 +122,9 @@ fn rows(console: &Shared, report: &Report, filters: &Filters, data: &tile::TileD
                 data-static[filters.given("_sort").is_some()] aria-label=(report.title) tabindex="-1" {
             header {
                 p.muted { (data.texts.len()) @if data.truncated { "+" } @if data.texts.len() == 1 { " row" } @else { " rows" } }
-                (dashboard::actions(&report.name, &query, ChartKind::Table))
+                (dashboard::actions(&report.name, &query, report.chart, false))
             }
+            (dashboard::measures(report, data.currency.as_deref()))
             div.message {}
             @if drawn { div.chart {} }
             @if report.chart == ChartKind::Number { div.numbers { (table::numbers(data)) } }

@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use maud::{Markup, html};
+use millrace_base::Micros;
 use millrace_contract::status::RunStatus;
 use serde::Deserialize;
 
@@ -19,11 +20,18 @@ use crate::{
 const PAGE_RUNS: usize = 50;
 const PAGES_MAX: usize = 200;
 
-/// Which page of the list.
+/// Which page of the list: by its number, or the one that shows a run.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Position {
     #[serde(default)]
     page: String,
+    #[serde(default)]
+    run: String,
+}
+
+/// Where a run is shown; a freshness badge leads there.
+pub(crate) fn link(run_id: i64) -> String {
+    format!("/runs?run={run_id}#run-{run_id}")
 }
 
 /// `GET /runs`.
@@ -33,10 +41,14 @@ pub(crate) async fn show(
     Query(position): Query<Position>,
     headers: HeaderMap,
 ) -> Response {
-    let page = position.page.parse::<usize>().unwrap_or(1).clamp(1, PAGES_MAX);
+    let page = page_number(&console, &position).await;
     let runs = console.state.operator.runs(page * PAGE_RUNS + 1).await;
+    let now = console.state.clock.wall();
     let body = html! {
-        div.head { div { h1 { "Load runs" } p.muted { "Each run is one transaction in the warehouse: all of it is there, with its watermark, or nothing." } } }
+        div.head {
+            div { h1 { "Load runs" } p.muted { "Each run is one transaction in the warehouse: all of it is there, with its watermark, or nothing." } }
+            p.muted { "As of " (utc(now)) " UTC · " a href="/runs" { "Newest" } }
+        }
         @match &runs {
             Err(error) => (problem(&error.to_string(), error.hint.as_deref())),
             Ok(runs) => {
@@ -53,6 +65,23 @@ pub(crate) async fn show(
     };
     let frame = Page { title: "Load runs", current: "/runs", charts: false };
     layout::page(&console, &session, &headers, &frame, &body).into_response()
+}
+
+/// The page asked for, by its number or by a run on it.
+async fn page_number(console: &Shared, position: &Position) -> usize {
+    let asked = position.page.parse::<usize>().unwrap_or(1);
+    let Ok(wanted) = position.run.parse::<i64>() else { return asked.clamp(1, PAGES_MAX) };
+    let operator = &console.state.operator;
+    let newest = operator.runs(1).await.ok().and_then(|runs| runs.first().map(|run| run.run_id)).unwrap_or(wanted);
+    // numbers rise, so no more runs than this are newer
+    let newer_max = usize::try_from(newest.saturating_sub(wanted)).unwrap_or(0).min(PAGES_MAX * PAGE_RUNS);
+    let runs = operator.runs(newer_max + 1).await.unwrap_or_default();
+    let place = runs.iter().position(|run| run.run_id <= wanted).unwrap_or(0);
+    (place / PAGE_RUNS + 1).clamp(1, PAGES_MAX)
+}
+
+fn utc(at: Micros) -> String {
+    at.to_string().replace('T', " ").trim_end_matches('Z').to_owned()
 }
 
 /// A word with its colour; the word alone says it all.
@@ -79,13 +108,13 @@ fn table(runs: &[&RunStatus]) -> Markup {
                     th scope="row" { (run.run_id) }
                     td { (run.kind.replace('_', " ")) }
                     td { (status_word(&run.status)) }
-                    td { (run.started_at.to_string().replace('T', " ").trim_end_matches('Z')) }
+                    td { (utc(run.started_at)) }
                     td.num { @match run.duration_ms { Some(ms) => (format::duration(std::time::Duration::from_millis(ms))), None => "–" } }
                     td.num { (format::count(run.rows_inserted)) }
                     td.num { (format::count(run.rows_updated)) }
                     td.num { (format::count(run.rows_deleted)) }
                     td { span.lsn { (run.watermark) } }
-                    td { @if let Some(error) = &run.error { (error) } @else { span.muted { "–" } } }
+                    td.text { @if let Some(error) = &run.error { (error) } @else { span.muted { "–" } } }
                 }
             } }
         }

@@ -24,11 +24,13 @@ pub(crate) async fn show(
     let status = console.state.operator.status().await;
     let body = html! {
         div.head { div { h1 { "Topology" } p.muted { "The PostgreSQL servers, who follows whom, and what each replication slot holds back." } } }
-        (nodes(&status))
-        (slots(&status.slots))
-        section.panel aria-labelledby="listeners" {
-            h2 id="listeners" { "Listeners" }
-            dl.facts { @for listener in &status.listeners { div { dt { (listener.name) } dd { code { (listener.address) } } } } }
+        div data-refresh="/topology" {
+            (nodes(&status))
+            (slots(&status.slots))
+            section.panel aria-labelledby="listeners" {
+                h2 id="listeners" { "Listeners" }
+                dl.facts { @for listener in &status.listeners { div { dt { (listener.name) } dd { code { (listener.address) } } } } }
+            }
         }
     };
     let page = Page { title: "Topology", current: "/topology", charts: false };
@@ -59,21 +61,21 @@ pub(crate) fn nodes(status: &PlatformStatus) -> Markup {
         section.panel.scroll aria-labelledby="nodes" tabindex="0" {
             h2 id="nodes" { "Nodes" }
             table {
-                thead { tr { th scope="col" { "Node" } th scope="col" { "Role" } th scope="col" { "State" } th.num scope="col" { "Port" }
-                    th scope="col" { "Position" } th.num scope="col" { "Behind" } th scope="col" { "Up for" } th scope="col" { "Supervisor" } } }
+                thead { tr { th scope="col" { "Node" } th scope="col" { "Role" } th scope="col" { "State" } th.num scope="col" { "Behind" }
+                    th scope="col" { "Supervisor" } th scope="col" { "Up for" } th scope="col" { "Position" } th.num scope="col" { "Port" } } }
                 tbody { @for node in &status.nodes { tr {
                     th scope="row" { (node.name) }
                     td { (role(node)) }
                     td { (state(node)) }
-                    td.num { (node.port) }
-                    td { @match node.lsn { Some(lsn) => span.lsn { (lsn) }, None => "–" } }
                     td.num { @match (node.role, node.lag_bytes) {
                         (NodeRole::Primary, _) => span.muted { "–" },
                         (NodeRole::Replica, Some(bytes)) => (format::bytes(bytes)),
                         (NodeRole::Replica, None) => "unknown",
                     } }
+                    td.muted.text { (node.doing) }
                     td { @match node.since { Some(since) => (format::duration(status.now.since(since))), None => "–" } }
-                    td.muted { (node.doing) }
+                    td { @match node.lsn { Some(lsn) => span.lsn { (lsn) }, None => "–" } }
+                    td.num { (node.port) }
                 } } }
             }
         }
