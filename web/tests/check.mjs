@@ -3,13 +3,13 @@ import { existsSync, readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
 
-/** The caller's wishes; the password never stands on the command line. */
 /** The browser that the set-up found or installed. */
 function installed() {
   const known = ["/usr/bin/chromium", "/usr/bin/google-chrome", "/usr/bin/chromium-browser"];
   return known.find((path) => existsSync(path)) ?? known[0];
 }
 
+/** The caller's wishes; the password never stands on the command line. */
 export function settings() {
   const { values } = parseArgs({
     options: {
@@ -25,7 +25,7 @@ export function settings() {
   });
   const password = values["password-file"] ? readFileSync(values["password-file"], "utf8").trim() : process.env.MILLRACE_PASSWORD;
   if (!values.url || !password) {
-    console.error("usage: dashboard.mjs --url URL --password-file FILE [--user NAME] [--expect FILE] [--dashboard SLUG] [--live SECONDS] [--shots DIR]");
+    console.error("usage: --url URL --password-file FILE [--user NAME] [--expect FILE] [--dashboard SLUG] [--live SECONDS] [--shots DIR]");
     process.exit(2);
   }
   const expect = values.expect ? JSON.parse(readFileSync(values.expect, "utf8")) : {};

@@ -1,15 +1,14 @@
 // The dashboards in a real browser.
 //
 //   node web/tests/dashboard.mjs --url https://127.0.0.1:8400 --password-file F [--expect FILE] [--user admin]
-//                                [--dashboard loans] [--live SECONDS] [--shots DIR]
+//                                [--dashboard loans] [--shots DIR]
 //
 // FILE says what must be drawn:
 //   { "user": "admin", "dashboard": "loans", "query": {"from": "2024-01-01"},
 //     "tiles": { "monthly_revenue": [ {"month": "2024-01", "revenue": "1234.50"}, … ], … },
 //     "filter": { "name": "segment", "value": "sme", "tiles": { … } },
 //     "drill": { "report": "monthly_revenue", "row": 3, "rows": 120 } }
-// All parts may be left out. With --live the script prints `waiting for a change` and then wants to see
-// a figure move, without a reload, within that time. Exit code 0 when every check passed, else 1.
+// All parts may be left out. What moves is tested by live.mjs. Exit code 0 when every check passed, else 1.
 import { mkdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { assert, check, equal, failures, launch, logIn, openPage, settings, settled, until } from "./check.mjs";
@@ -288,20 +287,6 @@ try {
     equal(new URL(plain.url()).pathname, path, "the form leads to");
     await plain.context().close();
   });
-
-  if (config.liveMs) {
-    await check("live: figures move without a reload", async () => {
-      await page.goto(home);
-      await settled(page);
-      const look = () => page.$$eval(".tile[data-src] :is(.figures, tbody)", (all) => all.map((e) => e.textContent).join("\n"));
-      const before = await look();
-      await page.evaluate(() => (globalThis.notReloaded = true));
-      console.log("waiting for a change");
-      await until(async () => (await look()) !== before, "a figure changes", config.liveMs);
-      assert(await page.evaluate(() => globalThis.notReloaded), "the page was loaded anew");
-      equal(await page.getAttribute("#live", "data-level"), "good", "the live indicator");
-    });
-  }
 
   await check("nothing went wrong on the way", async () => {
     assert(page.troubles.length === 0, page.troubles.join("\n"));

@@ -1,16 +1,21 @@
-//! A person with a browser: logs in, looks at the dashboard; what is drawn is what the primary holds.
+//! A person with a browser: logs in, looks at the dashboard; what is drawn is what the primary holds, also
+//! while customers act.
 
-use std::{path::Path, process::Command};
+use std::{
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
 
 use serde_json::Value;
 
-use crate::harness::Platform;
+use crate::harness::{Platform, command, kill};
 
 #[test]
 fn drawn_numbers_are_the_primarys() {
     let platform = Platform::init();
     let said = platform.up(&["--sample"]);
-    let password = said.split("password ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
+    let folder = tempfile::tempdir().unwrap();
 
     // the numbers, asked of the operational database in its own words
     let rows = |sql: &str| -> Value { serde_json::from_str(&platform.sql("primary", &as_json(sql))).unwrap() };
@@ -36,17 +41,10 @@ fn drawn_numbers_are_the_primarys() {
              FROM operational.payments GROUP BY date_trunc('month', payment_date) ORDER BY date_trunc('month', payment_date)"
         ),
     }});
-    let folder = tempfile::tempdir().unwrap();
-    let (expect_file, password_file) = (folder.path().join("expected.json"), folder.path().join("password"));
+    let expect_file = folder.path().join("expected.json");
     std::fs::write(&expect_file, expected.to_string()).unwrap();
-    std::fs::write(&password_file, password).unwrap();
 
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let output = Command::new("node")
-        .arg(root.join("web/tests/dashboard.mjs"))
-        .args(["--url", &format!("https://localhost:{}", platform.base_port + 4)])
-        .arg("--password-file")
-        .arg(&password_file)
+    let output = script("dashboard.mjs", &platform, &password_file(folder.path(), &said))
         .arg("--expect")
         .arg(&expect_file)
         .output()
@@ -56,6 +54,73 @@ fn drawn_numbers_are_the_primarys() {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
     assert!(out.lines().filter(|line| line.starts_with("ok")).count() >= 15, "{out}");
+}
+
+/// Ends what was started, whatever happens.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn an_open_dashboard_follows_the_primary_and_its_login() {
+    let platform = Platform::init();
+    let said = platform.up(&["--sample"]);
+    let folder = tempfile::tempdir().unwrap();
+    let mut browser = script("live.mjs", &platform, &password_file(folder.path(), &said))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map(Running)
+        .expect("node runs");
+    let mut tell = browser.0.stdin.take().unwrap();
+    let mut lines = BufReader::new(browser.0.stdout.take().unwrap()).lines().map_while(Result::ok);
+    // everything said before the word stands in the test's output
+    let mut wait_for = |word: &str| {
+        let found = lines.by_ref().inspect(|line| println!("{line}")).any(|line| line == word);
+        assert!(found, "the browser ended before it said `{word}`");
+    };
+
+    wait_for("watching");
+    let dir = platform.dir();
+    let arguments = ["--dir", dir.to_str().unwrap(), "simulate", "--rate", "5"];
+    let mut customers = Running(command(&arguments).stdout(Stdio::null()).spawn().unwrap());
+    wait_for("moved");
+    // not killed: what is on its way is done before the sum is asked for
+    kill(customers.0.id(), "INT");
+    customers.0.wait().unwrap();
+    let collected = platform.sql("primary", "SELECT sum(amount) FROM operational.payments");
+    writeln!(tell, "total_collected={collected}").unwrap();
+    wait_for("equal");
+    platform.run(&["user", "reset-password", "admin"]).ok();
+    writeln!(tell, "the password is another").unwrap();
+    lines.for_each(|line| {
+        println!("{line}");
+        assert!(!line.starts_with("FAIL"), "{line}");
+    });
+    assert!(browser.0.wait().unwrap().success());
+}
+
+/// A script of the browser tests, to be run on the platform's console.
+fn script(name: &str, platform: &Platform, password_file: &Path) -> Command {
+    let mut node = Command::new("node");
+    node.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../web/tests").join(name))
+        .args(["--url", &format!("https://localhost:{}", platform.base_port + 4)])
+        .arg("--password-file")
+        .arg(password_file);
+    node
+}
+
+/// The first user's password, which `up` said, in a file.
+fn password_file(folder: &Path, said: &str) -> PathBuf {
+    let password = said.split("password ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
+    let file = folder.join("password");
+    std::fs::write(&file, password).unwrap();
+    file
 }
 
 /// The statement's rows as one JSON array, in their order.
