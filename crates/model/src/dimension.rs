@@ -194,7 +194,7 @@ impl Dimension {
             format!("select distinct {keys} from {}", Ident(&format!("batch_{}", self.source.table)))
         } else {
             let used: BTreeSet<String> = crate::star::Model::Dimension(self.clone()).columns_of(&self.source);
-            format!("select distinct {keys} from {}", difference(&self.source, &used))
+            format!("select distinct {keys} from {}", keyed_difference(&self.source, &self.key, &used))
         };
         format!("create or replace temp table {} as {touched}", self.temporary("affected"))
     }
@@ -253,6 +253,25 @@ pub(crate) fn difference(source: &Source, columns: &BTreeSet<String>) -> String 
     format!(
         "((select {columns} from {old} except select {columns} from {new}) union all \
          (select {columns} from {new} except select {columns} from {old}))"
+    )
+}
+
+/// A relation of the keys of `source` whose rows before and after the batch differ in `columns`, and of
+/// `_before`: whether there was one before. `keys` are the source's own.
+pub(crate) fn keyed_difference(source: &Source, keys: &[String], columns: &BTreeSet<String>) -> String {
+    let names = list(keys.iter().chain(columns.iter().filter(|c| !keys.contains(c))).map(|c| Ident(c).to_string()));
+    let differ: String = columns
+        .iter()
+        .filter(|c| !keys.contains(c))
+        .map(|c| format!(" or _n.{0} is distinct from _o.{0}", Ident(c)))
+        .collect();
+    let keys = quoted(keys);
+    format!(
+        "(select {keys}, _o._is is not null as _before \
+         from (select {names}, true as _is from {}) as _n full join (select {names}, true as _is from {}) as _o using ({keys}) \
+         where _n._is is null or _o._is is null{differ})",
+        Ident(&format!("new_{}", source.table)),
+        Ident(&format!("old_{}", source.table))
     )
 }
 

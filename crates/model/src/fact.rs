@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use millrace_base::Ident;
 
 use crate::{
-    dimension::{difference, list_and, relation},
+    dimension::{difference, keyed_difference, list_and, relation},
     expression::{Expression, qualified},
     star::{Aggregate, Fact, Lookup, LookupInto},
     template::{fill, list},
@@ -284,9 +284,6 @@ impl Fact {
         let staging = format!("{} as {}", relation("staging", own), Ident(own));
         let changed = |table: &str| changes.tables.contains(table);
         let mut parts = Vec::new();
-        if changed(own) {
-            parts.push(format!("select {keys} from {}", difference(&self.source, &self.row_columns(own))));
-        }
         for join in self.joins.iter().filter(|j| changed(&j.source.table)) {
             let changed = difference(&join.source, &self.row_columns(&join.source.table));
             parts.push(self.reached(&grain, &staging, &join.on, &changed));
@@ -316,27 +313,35 @@ impl Fact {
                 on.join(" and ")
             ));
         }
+        let others = parts.join(" union all ");
+        let affected = self.affected_table();
+        if !changed(own) {
+            return (!parts.is_empty()).then(|| {
+                format!(
+                    "create or replace temp table {affected} as \
+                     select {keys}, true as _existed, true as _elsewhere from (select distinct {keys} from ({others}))"
+                )
+            });
+        }
+        let written = format!(
+            "select {keys}, _before as _existed, false as _elsewhere from {}",
+            keyed_difference(&self.source, &self.grain, &self.row_columns(own))
+        );
         if parts.is_empty() {
-            return None;
+            return Some(format!("create or replace temp table {affected} as {written}"));
         }
         let row = if self.grain.len() == 1 { keys.clone() } else { format!("({keys})") };
         let (old, new) = (Ident(&format!("old_{own}")).to_string(), Ident(&format!("new_{own}")).to_string());
-        let (existed, elsewhere) = if changed(own) {
-            (
-                format!("{row} not in (select {keys} from {new}) or {row} in (select {keys} from {old})"),
-                format!("{row} not in (select {keys} from {new}) and {row} not in (select {keys} from {old})"),
-            )
-        } else {
-            ("true".to_owned(), "true".to_owned())
-        };
         Some(fill(
             include_str!("../sql/affected_fact.sql"),
             &[
-                ("affected", &self.affected_table()),
+                ("affected", &affected),
                 ("keys", &keys),
-                ("existed", &existed),
-                ("elsewhere", &elsewhere),
-                ("parts", &parts.join(" union all ")),
+                ("row", &row),
+                ("written", &written),
+                ("old", &old),
+                ("new", &new),
+                ("others", &others),
             ],
         ))
     }

@@ -10,7 +10,7 @@ use millrace_model::{Base, Change, ChangeKind, Changes, Dimension, Fact, Increme
 use crate::{
     error::{WarehouseError, message},
     index::Taken,
-    records,
+    records::{self, Known},
 };
 
 /// Differing rows that [`verify`] names of each model.
@@ -55,9 +55,13 @@ pub(crate) fn rebuild(
     only: Option<&BTreeSet<String>>,
     now: Micros,
 ) -> Result<(), WarehouseError> {
+    let known = records::tables(connection)?;
     for model in ready(models, tables) {
         if only.is_some_and(|only| !only.contains(model.name())) {
             continue;
+        }
+        if let Model::Fact(fact) = model {
+            has_the_grain_of_its_source(fact, &known)?;
         }
         for sql in statements(model) {
             run(connection, &sql).map_err(|e| describe(model, e))?;
@@ -65,6 +69,25 @@ pub(crate) fn rebuild(
         records::keep_model(connection, model.name(), Some(&model.declaration()), now)?;
     }
     Ok(())
+}
+
+/// Incremental loads find a fact's row by the key of its source's row.
+fn has_the_grain_of_its_source(fact: &Fact, known: &BTreeMap<String, Known>) -> Result<(), WarehouseError> {
+    let Some(table) = known.get(&fact.source.table) else { return Ok(()) };
+    let key: BTreeSet<&str> =
+        table.schema.key().filter_map(|i| table.schema.columns.get(i)).map(|c| c.name.as_str()).collect();
+    if fact.grain.iter().map(String::as_str).collect::<BTreeSet<_>>() == key {
+        return Ok(());
+    }
+    Err(WarehouseError::Build {
+        model: fact.name.clone(),
+        reason: format!(
+            "its grain ({}) is not the key of {} ({}): a fact has a row for each row of its source",
+            fact.grain.join(", "),
+            fact.source,
+            key.into_iter().collect::<Vec<_>>().join(", ")
+        ),
+    })
 }
 
 /// What building a model anew takes.

@@ -41,7 +41,7 @@ pub(crate) fn fill(connection: &Connection, schema: &TableSchema) -> Result<(), 
             let filled = table.temporary("filled");
             connection.execute_batch(&format!(
                 "create or replace temp table {filled} as {query}; {}; \
-                 insert into {batch} by name select * from {filled}; drop table {filled}",
+                 insert into {batch} by name select * from {filled} order by _commit_lsn, _sequence; drop table {filled}",
                 table.create_batch()
             ))?;
         }

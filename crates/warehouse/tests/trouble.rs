@@ -300,3 +300,21 @@ async fn every_type_arrives_and_stays_itself() {
     assert!(matches!(&refused, Err(SinkError::Table { reason, .. }) if reason.contains("resync")), "{refused:?}");
     sink.close().await;
 }
+
+#[tokio::test]
+async fn a_grain_other_than_the_sources_key_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = open(folder.path()).unwrap();
+    let sink = copied(&engine).await;
+    let declared = "[[fact]]\nname = \"fact_methods\"\nsource = \"operational.payments\"\ngrain = [\"payment_method\"]\n\
+                    [fact.columns]\namount = \"amount\"\n";
+    let models = Arc::new(millrace_model::Models::parse([("methods.toml", declared)]).unwrap());
+    let refused = sink.handle().build(models).await.unwrap_err();
+    assert!(
+        refused.to_string().contains(
+            "its grain (payment_method) is not the key of operational.payments (payment_id): a fact has a row for each row of its source"
+        ),
+        "{refused}"
+    );
+    sink.close().await;
+}
