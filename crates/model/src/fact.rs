@@ -12,7 +12,7 @@ use millrace_base::Ident;
 use crate::{
     dimension::{difference, keyed_difference, list_and, relation},
     expression::{Expression, qualified},
-    star::{Aggregate, Fact, Lookup, LookupInto},
+    star::{Aggregate, Fact, Join, Lookup, LookupInto},
     template::{fill, list},
 };
 
@@ -117,19 +117,30 @@ impl Fact {
                 needed.extend(join.on.iter().flat_map(|(_, e)| e.columns.iter().map(|(table, _)| table.as_str())));
             }
         }
-        let wanted = self.joins.iter().filter(|j| needed.contains(j.source.table.as_str()));
-        wanted
-            .map(|join| {
-                let table = &join.source.table;
-                let on =
-                    list_and(join.on.iter().map(|(column, e)| format!("{} = {}", qualified(table, column), e.sql)));
-                let relation = match reach {
-                    Reach::Whole => relation("staging", table),
-                    Reach::Parts => self.temporary(&format!("part_{table}")),
-                };
-                format!(" left join {relation} as {} on {on}", Ident(table))
-            })
-            .collect()
+        let wanted: Vec<&Join> = self.joins.iter().filter(|j| needed.contains(j.source.table.as_str())).collect();
+        wanted.iter().filter(|j| j.hangs_on(&wanted).is_none()).map(|j| self.join_tree(j, &wanted, reach)).collect()
+    }
+
+    /// One join, with those that hang on it joined to it first: `loans left join customers` is much smaller than
+    /// `payments left join loans left join customers`, and each of the many rows is then joined once.
+    fn join_tree(&self, join: &Join, wanted: &[&Join], reach: Reach) -> String {
+        let table = &join.source.table;
+        let on = list_and(join.on.iter().map(|(column, e)| format!("{} = {}", qualified(table, column), e.sql)));
+        let relation = match reach {
+            Reach::Whole => relation("staging", table),
+            Reach::Parts => self.temporary(&format!("part_{table}")),
+        };
+        let own: String = wanted
+            .iter()
+            .filter(|j| j.hangs_on(wanted) == Some(table))
+            .map(|j| self.join_tree(j, wanted, reach))
+            .collect();
+        let alias = Ident(table);
+        if own.is_empty() {
+            format!(" left join {relation} as {alias} on {on}")
+        } else {
+            format!(" left join ({relation} as {alias}{own}) on {on}")
+        }
     }
 
     /// All of the fact's rows.
@@ -434,6 +445,16 @@ impl Fact {
             if how.carry { self.carried(aggregate, how.changes) } else { self.gathered(aggregate, how.base) }
         });
         format!("insert into {} {rows}", self.table())
+    }
+}
+
+impl Join {
+    /// The joined table that this one is found by, if by plain columns of it alone: where that has no row, this has none.
+    fn hangs_on<'a>(&self, wanted: &[&'a Join]) -> Option<&'a String> {
+        let mut tables = self.on.iter().map(|(_, e)| e.bare.as_ref().map(|(table, _)| table));
+        let first = tables.next()??;
+        let parent = wanted.iter().map(|j| &j.source.table).find(|table| *table == first)?;
+        tables.all(|table| table == Some(first)).then_some(parent)
     }
 }
 
