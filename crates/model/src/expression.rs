@@ -9,6 +9,7 @@
 use std::{collections::BTreeSet, ops::ControlFlow};
 
 use millrace_base::Ident;
+use serde::{Deserialize, Serialize};
 use sqlparser::{
     ast::{
         BinaryOperator, DataType, ExactNumberInfo, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList,
@@ -75,7 +76,7 @@ pub const AGGREGATE: &[&str] = &["avg", "bool_and", "bool_or", "count", "max", "
 const WINDOW: &[&str] = &["dense_rank", "first_value", "lag", "last_value", "lead", "ntile", "rank", "row_number"];
 
 /// A parsed expression.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expression {
     /// DuckDB's SQL; all columns qualified and quoted.
     pub sql: String,

@@ -33,6 +33,14 @@ pub struct Models {
     uses: Vec<resolve::Use>,
 }
 
+impl FromIterator<Model> for Models {
+    /// Models that were resolved before, in an order in which they can be built. Where they use columns is
+    /// not known of these: [`Models::check_columns`] finds nothing.
+    fn from_iter<I: IntoIterator<Item = Model>>(models: I) -> Self {
+        Self { models: models.into_iter().map(|m| (m.name().to_owned(), m)).collect(), uses: Vec::new() }
+    }
+}
+
 impl Models {
     /// Reads files given as `(name for errors, text)`.
     ///

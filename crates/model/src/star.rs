@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::expression::Expression;
 
 /// A source table, `schema.table`; in the warehouse it goes by `table` alone.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Source {
     pub schema: String,
     pub table: String,
@@ -18,7 +20,7 @@ impl std::fmt::Display for Source {
 }
 
 /// A dimension fed from a source table.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Dimension {
     pub name: String,
     pub description: String,
@@ -35,7 +37,7 @@ pub struct Dimension {
 }
 
 /// A dimension whose rows are part of the declaration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Seed {
     pub name: String,
     pub description: String,
@@ -48,7 +50,7 @@ pub struct Seed {
 }
 
 /// A calendar; its key is the day as YYYYMMDD.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Date {
     pub name: String,
     pub description: String,
@@ -57,7 +59,7 @@ pub struct Date {
 }
 
 /// A fact table.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Fact {
     pub name: String,
     pub description: String,
@@ -69,20 +71,20 @@ pub struct Fact {
     pub columns: Vec<(String, Expression)>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Join {
     pub source: Source,
     pub on: Vec<(String, Expression)>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Aggregate {
     pub source: Source,
     pub on: Vec<(String, Expression)>,
     pub columns: Vec<(String, Expression)>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Lookup {
     pub column: String,
     pub dimension: String,
@@ -93,7 +95,7 @@ pub struct Lookup {
 }
 
 /// What a lookup needs to know of its dimension.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum LookupInto {
     Dimension { surrogate: String, key: Vec<String>, historical: bool },
     Seed { surrogate: String, key: String },
@@ -101,7 +103,7 @@ pub enum LookupInto {
 }
 
 /// A query kept under a name.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct View {
     pub name: String,
     pub description: String,
@@ -114,7 +116,7 @@ pub struct View {
 }
 
 /// Any model.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Model {
     Dimension(Dimension),
     Seed(Seed),
