@@ -6,11 +6,13 @@
 //! every process that works inside it is ended and the folder removed.
 //! Non-goals: speed of the servers (`fsync` is off), anything that ships.
 
+mod data;
 mod sandbox;
 mod server;
 mod template;
 mod wait;
 
+pub use data::data_set;
 pub use sandbox::Sandbox;
 pub use server::{TestServer, TestServerBuilder};
 pub use wait::{free_port, wait_until};

@@ -5,12 +5,10 @@
 
 mod pack;
 
-use std::path::{Path, PathBuf};
-
 use jiff::civil::date;
 use millrace_config::{Pack, pack::TextFile};
 use millrace_pg::Connection;
-use millrace_testkit::TestServer;
+use millrace_testkit::{TestServer, data_set};
 use millrace_workload::{Loaded, SampleOptions, WorkloadError, load_files, load_sample};
 use pack::{INCONSISTENT, migrated, number, pack, params, text};
 
@@ -97,23 +95,9 @@ fn berka(pack: &Pack) -> (TextFile, TextFile) {
     (file("berka.toml"), file("berka.sql"))
 }
 
-/// The real files: in `$MILLRACE_TEST_DATA/berka`, or beside the repository.
-fn real_files() -> Option<PathBuf> {
-    #[expect(clippy::disallowed_methods, reason = "a test's own switch, not configuration")]
-    let data = std::env::var("MILLRACE_TEST_DATA").map(PathBuf::from);
-    let data = data.unwrap_or_else(|_| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"));
-    Some(data.join("berka")).filter(|folder| folder.join("fin_loan.tsv").is_file())
-}
-
 #[tokio::test]
 async fn the_real_bank() {
-    let Some(folder) = real_files() else {
-        #[expect(clippy::print_stderr, reason = "a test that did not run says so")]
-        {
-            eprintln!("not run: the PKDD'99 files are not on this machine (MILLRACE_TEST_DATA)");
-        }
-        return;
-    };
+    let Some(folder) = data_set("berka", "fin_loan.tsv") else { return };
     let server = TestServer::start().await;
     let client = migrated(&server, "bank").await;
     let (description, script) = berka(&pack());

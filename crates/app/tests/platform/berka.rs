@@ -1,21 +1,12 @@
 //! The real PKDD'99 Czech bank files, where they are at hand.
 
-use std::path::{Path, PathBuf};
+use millrace_testkit::data_set;
 
 use crate::harness::Platform;
 
-/// The files are not part of this project; a checkout may have them beside it.
-fn files() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/berka");
-    root.join("fin_loan.tsv").is_file().then(|| root.canonicalize().unwrap())
-}
-
 #[test]
 fn the_real_bank_from_file_to_star() {
-    let Some(files) = files() else {
-        eprintln!("not run: the Berka files are not at hand");
-        return;
-    };
+    let Some(files) = data_set("berka", "fin_loan.tsv") else { return };
     let platform = Platform::init();
     platform.up(&[]);
     platform.run(&["load", "berka", "--from", files.to_str().unwrap()]).ok();
