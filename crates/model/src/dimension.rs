@@ -245,14 +245,15 @@ impl Dimension {
     }
 }
 
-/// A relation of the rows of `source` before and after the batch that differ in `columns`.
+/// A relation of the rows of `source` before and after the batch that differ in `columns`. Each row counts: of
+/// two equal instalments one may go while the other stays.
 pub(crate) fn difference(source: &Source, columns: &BTreeSet<String>) -> String {
     let columns = list(columns.iter().map(|c| Ident(c).to_string()));
     let old = Ident(&format!("old_{}", source.table)).to_string();
     let new = Ident(&format!("new_{}", source.table)).to_string();
     format!(
-        "((select {columns} from {old} except select {columns} from {new}) union all \
-         (select {columns} from {new} except select {columns} from {old}))"
+        "((select {columns} from {old} except all select {columns} from {new}) union all \
+         (select {columns} from {new} except all select {columns} from {old}))"
     )
 }
 
