@@ -4,7 +4,7 @@
 //! needs, widening a type, and adding a column, whose old rows are null. (An addition whose old rows
 //! hold a default, or a new name, is not sent here but as a fresh copy: capture asks the catalog.)
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use duckdb::Connection;
 use millrace_base::Ident;
@@ -121,27 +121,33 @@ fn duckdb_columns(schema: &TableSchema) -> BTreeSet<(String, String)> {
 }
 
 fn alter(connection: &Connection, old: &TableSchema, new: &TableSchema, force: bool) -> Result<(), Refused> {
-    let raw_columns: BTreeSet<String> = {
-        let mut statement = connection
-            .prepare("select column_name from duckdb_columns() where schema_name = 'raw' and table_name = ?")?;
-        statement.query_map([&new.table.name], |row| row.get(0))?.collect::<Result<_, _>>()?
+    let raw_columns: BTreeMap<String, String> = {
+        let mut statement = connection.prepare(
+            "select column_name, data_type from duckdb_columns() \
+             where database_name = current_database() and schema_name = 'raw' and table_name = ?",
+        )?;
+        let rows = statement.query_map([&new.table.name], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        rows.collect::<Result<_, _>>()?
     };
     for (relation, history) in [(Table(new).raw(), true), (Table(new).staging(), false)] {
         for column in &new.columns {
             let (name, kind) = (Ident(&column.name), duckdb_type(&column.column_type));
             match old.columns.iter().find(|c| c.name == column.name) {
-                None if history && raw_columns.contains(&column.name) => {
-                    // dropped before, back again: its history stays if it still reads as the new type
-                    connection.execute_batch(&format!(
-                        "alter table {relation} alter {name} type {kind} using try_cast({name} as {kind})"
-                    ))?;
+                // dropped before, and back again
+                None if history && raw_columns.contains_key(&column.name) => {
+                    convert_history(connection, &relation, &raw_columns, &column.name, &kind)?;
                 }
                 None => connection.execute_batch(&format!("alter table {relation} add column {name} {kind}"))?,
                 Some(was) if duckdb_type(&was.column_type) != kind => {
-                    let cast = if force { "try_cast" } else { "cast" };
-                    connection.execute_batch(&format!(
-                        "alter table {relation} alter {name} type {kind} using {cast}({name} as {kind})"
-                    ))?;
+                    if history && force {
+                        convert_history(connection, &relation, &raw_columns, &column.name, &kind)?;
+                    } else {
+                        // what does not fit in staging is about to be replaced by the copy
+                        let cast = if force { "try_cast" } else { "cast" };
+                        connection.execute_batch(&format!(
+                            "alter table {relation} alter {name} type {kind} using {cast}({name} as {kind})"
+                        ))?;
+                    }
                 }
                 Some(_) => {}
             }
@@ -152,5 +158,44 @@ fn alter(connection: &Connection, old: &TableSchema, new: &TableSchema, force: b
             }
         }
     }
+    Ok(())
+}
+
+/// Gives a column of the history another type. If any value would not be the same, the column stays as it is under
+/// the name `<column>__was_<type>`, and the column of the new type has what can be converted.
+fn convert_history(
+    connection: &Connection,
+    relation: &str,
+    columns: &BTreeMap<String, String>,
+    column: &str,
+    kind: &str,
+) -> Result<(), Refused> {
+    let Some(was) = columns.get(column).filter(|was| !was.eq_ignore_ascii_case(kind)) else { return Ok(()) };
+    let name = Ident(column);
+    let other: i64 = connection.query_row(
+        &format!(
+            "select count(*) from {relation} where {name} is not null \
+             and cast(try_cast({name} as {kind}) as {was}) is distinct from {name}"
+        ),
+        [],
+        |row| row.get(0),
+    )?;
+    if other == 0 {
+        connection
+            .execute_batch(&format!("alter table {relation} alter {name} type {kind} using cast({name} as {kind})"))?;
+        return Ok(());
+    }
+    let words = was.to_lowercase();
+    let words: Vec<&str> = words.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let mut kept = format!("{column}__was_{}", words.join("_"));
+    while columns.contains_key(&kept) {
+        kept.push_str("_again");
+    }
+    tracing::info!(%relation, column, kept, values = other, "old values of a column that changed its type are kept");
+    let kept = Ident(&kept);
+    connection.execute_batch(&format!(
+        "alter table {relation} rename column {name} to {kept}; alter table {relation} add column {name} {kind}; \
+         update {relation} set {name} = try_cast({kept} as {kind})"
+    ))?;
     Ok(())
 }
