@@ -2,27 +2,31 @@
 //!
 //! Non-goal: measuring. Everything judged here is in [`PlatformStatus`].
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use millrace_base::Micros;
 use millrace_contract::status::{CaptureState, Finding, NodeRole, NodeState, PlatformStatus, Severity};
 
-use crate::output::bytes_text;
+use millrace_warehouse::{HeldModel, Kept};
+
+use crate::{output::bytes_text, platform::model_state as state};
 
 /// Lag of a replica worth a warning, in bytes (64 MiB).
 const REPLICA_LAG_BYTES_MAX: u64 = 64 << 20;
 /// Age of the oldest unapplied change worth a warning, in milliseconds.
 const CAPTURE_LAG_MS_MAX: u64 = 30_000;
+/// Capture that fails for longer than this does not get over it by itself.
+const RETRYING_MAX: Duration = Duration::from_secs(30);
 /// A slot that may keep less log than this before the server gives it up is about to be lost (1 GiB).
 const SAFE_WAL_BYTES_MIN: i64 = 1 << 30;
 /// Free space on a disk below which to warn, and below which to act now, in bytes.
 const FREE_BYTES_WARN: u64 = 5 << 30;
 const FREE_BYTES_CRITICAL: u64 = 1 << 30;
 
-/// All findings, worst first: the cluster's own about its nodes, and what the rest shows.
-/// `since` is filled by [`Book`].
-pub(crate) fn assess(status: &PlatformStatus, of_cluster: Vec<Finding>) -> Vec<Finding> {
-    let mut found = of_cluster;
+/// All findings, worst first: those that parts have about themselves, and what the rest shows.
+/// `since` is filled by [`Book`] where it is not known.
+pub(crate) fn assess(status: &PlatformStatus, of_parts: Vec<Finding>) -> Vec<Finding> {
+    let mut found = of_parts;
     lag(status, &mut found);
     slots(status, &mut found);
     capture(status, &mut found);
@@ -43,6 +47,18 @@ pub(crate) fn assess(status: &PlatformStatus, of_cluster: Vec<Finding>) -> Vec<F
 
 fn finding(severity: Severity, subject: String, what: String, what_to_do: String) -> Finding {
     Finding { severity, subject, what, since: None, what_to_do }
+}
+
+/// A finding for each model that is not built as declared: a warning while it goes on as it was built before.
+pub(crate) fn held_models(held: &[HeldModel]) -> Vec<Finding> {
+    let found = held.iter().map(|model| Finding {
+        severity: if model.kept == Kept::AsBuilt { Severity::Warning } else { Severity::Critical },
+        subject: format!("model {}", model.name),
+        what: format!("cannot be built as it is declared: {}; {}", model.reason, state(model)),
+        since: Some(model.since),
+        what_to_do: "correct it in the pack, or the source, then `millrace model build`".to_owned(),
+    });
+    found.collect()
 }
 
 fn lag(status: &PlatformStatus, found: &mut Vec<Finding>) {
@@ -95,12 +111,13 @@ fn capture(status: &PlatformStatus, found: &mut Vec<Finding>) {
             stopped.since = Some(*since);
             found.push(stopped);
         }
-        CaptureState::Retrying { error, since } => {
+        CaptureState::Retrying { error, hint, since } => {
+            let lasts = status.now.since(*since) > RETRYING_MAX;
             let mut retrying = finding(
-                Severity::Warning,
+                if lasts { Severity::Critical } else { Severity::Warning },
                 "capture".into(),
-                format!("tries again after: {error}"),
-                "wait; if it lasts, see `millrace logs millrace`".into(),
+                format!("applies nothing and tries again: {error}"),
+                hint.clone(),
             );
             retrying.since = Some(*since);
             found.push(retrying);

@@ -5,7 +5,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{Read, Seek, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
     time::Duration,
 };
@@ -22,7 +22,7 @@ pub(crate) const DYING_MAX: Duration = Duration::from_secs(10);
 /// Held as long as the platform runs.
 #[derive(Debug)]
 pub(crate) struct PlatformLock {
-    _file: File,
+    file: File,
 }
 
 /// Someone else holds it.
@@ -34,6 +34,27 @@ pub(crate) struct Held {
 
 /// Takes the lock or says who has it.
 pub(crate) fn take(path: &Path) -> anyhow::Result<Result<PlatformLock, Held>> {
+    loop {
+        let taken = take_file(path)?;
+        // one who held it may have deleted it since it was opened here: then it guards nothing
+        if let Ok(lock) = &taken
+            && !is_at(&lock.file, path)
+        {
+            continue;
+        }
+        return Ok(taken);
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(held), Ok(there)) => identity(held) == identity(there),
+        _ => false,
+    }
+}
+
+fn take_file(path: &Path) -> anyhow::Result<Result<PlatformLock, Held>> {
     let mut file = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -54,7 +75,7 @@ pub(crate) fn take(path: &Path) -> anyhow::Result<Result<PlatformLock, Held>> {
     file.set_len(0)?;
     file.rewind()?;
     writeln!(file, "{}", std::process::id())?;
-    Ok(Ok(PlatformLock { _file: file }))
+    Ok(Ok(PlatformLock { file }))
 }
 
 /// Who holds it now; `None` if no one does.

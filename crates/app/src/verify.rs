@@ -53,6 +53,7 @@ pub(crate) async fn run(subject: &Subject<'_>) -> Vec<Check> {
         checks.push(check("the log is fit for capture", setting(primary, "wal_level", "logical").await));
         checks.push(check("slots cannot fill the disk", slot_limit(primary).await));
         checks.push(check("the publication has just the tables of the models", publication(subject, primary).await));
+        checks.push(check("changes that the log does not show are told", event_triggers(subject, primary).await));
         for (role, password, database) in &subject.roles {
             let own = ConnectParams { user: role.clone(), password: password.clone(), ..primary.to_database(database) };
             checks.push(check(format!("role {role} reaches {database} and nothing else"), confined(&own).await));
@@ -175,6 +176,16 @@ async fn publication(subject: &Subject<'_>, primary: &ConnectParams) -> Result<S
         Ok(found.join(", "))
     } else {
         Err(format!("it has {}; wanted are {}", found.join(", "), wanted.join(", ")))
+    }
+}
+
+/// Without them a table that is rewritten is not copied anew.
+async fn event_triggers(subject: &Subject<'_>, primary: &ConnectParams) -> Result<String, String> {
+    let sql = "SELECT count(*) FROM pg_catalog.pg_event_trigger \
+               WHERE evtname IN ('millrace_table_rewrite', 'millrace_ddl') AND evtenabled = 'A'";
+    match text(&primary.to_database(&subject.etl_reader.2), sql).await?.as_str() {
+        "2" => Ok("both event triggers are enabled".to_owned()),
+        found => Err(format!("{found} of 2 event triggers are enabled: restart the platform, which makes them")),
     }
 }
 

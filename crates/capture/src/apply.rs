@@ -113,7 +113,9 @@ pub(crate) struct Applier<'a, S> {
     pub(crate) missing: VecDeque<TableName>,
     /// When to try the next of them.
     pub(crate) missing_from: Instant,
-    /// Quarantined: their leaving the publication is no news.
+    /// Their leaving the publication is no news.
+    pub(crate) quarantined: Vec<TableName>,
+    /// Quarantined because they left: copied anew once they are back.
     pub(crate) left: Vec<TableName>,
     pub(crate) token: CancellationToken,
 }
@@ -272,7 +274,7 @@ impl<S: Sink> Applier<'_, S> {
     ) -> Result<(), CaptureError> {
         let copied = match self.copy_at_barrier(&table).await? {
             Ok((applied, schema)) => {
-                self.left.retain(|left| *left != table);
+                self.quarantined.retain(|quarantined| *quarantined != table);
                 self.tell(Control::Release(schema)).await?;
                 Ok(applied)
             }
@@ -345,8 +347,14 @@ impl<S: Sink> Applier<'_, S> {
         let published = source::published(&self.catalog, &self.options.publication).await?;
         let gone = |(table, membership): (&TableName, &Membership)| {
             let same = published.get(table).is_some_and(|m| m.oid == membership.oid && !m.partial);
-            (!same && !self.left.contains(table)).then(|| table.clone())
+            (!same && !self.quarantined.contains(table)).then(|| table.clone())
         };
+        let back = |table: &TableName| published.get(table).is_some_and(|m| !m.partial);
+        for table in self.left.extract_if(.., |table| back(table)) {
+            tracing::info!(%table, "a table is back in the publication and is copied anew");
+            self.missing.push_back(table);
+            self.missing_from = Instant::now();
+        }
         match self.memberships.iter().find_map(gone) {
             Some(table) => Err(CaptureError::TableLeft { table, publication: self.options.publication.clone() }),
             None => Ok(()),

@@ -85,7 +85,9 @@ impl CaptureError {
             Self::Source(error) if error.is_transient() || error.sqlstate() == Some("55006") => Next::Retry,
             // also what a server looks like that dies during the handshake
             Self::Source(PgError::Tls { .. })
-            | Self::Sink(SinkError::Retry(_) | SinkError::Table { .. } | SinkError::Altered { .. })
+            | Self::Sink(
+                SinkError::Retry(_) | SinkError::Full(_) | SinkError::Table { .. } | SinkError::Altered { .. },
+            )
             | Self::TableLeft { .. }
             | Self::Altered { .. }
             | Self::Moved { .. }
@@ -121,7 +123,10 @@ impl CaptureError {
             Self::Source(error) => error.hint().unwrap_or_else(|| "look at the source's log".to_owned()),
             Self::Sink(SinkError::Fatal { hint, .. }) => hint.clone(),
             Self::Sink(SinkError::Table { table, .. }) => format!("correct the data, then: millrace resync {table}"),
-            Self::Sink(SinkError::Retry(_)) => "it is tried again; free what is short".to_owned(),
+            Self::Sink(SinkError::Retry(_)) => "it is tried again by itself; if it lasts, see the log".to_owned(),
+            Self::Sink(SinkError::Full(_)) => {
+                "make room on the warehouse's disk: it then goes on by itself, and until then the slot keeps the changes".to_owned()
+            }
             Self::WalLevel { .. } => "set wal_level = logical and restart the source".to_owned(),
             Self::Version { .. } => "upgrade the source".to_owned(),
             Self::Replica => "capture reads the primary; it is tried again".to_owned(),
@@ -136,7 +141,11 @@ impl CaptureError {
                 "add a primary key, or: ALTER TABLE {} REPLICA IDENTITY USING INDEX <a unique index on columns that are not null>",
                 table.to_sql()
             ),
-            Self::TableLeft { table, .. } => format!("add it again, then: millrace resync {table}"),
+            Self::TableLeft { table, publication } => format!(
+                "put it back, or restart the platform, which does: ALTER PUBLICATION {} ADD TABLE {}; it is then copied anew by itself",
+                millrace_base::Ident(publication),
+                table.to_sql()
+            ),
             Self::NoSlot { .. } | Self::SlotLost { .. } | Self::SlotAhead { .. } => {
                 "changes may be missing: copy everything anew with `millrace up --recopy`".to_owned()
             }

@@ -8,8 +8,11 @@
 //! as quarantined; memory is bounded (a batch, a few steps on their way, nothing of a streamed transaction).
 //! Non-goals: knowing what the sink is; what tables a model needs.
 //!
+//! What changes rows without a row in the log (a rewrite, partitions that come and go, …) is told by event
+//! triggers, in messages within the log; the table is then copied anew.
+//!
 //! Partitioned tables are published through their root (`publish_via_partition_root`) and copied
-//! leaf by leaf. The server does not send a TRUNCATE of a single partition then
+//! leaf by leaf. The server does not send a TRUNCATE or DROP of a single partition then
 //! (PostgreSQL manual, CREATE PUBLICATION): such a table needs a resync.
 
 mod apply;
@@ -23,8 +26,9 @@ mod run;
 mod schema;
 mod source;
 mod spill;
+mod told;
 
 pub use error::CaptureError;
 pub use options::{Barrier, CaptureOptions, Command};
 pub use run::run;
-pub use source::{Prepared, prepare};
+pub use source::{Prepared, columns, prepare, unfit};

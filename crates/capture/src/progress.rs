@@ -26,6 +26,9 @@ struct Inner {
     waiting: VecDeque<Micros>,
     /// Nothing before this is missing, though the watermark may not have moved.
     caught_up: Lsn,
+    /// The sink refused the last batch. Set with the state `Retrying`; ends with the next thing made durable, so that
+    /// what is shown does not flicker with each try.
+    refused: bool,
 }
 
 impl Progress {
@@ -45,6 +48,31 @@ impl Progress {
         self.status.send_modify(|s| s.state = state);
     }
 
+    /// The stream has begun.
+    pub(crate) fn streams(&self) {
+        if !self.inner().refused {
+            self.state(CaptureState::Streaming);
+        }
+    }
+
+    /// Waits to try again; `refused` if it was the sink that took nothing.
+    pub(crate) fn retries(&self, error: String, hint: String, since: Micros, refused: bool) {
+        self.inner().refused = refused;
+        self.state(CaptureState::Retrying { error, hint, since });
+    }
+
+    /// The sink refuses what it is given, try after try.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.inner().refused
+    }
+
+    /// The sink took something.
+    pub(crate) fn made_durable(&self) {
+        if std::mem::take(&mut self.inner().refused) {
+            self.state(CaptureState::Streaming);
+        }
+    }
+
     /// Changes the state in place while copying.
     pub(crate) fn copied(&self, more_rows: u64, more_tables: usize) {
         self.status.send_modify(|s| {
@@ -57,7 +85,9 @@ impl Progress {
 
     /// A session begins at what the sink holds.
     pub(crate) fn resumed(&self, watermark: Lsn, quarantined: Vec<(String, String)>) {
-        *self.inner() = Inner { waiting: VecDeque::new(), caught_up: watermark };
+        let mut inner = self.inner();
+        *inner = Inner { waiting: VecDeque::new(), caught_up: watermark, refused: inner.refused };
+        drop(inner);
         self.status.send_modify(|s| {
             s.watermark = watermark;
             s.quarantined = quarantined;
@@ -72,6 +102,7 @@ impl Progress {
     /// A batch is durable.
     pub(crate) fn applied(&self, watermark: Lsn, changes: u64) {
         self.inner().waiting.pop_front();
+        self.made_durable();
         self.status.send_modify(|s| {
             s.watermark = watermark;
             s.changes_applied += changes;
@@ -81,6 +112,7 @@ impl Progress {
 
     /// A table was copied anew at `lsn`.
     pub(crate) fn resynced(&self, lsn: Lsn, table: &TableName) {
+        self.made_durable();
         let name = table.to_string();
         self.status.send_modify(|s| {
             s.watermark = s.watermark.max(lsn);
@@ -90,6 +122,7 @@ impl Progress {
 
     /// The watermark moved without a batch.
     pub(crate) fn advanced(&self, watermark: Lsn) {
+        self.made_durable();
         self.status.send_modify(|s| s.watermark = s.watermark.max(watermark));
         self.tick();
     }

@@ -26,6 +26,7 @@ use crate::{
     progress::Progress,
     schema,
     spill::{Replay, Spills},
+    told::{PREFIX, Told},
 };
 
 /// The server hears from us at least this often.
@@ -265,6 +266,8 @@ impl Reader {
         if let Some(xid) = self.state.streaming {
             match (decoded.message, decoded.xid) {
                 (Message::StreamStop, _) => self.state.streaming = None,
+                // told of only once it has committed
+                (Message::Logical { prefix: PREFIX, .. }, Some(subxid)) => self.spills.keep(xid, subxid, payload)?,
                 (Message::Logical { .. } | Message::Type { .. }, _) => {}
                 (_, Some(subxid)) => self.spills.keep(xid, subxid, payload)?,
                 (other, None) => {
@@ -296,10 +299,27 @@ impl Reader {
                 }
                 self.committed(end_lsn, commit_time).await?;
             }
+            Message::Logical { transactional: true, prefix, content, .. } => self.told(prefix, content)?,
             Message::StreamStop | Message::Origin { .. } | Message::Type { .. } | Message::Logical { .. } => {}
             change => self.change(&change)?,
         }
         Ok(())
+    }
+
+    /// A table whose rows changed without a row in the log is copied anew.
+    fn told(&mut self, prefix: &str, content: &[u8]) -> Result<(), CaptureError> {
+        if self.state.known {
+            return Ok(());
+        }
+        let Some(told) = Told::read(prefix, content) else { return Ok(()) };
+        let Some(table) = self.assembler.name_of(told.oid).cloned() else { return Ok(()) };
+        let schema = self.assembler.schema_of(&table);
+        let knows = |column: &str| schema.is_some_and(|schema| schema.position(column).is_some());
+        if self.assembler.skips(&table) || !told.makes_stale(knows) {
+            return Ok(());
+        }
+        tracing::info!(%table, told = ?told, "the source tells that rows changed without a trace in the log");
+        Err(CaptureError::Altered { table })
     }
 
     fn change(&mut self, change: &Message<'_>) -> Result<(), CaptureError> {
@@ -324,6 +344,7 @@ impl Reader {
                 // even from a part that was rolled back: the server does not send it again
                 Message::Relation(relation) => self.relation(&relation).await?,
                 _ if aborted => {}
+                Message::Logical { prefix, content, .. } => self.told(prefix, content)?,
                 change => self.change(&change)?,
             }
             if self.assembler.has_ready() {

@@ -53,6 +53,11 @@ const LASTED: Duration = Duration::from_secs(10);
 /// The reason of a quarantine that capture itself ends, whatever becomes of the process.
 const COPIED_ANEW: &str = "it was altered, or not published for a while, and is being copied anew";
 
+/// Whether a table is quarantined because it left the publication: it is copied anew when it is back.
+pub(crate) fn has_left(table: &TableName, reason: &str) -> bool {
+    reason.starts_with(&format!("table {table} left publication "))
+}
+
 /// Captures until `token` is cancelled (`Ok`) or a person must act.
 ///
 /// # Errors
@@ -82,7 +87,7 @@ pub async fn run<S: Sink>(
             Ok(()) => continue,
             Err(error) => error,
         };
-        if began.elapsed() >= LASTED {
+        if began.elapsed() >= LASTED && !progress.is_refused() {
             backoff.reset();
             since = None;
         }
@@ -96,7 +101,8 @@ pub async fn run<S: Sink>(
             }
             Next::Retry => {
                 tracing::warn!(error = %chain(&error), "capture begins anew from its watermark");
-                progress.state(CaptureState::Retrying { error: chain(&error), since });
+                let refused = matches!(error, CaptureError::Sink(SinkError::Full(_) | SinkError::Retry(_)));
+                progress.retries(chain(&error), hint, since, refused);
                 tokio::select! {
                     () = sleep(backoff.next_delay()) => {}
                     () = token.cancelled() => return Ok(()),
@@ -198,6 +204,7 @@ async fn session<S: Sink>(
 
     if !resume.watermark.is_valid() {
         initial_copy(options, batches, &resume, &mut replication, &catalog, progress, token).await?;
+        progress.made_durable();
         resume = batches.sink.resume().await?;
     } else {
         let slot = source::slot(&catalog, &options.slot).await?;
@@ -225,25 +232,26 @@ async fn session<S: Sink>(
     let from = resume.watermark;
     let stream = StreamOptions { slot: &options.slot, from, publication: &options.publication };
     let stream = replication.start_logical(&stream, CONNECT).await?;
-    progress.state(CaptureState::Streaming);
+    progress.streams();
 
     let missing: VecDeque<TableName> = options
         .tables
         .iter()
         .filter(|t| match resume.quarantined.get(t) {
-            Some(reason) => reason == COPIED_ANEW,
+            Some(reason) => reason == COPIED_ANEW || (has_left(t, reason) && memberships.contains_key(t)),
             None => !resume.tables.contains(t),
         })
         .cloned()
         .collect();
+    let away = resume.quarantined.iter().filter(|(t, reason)| has_left(t, reason) && !memberships.contains_key(t));
+    let away: Vec<_> = away.map(|(t, _)| t.clone()).collect();
     let skipped: BTreeSet<_> = resume.quarantined.keys().chain(&missing).cloned().collect();
     let wanted: BTreeSet<_> = options.tables.iter().cloned().collect();
     let mut assembler = Assembler::new(wanted, skipped, options.step_bytes);
-    // known columns, so that a change of them is noticed even before the first row
-    let streamed: Vec<_> = resume.tables.iter().filter(|t| memberships.contains_key(t)).cloned().collect();
-    for described in source::describe(&catalog, &streamed).await?.values() {
-        if !resume.quarantined.contains_key(&described.table) {
-            assembler.relation(described.schema(&catalog).await?);
+    // the columns that the sink holds, so that a change of them is noticed even before the first row
+    for schema in &resume.schemas {
+        if memberships.contains_key(&schema.table) && !resume.quarantined.contains_key(&schema.table) {
+            assembler.relation(schema.clone());
         }
     }
     let (events, from_reader) = mpsc::channel(EVENTS);
@@ -285,7 +293,8 @@ async fn session<S: Sink>(
         memberships,
         missing,
         missing_from: Instant::now(),
-        left: resume.quarantined.keys().cloned().collect(),
+        left: away,
+        quarantined: resume.quarantined.keys().cloned().collect(),
         token: token.clone(),
     };
     applier.run(commands).await

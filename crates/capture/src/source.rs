@@ -1,6 +1,9 @@
 //! What the source must be: publication, tables, slot.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use millrace_base::{Ident, Lsn};
 use millrace_contract::{TableName, TableSchema};
@@ -21,8 +24,9 @@ pub struct Prepared {
     pub removed: Vec<TableName>,
 }
 
-/// Makes the publication, or aligns it: exactly `tables`, all operations, through partition roots.
-/// `admin` must be allowed to (owner of the tables, or superuser).
+/// Makes the publication, or aligns it: exactly `tables`, all operations, through partition roots; and the
+/// event triggers that tell of what the log does not show. `admin` must be allowed to: a superuser, or the
+/// owner of the tables, who cannot have event triggers.
 ///
 /// # Errors
 /// If a table is absent, of a kind that is not published, or has no key; or the server's error. Nothing
@@ -32,6 +36,7 @@ pub async fn prepare(admin: &Client, publication: &str, tables: &[TableName]) ->
     for table in described.values() {
         table.check()?;
     }
+    watch_ddl(admin).await?;
     let name = Ident(publication);
     let list = |tables: &[TableName]| tables.iter().map(TableName::to_sql).collect::<Vec<_>>().join(", ");
     const OPTIONS: &str = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true";
@@ -70,6 +75,45 @@ pub async fn prepare(admin: &Client, publication: &str, tables: &[TableName]) ->
         }
     }
     Ok(Prepared { added, removed })
+}
+
+async fn watch_ddl(admin: &Client) -> Result<(), CaptureError> {
+    let row = admin.query_one("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user", &[]).await?;
+    if row.get(0) {
+        admin.batch_execute(include_str!("../sql/event_triggers.sql")).await?;
+    } else {
+        tracing::warn!("only a superuser can have event triggers: a table that is rewritten is not copied anew");
+    }
+    Ok(())
+}
+
+/// Tables that cannot be captured as they are, with reasons.
+///
+/// # Errors
+/// The server's.
+pub async fn unfit(client: &Client, tables: &[TableName]) -> Result<BTreeMap<TableName, CaptureError>, CaptureError> {
+    let mut unfit = BTreeMap::new();
+    let found = find(client, tables).await?;
+    for table in tables {
+        let checked = found.get(table).ok_or_else(|| absent(table)).and_then(Described::check);
+        if let Err(error) = checked {
+            unfit.insert(table.clone(), error);
+        }
+    }
+    Ok(unfit)
+}
+
+/// The columns of some tables, generated ones left out; of those that exist.
+///
+/// # Errors
+/// The server's.
+pub async fn columns(
+    client: &Client,
+    tables: &[TableName],
+) -> Result<BTreeMap<TableName, BTreeSet<String>>, CaptureError> {
+    let found = find(client, tables).await?;
+    let names = |table: Described| table.columns.into_iter().map(|column| column.name).collect();
+    Ok(found.into_iter().map(|(name, table)| (name, names(table))).collect())
 }
 
 /// A table of the source as the catalog describes it.
@@ -118,11 +162,24 @@ impl Described {
     }
 }
 
-/// The tables in the catalog.
+fn absent(table: &TableName) -> CaptureError {
+    CaptureError::Table { table: table.clone(), what: "does not exist".to_owned() }
+}
+
+/// The tables in the catalog, all of them.
 pub(crate) async fn describe(
     client: &Client,
     tables: &[TableName],
 ) -> Result<BTreeMap<TableName, Described>, CaptureError> {
+    let described = find(client, tables).await?;
+    match tables.iter().find(|t| !described.contains_key(t)) {
+        Some(table) => Err(absent(table)),
+        None => Ok(described),
+    }
+}
+
+/// Those of the tables that the catalog has.
+async fn find(client: &Client, tables: &[TableName]) -> Result<BTreeMap<TableName, Described>, CaptureError> {
     let schemas: Vec<&str> = tables.iter().map(|t| t.schema.as_str()).collect();
     let names: Vec<&str> = tables.iter().map(|t| t.name.as_str()).collect();
     let rows = client.query(include_str!("../sql/tables.sql"), &[&schemas, &names]).await?;
@@ -146,10 +203,7 @@ pub(crate) async fn describe(
             });
         }
     }
-    match tables.iter().find(|t| !described.contains_key(t)) {
-        Some(table) => Err(CaptureError::Table { table: table.clone(), what: "does not exist".to_owned() }),
-        None => Ok(described),
-    }
+    Ok(described)
 }
 
 /// A table's entry in a publication.

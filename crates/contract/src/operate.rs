@@ -31,7 +31,11 @@ pub struct Proof {
     pub lsn: millrace_base::Lsn,
     pub duration_ms: u64,
     pub tables: Vec<Compared>,
+    /// As they are built, whatever is declared now.
     pub models: Vec<Compared>,
+    /// What was not compared, and where declarations differ from what is built.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 impl Proof {

@@ -79,7 +79,10 @@ pub enum SinkError {
     /// The table's columns changed in the middle of a batch: only a fresh copy follows. The caller makes one by itself.
     #[error("table {table} was altered between two of its changes")]
     Altered { table: TableName },
-    /// Trying again later may help (disk full, …).
+    /// The warehouse's disk has no room. Trying again helps once someone has made some.
+    #[error("the warehouse's disk is full: {0}")]
+    Full(String),
+    /// Trying again later may help (no memory, …).
     #[error("the warehouse cannot commit now: {0}")]
     Retry(String),
     /// A person must act; the hint says how.

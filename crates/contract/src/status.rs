@@ -102,6 +102,8 @@ pub enum CaptureState {
     /// Waits to try again after an error.
     Retrying {
         error: String,
+        /// What would help.
+        hint: String,
         since: Micros,
     },
     /// A person must act.

@@ -51,3 +51,14 @@ create table if not exists audit.models (
     declaration varchar not null,
     built_at timestamptz not null
 );
+-- The model as it was built, in JSON: it is kept up to date so while its declaration of now cannot be built.
+alter table audit.models add column if not exists model varchar;
+
+-- Declared models that are not built as they are declared.
+create table if not exists audit.models_held (
+    name varchar not null,
+    reason varchar not null,
+    since timestamptz not null,
+    -- it is not kept up to date either
+    stale boolean not null
+);

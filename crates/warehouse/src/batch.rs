@@ -16,7 +16,7 @@ use millrace_model::Models;
 use crate::{
     build::{self, IncrementalError},
     convert::{Converted, RowFacts},
-    error::{WarehouseError, message},
+    error::{Trouble, WarehouseError, message},
     index::Taken,
     records::{self, Known, Run},
     schema_change,
@@ -97,6 +97,13 @@ pub(crate) enum BatchError {
     Altered { table: TableName },
     #[error(transparent)]
     Failpoint(#[from] failpoint::Hit),
+}
+
+impl BatchError {
+    /// It is no fault of what was to be stored.
+    pub(crate) fn is_for_want_of_the_engine(&self) -> bool {
+        matches!(self, Self::Warehouse(error) if matches!(error.trouble(), Trouble::Full | Trouble::Fatal))
+    }
 }
 
 impl From<duckdb::Error> for BatchError {

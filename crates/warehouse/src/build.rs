@@ -8,7 +8,7 @@ use millrace_contract::operate::Compared;
 use millrace_model::{Base, Change, ChangeKind, Changes, Dimension, Fact, Incremental, Model, Models, Scope, plan};
 
 use crate::{
-    error::{WarehouseError, message},
+    error::{Trouble, WarehouseError, message, trouble},
     index::Taken,
     records::{self, Known},
 };
@@ -29,7 +29,7 @@ pub(crate) fn timed(connection: &Connection, sql: &str) -> duckdb::Result<()> {
 }
 
 /// Models whose sources and dimensions are all there, in build order.
-fn ready<'a>(models: &'a Models, tables: &BTreeSet<String>) -> Vec<&'a Model> {
+pub(crate) fn ready<'a>(models: &'a Models, tables: &BTreeSet<String>) -> Vec<&'a Model> {
     let mut names: BTreeSet<&str> = BTreeSet::new();
     let mut ready = Vec::new();
     for model in models.iter() {
@@ -66,7 +66,7 @@ pub(crate) fn rebuild(
         for sql in statements(model) {
             run(connection, &sql).map_err(|e| describe(model, e))?;
         }
-        records::keep_model(connection, model.name(), Some(&model.declaration()), now)?;
+        records::keep_model(connection, model, now)?;
     }
     Ok(())
 }
@@ -104,16 +104,11 @@ fn statements(model: &Model) -> Vec<String> {
 /// A declaration may be wrong in ways that only the engine sees (types): say which model it was.
 fn describe(model: &Model, error: WarehouseError) -> WarehouseError {
     match error {
-        WarehouseError::Engine(source) if !passing(&source) => {
+        WarehouseError::Engine(source) if trouble(&source) == Trouble::Statement => {
             WarehouseError::Build { model: model.name().to_owned(), reason: message(&source) }
         }
         other => other,
     }
-}
-
-fn passing(error: &duckdb::Error) -> bool {
-    let text = message(error).to_lowercase();
-    ["out of memory", "no space", "interrupt", "could not write"].iter().any(|part| text.contains(part))
 }
 
 /// Does what [`plan`] says: drops what is no longer declared, builds what is new or changed.
@@ -131,7 +126,7 @@ pub(crate) fn reconcile(
         .collect();
     for gone in changes.iter().filter(|c| c.kind == ChangeKind::Drop) {
         drop_relation(connection, &gone.model)?;
-        records::keep_model(connection, &gone.model, None, now)?;
+        records::forget_model(connection, &gone.model)?;
     }
     // a view may become a table and the other way round
     for model in &only {
@@ -146,7 +141,7 @@ pub(crate) fn reconcile(
     Ok(changes)
 }
 
-fn is_view(connection: &Connection, name: &str) -> Result<Option<bool>, WarehouseError> {
+pub(crate) fn is_view(connection: &Connection, name: &str) -> Result<Option<bool>, WarehouseError> {
     let mut statement = connection.prepare(
         "select table_type = 'VIEW' from information_schema.tables where table_schema = 'warehouse' and table_name = ?",
     )?;
@@ -154,7 +149,7 @@ fn is_view(connection: &Connection, name: &str) -> Result<Option<bool>, Warehous
     Ok(rows.next()?.map(|row| row.get(0)).transpose()?)
 }
 
-fn drop_relation(connection: &Connection, name: &str) -> Result<(), WarehouseError> {
+pub(crate) fn drop_relation(connection: &Connection, name: &str) -> Result<(), WarehouseError> {
     match is_view(connection, name)? {
         Some(true) => run(connection, &format!("drop view warehouse.{}", Ident(name))),
         Some(false) => run(connection, &format!("drop table warehouse.{}", Ident(name))),

@@ -3,15 +3,19 @@
 //! Invariants: one [`Engine`] owns the file; every connection of the process comes from
 //! [`Engine::connect`]; pinned states are read transactions that stay open until released, and while
 //! one is open the file is not checkpointed (an open reader would block it, peers' measurements).
+//! After a fatal error DuckDB answers nothing until the file was closed; it is opened anew only when the last
+//! connection to it has gone, because its locks belong to the process and not to who opened it.
 //! Non-goals: writing ([`crate::writer`]) and answering readers ([`crate::reader`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Deref,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
+    time::Duration,
 };
 
 use duckdb::{Config, Connection};
@@ -29,11 +33,71 @@ pub struct EngineOptions {
     pub temp_directory: PathBuf,
 }
 
+/// A connection to the file, with its own transaction and settings.
+pub struct Session {
+    // dropped in this order
+    connection: Connection,
+    seat: Seat,
+}
+
+/// The sessions that hold the file open.
+#[derive(Default)]
+struct Users {
+    sessions: Mutex<usize>,
+    left: Condvar,
+}
+
+/// One of them.
+struct Seat(Arc<Users>);
+
+impl Seat {
+    fn take(users: &Arc<Users>) -> Self {
+        *lock(&users.sessions) += 1;
+        Self(users.clone())
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        *lock(&self.0.sessions) -= 1;
+        self.0.left.notify_all();
+    }
+}
+
+impl Deref for Session {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Session")
+    }
+}
+
+/// The file in this process.
+enum File {
+    Open {
+        root: Connection,
+        users: Arc<Users>,
+    },
+    /// Set by [`Engine::reopen`]; ends when it succeeds.
+    Closed {
+        users: Arc<Users>,
+    },
+}
+
 /// An open warehouse file.
 pub struct Engine {
     path: PathBuf,
-    root: Mutex<Connection>,
-    pins: Mutex<BTreeMap<String, Arc<Mutex<Connection>>>>,
+    options: EngineOptions,
+    file: Mutex<File>,
+    /// Sessions that wait for a statement of a reader.
+    idle: Mutex<Vec<Session>>,
+    pins: Mutex<BTreeMap<String, Arc<Mutex<Session>>>>,
     /// Names whose asker gave up before they were pinned.
     abandoned: Mutex<BTreeSet<String>>,
     confirmed_at: AtomicI64,
@@ -62,7 +126,9 @@ impl Engine {
         let root = open_file(path, &options).map_err(|source| WarehouseError::opening(path, source))?;
         Ok(Arc::new(Self {
             path: path.to_owned(),
-            root: Mutex::new(root),
+            options,
+            file: Mutex::new(File::Open { root, users: Arc::default() }),
+            idle: Mutex::default(),
             pins: Mutex::new(BTreeMap::new()),
             abandoned: Mutex::default(),
             confirmed_at: AtomicI64::new(0),
@@ -72,11 +138,57 @@ impl Engine {
     /// Another connection to the same file: its own transaction and settings.
     ///
     /// # Errors
-    /// If the engine refuses (out of memory).
-    pub fn connect(&self) -> Result<Connection, WarehouseError> {
-        let connection = lock(&self.root).try_clone()?;
-        connection.execute_batch(USE)?;
-        Ok(connection)
+    /// If the engine refuses (out of memory), or the file is closed after a fatal error.
+    pub fn connect(&self) -> Result<Session, WarehouseError> {
+        let session = match &*lock(&self.file) {
+            File::Open { root, users } => Session { seat: Seat::take(users), connection: root.try_clone()? },
+            File::Closed { .. } => return Err(WarehouseError::Reopening { path: self.path.clone() }),
+        };
+        session.execute_batch(USE)?;
+        Ok(session)
+    }
+
+    /// Closes the file and opens it again: the only way on after a fatal error of the engine. Pinned states
+    /// are lost. Waits for statements that still run; the caller has dropped its own session.
+    ///
+    /// # Errors
+    /// If statements still run after `deadline`, or the file cannot be opened. It stays closed then, and
+    /// may be tried again.
+    pub(crate) fn reopen(&self, deadline: Duration) -> Result<(), WarehouseError> {
+        let users = {
+            let mut file = lock(&self.file);
+            let users = match &*file {
+                File::Open { users, .. } | File::Closed { users } => users.clone(),
+            };
+            *file = File::Closed { users: users.clone() };
+            users
+        };
+        lock(&self.pins).clear();
+        lock(&self.idle).clear();
+        let waited = users.left.wait_timeout_while(lock(&users.sessions), deadline, |sessions| *sessions > 0);
+        let (sessions, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if *sessions > 0 {
+            return Err(WarehouseError::Reopening { path: self.path.clone() });
+        }
+        drop(sessions);
+        let root =
+            open_file(&self.path, &self.options).map_err(|source| WarehouseError::opening(&self.path, source))?;
+        *lock(&self.file) = File::Open { root, users: Arc::default() };
+        Ok(())
+    }
+
+    /// A session that was given back, if there is one.
+    pub(crate) fn take_idle(&self) -> Option<Session> {
+        lock(&self.idle).pop()
+    }
+
+    /// Keeps a session for the next statement, unless the file was closed meanwhile.
+    pub(crate) fn give_back(&self, session: Session) {
+        // held over the push, so that none slips in after a closing has emptied the list
+        let file = lock(&self.file);
+        if matches!(&*file, File::Open { users, .. } if Arc::ptr_eq(users, &session.seat.0)) {
+            lock(&self.idle).push(session);
+        }
     }
 
     #[must_use]
@@ -102,7 +214,7 @@ impl Engine {
 
     /// The connection whose open transaction is the pinned state; it must not be committed or rolled back.
     #[must_use]
-    pub fn pinned(&self, name: &str) -> Option<Arc<Mutex<Connection>>> {
+    pub fn pinned(&self, name: &str) -> Option<Arc<Mutex<Session>>> {
         lock(&self.pins).get(name).cloned()
     }
 

@@ -38,6 +38,9 @@ pub enum WarehouseError {
     Records(String),
     #[error("the warehouse's writer has ended")]
     Closed,
+    /// The engine gave up; only closing and opening the file helps, and statements still hold it.
+    #[error("the warehouse file {path} is being closed after a fatal error of the engine")]
+    Reopening { path: PathBuf },
 }
 
 impl WarehouseError {
@@ -99,6 +102,9 @@ impl WarehouseError {
                 "move the file away for a new initial copy, and keep it for a report of the fault".into()
             }
             Self::Closed => "see the log for why it ended; restart the platform".into(),
+            Self::Reopening { .. } => {
+                "it is opened again by itself when its last statement has ended; if it lasts: `millrace down`, then `millrace up`".into()
+            }
         }
     }
 }
@@ -118,19 +124,78 @@ fn pid_in(message: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
+/// What kind of trouble an error of the engine is, as its words tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// No room on the disk.
+    Full,
+    /// The engine answers nothing more until the file was closed and opened again.
+    Fatal,
+    /// May pass by itself: no memory, a conflict, an interruption.
+    Passing,
+    /// The statement's own.
+    Statement,
+}
+
+/// Sorts an error of the engine.
+pub(crate) fn trouble(error: &duckdb::Error) -> Trouble {
+    let text = message(error).to_lowercase();
+    let has = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
+    // these may quote values of rows, which say what they like
+    if ["binder error", "catalog error", "constraint error", "conversion error", "invalid input error", "parser error"]
+        .iter()
+        .any(|kind| text.starts_with(kind))
+    {
+        Trouble::Statement
+    } else if text.starts_with("fatal error") || text.starts_with("internal error") || has(&["has been invalidated"]) {
+        Trouble::Fatal
+    } else if is_full(&text) {
+        Trouble::Full
+    } else if has(&["out of memory", "could not write", "could not sync", "conflict", "interrupt"]) {
+        Trouble::Passing
+    } else {
+        Trouble::Statement
+    }
+}
+
+/// Whether an engine's words speak of a full disk.
+pub(crate) fn is_full(text: &str) -> bool {
+    let text = text.to_lowercase();
+    ["no space left", "disk full", "disk quota exceeded", "max_temp_directory_size"]
+        .iter()
+        .any(|part| text.contains(part))
+}
+
+impl WarehouseError {
+    /// The engine's own words, where it is about the engine.
+    pub(crate) fn words(&self) -> String {
+        match self {
+            Self::Engine(source) => message(source),
+            other => other.to_string(),
+        }
+    }
+
+    /// What kind of trouble it is; anything that is not the engine's is the statement's.
+    pub(crate) fn trouble(&self) -> Trouble {
+        match self {
+            Self::Engine(source) => trouble(source),
+            Self::Reopening { .. } => Trouble::Fatal,
+            _ => Trouble::Statement,
+        }
+    }
+}
+
 /// Sorts an engine's error by what the caller should do.
 impl From<WarehouseError> for SinkError {
     fn from(error: WarehouseError) -> Self {
-        if let WarehouseError::Engine(source) = &error {
-            let text = message(source);
-            let lower = text.to_lowercase();
-            let passing =
-                ["out of memory", "no space left", "could not write", "disk full", "transaction conflict", "interrupt"];
-            if passing.iter().any(|part| lower.contains(part)) {
-                return Self::Retry(text);
-            }
-            return Self::Fatal { reason: text, hint: error.hint() };
+        let text = error.words();
+        match error.trouble() {
+            Trouble::Full => Self::Full(text),
+            // the disk is the cause, the engine's giving up only what followed
+            Trouble::Fatal if is_full(&text) => Self::Full(text),
+            Trouble::Fatal => Self::Retry(format!("the engine failed, its file is opened again: {text}")),
+            Trouble::Passing => Self::Retry(text),
+            Trouble::Statement => Self::Fatal { reason: text, hint: error.hint() },
         }
-        Self::Fatal { reason: error.to_string(), hint: error.hint() }
     }
 }

@@ -75,6 +75,10 @@ impl Indexes {
         Self { rows_min, tables: BTreeMap::new(), until_count: 0 }
     }
 
+    pub(crate) fn rows_min(&self) -> u64 {
+        self.rows_min
+    }
+
     /// The tables may be others now: they are counted before anything else is decided.
     pub(crate) fn recount(&mut self) {
         self.until_count = 0;

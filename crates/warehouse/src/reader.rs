@@ -35,7 +35,7 @@ use self::{
     run::Job,
     watch::{EndOnDrop, Running, Watched},
 };
-use crate::engine::{Engine, lock};
+use crate::engine::{Engine, Session, lock};
 
 /// Chunks of a result that wait for a slow reader; one more is kept for an error.
 const CHUNKS_WAITING: usize = 4;
@@ -64,21 +64,10 @@ pub struct DuckReader {
     catalog: String,
     concurrent: usize,
     permits: Arc<Semaphore>,
-    idle: Arc<Idle>,
     watcher: mpsc::Sender<Watched>,
     /// The watch; running statements hold it too, so that it outlives them.
     tasks: Arc<Mutex<Tasks>>,
     token: CancellationToken,
-}
-
-/// Connections that wait for a statement, all prepared ([`catalog::prepare`]).
-#[derive(Default)]
-struct Idle(Mutex<Vec<Connection>>);
-
-impl std::fmt::Debug for Idle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Idle({})", lock(&self.0).len())
-    }
 }
 
 impl DuckReader {
@@ -106,12 +95,11 @@ impl DuckReader {
             catalog,
             concurrent,
             permits: Arc::new(Semaphore::new(concurrent)),
-            idle: Arc::default(),
             watcher,
             token: tasks.token().clone(),
             tasks: Arc::new(Mutex::new(tasks)),
         };
-        lock(&reader.idle.0).push(first);
+        reader.engine.give_back(first);
         Ok(Arc::new(reader))
     }
 
@@ -175,13 +163,11 @@ impl DuckReader {
                 }));
             }
             None => {
-                let idle = self.idle.clone();
                 drop(tokio::task::spawn_blocking(move || {
                     let _held = (permit, tasks);
                     let running = job.running.clone();
                     let _end = EndOnDrop(running.clone());
-                    let taken = lock(&idle.0).pop();
-                    let connection = match taken.map_or_else(|| connect(&engine), Ok) {
+                    let connection = match engine.take_idle().map_or_else(|| connect(&engine), Ok) {
                         Ok(connection) => connection,
                         Err(error) => return drop(job.head.send(Err(error))),
                     };
@@ -189,7 +175,7 @@ impl DuckReader {
                     let good = run::in_own_transaction(&connection, job);
                     running.end();
                     if good {
-                        lock(&idle.0).push(connection);
+                        engine.give_back(connection);
                     }
                 }));
             }
@@ -205,13 +191,12 @@ impl DuckReader {
         work: impl FnOnce(&Connection) -> Result<T, QueryError> + Send + 'static,
     ) -> Result<T, QueryError> {
         let permit = self.permit(Instant::now() + SHORT).await?;
-        let (engine, idle) = (self.engine.clone(), self.idle.clone());
+        let engine = self.engine.clone();
         let done = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let taken = lock(&idle.0).pop();
-            let connection = taken.map_or_else(|| connect(&engine), Ok)?;
+            let connection = engine.take_idle().map_or_else(|| connect(&engine), Ok)?;
             let result = work(&connection);
-            lock(&idle.0).push(connection);
+            engine.give_back(connection);
             result
         });
         done.await.map_err(|_| error::error("XX000", "the statement's thread has ended"))?
@@ -223,7 +208,7 @@ impl DuckReader {
     }
 }
 
-fn connect(engine: &Engine) -> Result<Connection, QueryError> {
+fn connect(engine: &Engine) -> Result<Session, QueryError> {
     let connection = engine.connect().map_err(|e| error::error("53000", e.to_string()))?;
     catalog::prepare(&connection).map_err(|e| error::translate(&e, None))?;
     Ok(connection)

@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use duckdb::{Connection, params};
 use millrace_base::{Lsn, Micros, ident::Literal};
 use millrace_contract::{BatchEnd, TableName, TableSchema, sink::Resume};
+use millrace_model::{Model, Models};
 
-use crate::error::WarehouseError;
+use crate::{error::WarehouseError, force::Held};
 
 /// A time as SQL.
 pub(crate) fn time(at: Micros) -> String {
@@ -165,23 +166,74 @@ pub(crate) fn built(connection: &Connection) -> Result<BTreeMap<String, String>,
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Notes that a model was built as declared; `None` that it is gone.
-pub(crate) fn keep_model(
-    connection: &Connection,
-    name: &str,
-    declaration: Option<&str>,
-    now: Micros,
-) -> Result<(), WarehouseError> {
-    connection.execute("delete from audit.models where name = ?", [name])?;
-    if let Some(declaration) = declaration {
-        connection
-            .execute(&format!("insert into audit.models values (?, ?, {})", time(now)), params![name, declaration])?;
+/// The models as they were built. One that this version cannot read any more is left out.
+pub(crate) fn built_models(connection: &Connection) -> Result<BTreeMap<String, Model>, WarehouseError> {
+    let mut statement = connection.prepare("select name, model from audit.models where model is not null")?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+    let mut models = BTreeMap::new();
+    for row in rows {
+        let (name, json) = row?;
+        match serde_json::from_str(&json) {
+            Ok(model) => drop(models.insert(name, model)),
+            Err(error) => tracing::warn!(model = name, %error, "what was built of a model is not understood"),
+        }
     }
+    Ok(models)
+}
+
+/// Notes that a model was built.
+pub(crate) fn keep_model(connection: &Connection, model: &Model, now: Micros) -> Result<(), WarehouseError> {
+    forget_model(connection, model.name())?;
+    let json = serde_json::to_string(model).map_err(|e| WarehouseError::Records(e.to_string()))?;
+    connection.execute(
+        &format!("insert into audit.models (name, declaration, built_at, model) values (?, ?, {}, ?)", time(now)),
+        params![model.name(), model.declaration(), json],
+    )?;
+    Ok(())
+}
+
+/// Fills in the models of those that an earlier version noted without.
+pub(crate) fn complete(connection: &Connection, models: &Models, now: Micros) -> Result<(), WarehouseError> {
+    let mut statement = connection.prepare("select name, declaration from audit.models where model is null")?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+    for row in rows {
+        let (name, declaration) = row?;
+        if let Some(model) = models.get(&name).filter(|m| m.declaration() == declaration) {
+            keep_model(connection, model, now)?;
+        }
+    }
+    Ok(())
+}
+
+/// Notes that a model is gone, or is not kept up to date any more.
+pub(crate) fn forget_model(connection: &Connection, name: &str) -> Result<(), WarehouseError> {
+    connection.execute("delete from audit.models where name = ?", [name])?;
     Ok(())
 }
 
 /// Forgets all models, before all are built anew.
 pub(crate) fn clear_models(connection: &Connection) -> Result<(), WarehouseError> {
     connection.execute_batch("delete from audit.models")?;
+    Ok(())
+}
+
+/// Declared models that are not built as declared.
+pub(crate) fn held(connection: &Connection) -> Result<BTreeMap<String, Held>, WarehouseError> {
+    let mut statement = connection.prepare("select name, reason, epoch_us(since), stale from audit.models_held")?;
+    let rows = statement.query_map([], |row| {
+        Ok((row.get(0)?, Held { reason: row.get(1)?, since: Micros(row.get(2)?), stale: row.get(3)? }))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Keeps which models are held.
+pub(crate) fn keep_held(connection: &Connection, held: &BTreeMap<String, Held>) -> Result<(), WarehouseError> {
+    connection.execute_batch("delete from audit.models_held")?;
+    for (name, one) in held {
+        connection.execute(
+            &format!("insert into audit.models_held values (?, ?, {}, ?)", time(one.since)),
+            params![name, one.reason, one.stale],
+        )?;
+    }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use millrace_base::files;
 use millrace_config::Environment;
 use millrace_pg::StopMode;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -152,9 +153,17 @@ async fn stop_left_over(context: &Context, mode: StopMode) -> anyhow::Result<usi
 pub(crate) async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
     let output = context.output;
     let layout = &context.layout;
-    if lock::holder(&layout.lock())?.is_some() {
-        bail!("the platform runs\n  hint: stop it first: millrace down");
+    // held to the end: nothing starts while its folders go. The lock's own folder is the last of them
+    files::create_dir_all(&layout.run(), 0o700).with_context(|| format!("cannot make {}", layout.run().display()))?;
+    let mut taken = lock::take(&layout.lock())?;
+    if taken.is_err() && Client::new(layout.run()).get::<bool>("/ready", Duration::from_secs(5)).await.is_err() {
+        // one that was killed a moment ago
+        lock::wait_free(&layout.lock(), lock::DYING_MAX).await?;
+        taken = lock::take(&layout.lock())?;
     }
+    let Ok(_lock) = taken else {
+        bail!("the platform runs\n  hint: stop it first: millrace down");
+    };
     if !yes {
         let name = &context.config.platform.name;
         output.note(format!(
@@ -172,6 +181,8 @@ pub(crate) async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
     let mut deleted = Vec::new();
     for folder in layout.all() {
         match std::fs::remove_dir_all(&folder) {
+            // made a moment ago, for the lock
+            Ok(()) if folder == layout.run() && deleted.is_empty() => {}
             Ok(()) => deleted.push(folder.display().to_string()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("cannot delete {}", folder.display())),

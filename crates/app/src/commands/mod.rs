@@ -320,12 +320,18 @@ async fn model(context: &Context, command: &ModelCommand) -> anyhow::Result<u8> 
     for change in &report.changes {
         output.line(change);
     }
-    if report.changes.is_empty() {
+    for held in &report.held {
+        output.line(format!("{} {held}", output.red("✖")));
+    }
+    for note in &report.notes {
+        output.line(format!("{} {note}", output.yellow("▲")));
+    }
+    if report.changes.is_empty() && report.held.is_empty() {
         output.line("nothing to do: every model is built as declared");
     } else if work != "plan" {
         output.line(output.faint(&format!("done in {} ms", report.duration_ms)));
     }
-    Ok(0)
+    Ok(u8::from(!report.held.is_empty()))
 }
 
 async fn user(context: &Context, command: &UserCommand) -> anyhow::Result<u8> {

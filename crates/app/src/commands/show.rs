@@ -162,6 +162,9 @@ pub(crate) fn proof(proof: &Proof, output: Output) -> String {
             }
         }
     }
+    for note in &proof.notes {
+        text.push_str(&format!("{} {note}\n", output.yellow("▲")));
+    }
     let verdict = if proof.is_clean() { output.green("identical") } else { output.red("they differ") };
     text.push_str(&format!("{verdict} as of {} · compared in {} ms\n", proof.lsn, proof.duration_ms));
     text

@@ -1,11 +1,13 @@
 //! The running platform: everything started in order, watched, and ended in the opposite order.
 
+mod models;
 mod observe;
 mod operator;
 pub(crate) mod prepare;
 mod run;
 mod serve;
 
+pub(crate) use models::state as model_state;
 pub(crate) use operator::ModelReport;
 pub(crate) use run::{Start, models, parse_models, run};
 pub(crate) use serve::{ReportAnswer, ReportRequest};

@@ -1,6 +1,7 @@
 //! Puts the parts' own status together into one screen.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -13,6 +14,7 @@ use millrace_contract::{
     query::RowSet,
     status::{CaptureStatus, DiskStatus, ListenerStatus, PlatformStatus, RunStatus},
 };
+use millrace_warehouse::WriterHandle;
 use tokio::sync::watch;
 
 use crate::{commands::ps, findings};
@@ -30,8 +32,10 @@ pub(crate) struct Observatory {
     pub(crate) cluster: watch::Receiver<ClusterStatus>,
     pub(crate) capture: watch::Receiver<CaptureStatus>,
     pub(crate) reader: Arc<dyn Reader>,
+    pub(crate) writer: WriterHandle,
     pub(crate) listeners: Vec<ListenerStatus>,
-    pub(crate) data_dir: PathBuf,
+    /// Folders whose file systems matter; several on one count once.
+    pub(crate) folders: Vec<PathBuf>,
     book: Mutex<findings::Book>,
     disks: Mutex<Option<(Duration, Vec<DiskStatus>)>>,
 }
@@ -43,8 +47,9 @@ impl Observatory {
         cluster: watch::Receiver<ClusterStatus>,
         capture: watch::Receiver<CaptureStatus>,
         reader: Arc<dyn Reader>,
+        writer: WriterHandle,
         listeners: Vec<ListenerStatus>,
-        data_dir: PathBuf,
+        folders: Vec<PathBuf>,
     ) -> Self {
         let started_at = clock.wall();
         Self {
@@ -54,8 +59,9 @@ impl Observatory {
             cluster,
             capture,
             reader,
+            writer,
             listeners,
-            data_dir,
+            folders,
             book: Mutex::default(),
             disks: Mutex::default(),
         }
@@ -88,7 +94,9 @@ impl Observatory {
             memory_bytes: ps::own_memory_bytes(),
             findings: Vec::new(),
         };
-        let mut found = findings::assess(&status, cluster.findings);
+        let mut of_others = cluster.findings;
+        of_others.extend(findings::held_models(&self.writer.in_force().held));
+        let mut found = findings::assess(&status, of_others);
         self.book.lock().unwrap_or_else(PoisonError::into_inner).note(&mut found, now);
         status.findings = found;
         status
@@ -110,10 +118,8 @@ impl Observatory {
         {
             return disks.clone();
         }
-        let data_dir = self.data_dir.clone();
-        let disks = tokio::task::spawn_blocking(move || disk(&data_dir).into_iter().collect::<Vec<_>>())
-            .await
-            .unwrap_or_default();
+        let folders = self.folders.clone();
+        let disks = tokio::task::spawn_blocking(move || disks(&folders)).await.unwrap_or_default();
         *self.disks.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, disks.clone()));
         disks
     }
@@ -141,6 +147,14 @@ fn run(set: &RowSet, row: &[Value]) -> RunStatus {
         watermark: Lsn(count("watermark").unwrap_or(0)),
         error: text("error"),
     }
+}
+
+/// The file systems of some folders, each once.
+fn disks(folders: &[PathBuf]) -> Vec<DiskStatus> {
+    use std::os::unix::fs::MetadataExt;
+    let mut seen = BTreeSet::new();
+    let first_there = |folder: &&PathBuf| std::fs::metadata(folder).is_ok_and(|metadata| seen.insert(metadata.dev()));
+    folders.iter().filter(first_there).filter_map(|folder| disk(folder)).collect()
 }
 
 /// The file system of `folder`, and what is used below `folder`.

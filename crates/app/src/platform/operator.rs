@@ -1,6 +1,7 @@
 //! The running platform as the console and the command line operate it.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -18,14 +19,14 @@ use millrace_contract::{
     report::ReportCatalog,
     status::{PlatformStatus, RunStatus},
 };
-use millrace_model::{Change, ChangeKind, Models};
+use millrace_model::Models;
 use millrace_pg::{ConnectParams, PgError, connect};
 use millrace_warehouse::{Engine, WarehouseError, WriterHandle};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::observe::Observatory;
+use super::{models, observe::Observatory};
 use crate::{explain::chain, verify};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -45,8 +46,21 @@ pub(crate) struct Access {
     pub(crate) endpoint: ConnectParams,
     pub(crate) secrets_file: PathBuf,
     pub(crate) publication: String,
-    pub(crate) published: Vec<TableName>,
+    /// Set once the publication is made.
+    pub(crate) published: OnceLock<Vec<TableName>>,
     pub(crate) migrations: Vec<millrace_migrate::Migration>,
+}
+
+impl Access {
+    /// Notes what is captured.
+    pub(crate) fn publish(&self, tables: &[TableName]) {
+        // set once in a platform's life, so what was there already is the same
+        drop(self.published.set(tables.to_vec()));
+    }
+
+    fn published(&self) -> &[TableName] {
+        self.published.get().map(Vec::as_slice).unwrap_or_default()
+    }
 }
 
 /// Work on models that the command line asks for.
@@ -62,6 +76,10 @@ pub(crate) enum ModelWork {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ModelReport {
     pub(crate) changes: Vec<String>,
+    /// Models that cannot be built as declared.
+    pub(crate) held: Vec<String>,
+    /// How the pack on disk differs from what is built, where that is not the answer itself.
+    pub(crate) notes: Vec<String>,
     pub(crate) duration_ms: u64,
 }
 
@@ -98,18 +116,6 @@ impl Drop for Pin {
 
 fn refused(error: &dyn std::error::Error, hint: Option<String>) -> OperateError {
     OperateError { message: chain(error), hint }
-}
-
-/// One line of a plan; nothing about what stays as it is.
-fn sentence(change: &Change) -> Option<String> {
-    let verb = match change.kind {
-        ChangeKind::Create => "create",
-        ChangeKind::Rebuild => "rebuild",
-        ChangeKind::Drop => "drop",
-        ChangeKind::Unchanged => return None,
-    };
-    let reasons = if change.reasons.is_empty() { String::new() } else { format!(": {}", change.reasons.join("; ")) };
-    Some(format!("{verb} {}{reasons}", change.model))
 }
 
 fn warehouse(error: &WarehouseError) -> OperateError {
@@ -151,49 +157,85 @@ impl PlatformOperator {
         run.await.map_err(|error| refused(&error, error.hint.clone()))
     }
 
-    /// Plans, builds or rebuilds the models of the pack as it is on disk now.
+    /// Plans or builds the models of the pack as it is on disk now, or rebuilds what is built.
     pub(crate) async fn model(&self, work: ModelWork) -> Result<ModelReport, OperateError> {
         let started = self.observatory.clock.monotonic();
-        let models = Arc::new(self.declared()?);
+        let mut notes = Vec::new();
         let changes = match work {
             ModelWork::Plan => {
-                let (engine, models) = (self.engine.clone(), models.clone());
-                blocking(move || millrace_warehouse::plan_models(&engine, &models)).await?
+                let (engine, models) = (self.engine.clone(), self.declared()?);
+                let changes = blocking(move || millrace_warehouse::plan_models(&engine, &models)).await?;
+                changes.iter().filter_map(models::planned).collect()
             }
-            ModelWork::Build => self.writer.build(models.clone()).await.map_err(|error| warehouse(&error))?,
+            ModelWork::Build => self.build(Arc::new(self.declared()?)).await?,
             ModelWork::Rebuild => {
-                self.writer.rebuild().await.map_err(|error| warehouse(&error))?;
-                Vec::new()
+                let rebuilt = self.writer.rebuild().await.map_err(|error| warehouse(&error))?;
+                notes = self.differences().await;
+                rebuilt.into_iter().map(|name| format!("rebuilt {name}")).collect()
             }
         };
-        let changes = match work {
-            ModelWork::Rebuild => models.iter().map(|model| format!("rebuilt {}", model.name())).collect(),
-            ModelWork::Plan | ModelWork::Build => changes.iter().filter_map(sentence).collect(),
-        };
-        Ok(ModelReport { changes, duration_ms: millis(self.observatory.clock.monotonic().saturating_sub(started)) })
+        let held = self.writer.in_force().held.iter().map(models::sentence).collect();
+        let duration_ms = millis(self.observatory.clock.monotonic().saturating_sub(started));
+        Ok(ModelReport { changes, held, notes, duration_ms })
     }
 
-    /// The models as the pack on disk declares them. One that needs a table which is not captured yet
-    /// cannot be built by a running platform.
+    /// Builds what is declared; columns that the source has and the warehouse lacks come with a fresh copy.
+    async fn build(&self, declared: Arc<Models>) -> Result<Vec<String>, OperateError> {
+        let client = connect(&self.database()?, DEADLINE).await.map_err(|error| pg(&error))?;
+        let fit = models::fit(&client, &declared).await.map_err(|error| refused(&error, Some(error.hint())))?;
+        let mut unfit = self.not_captured(&declared);
+        unfit.extend(fit.unfit);
+        let built = self.writer.build(declared, unfit).await.map_err(|error| warehouse(&error))?;
+        let mut changes: Vec<String> = built.changes.iter().filter_map(models::planned).collect();
+        for table in built.lacking.iter().map(models::table) {
+            // held models are tried again by the writer after each copy
+            self.copy_anew(table.clone()).await?;
+            changes.push(format!("copied {table} anew, for its new columns"));
+        }
+        Ok(changes)
+    }
+
+    /// The models as the pack on disk declares them.
     fn declared(&self) -> Result<Models, OperateError> {
         let pack = Pack::load(&self.pack_dir).map_err(|error| refused(&error, error.hint()))?;
-        let models =
-            super::parse_models(&pack).map_err(|error| OperateError { message: error.to_string(), hint: None })?;
-        let missing: Vec<String> = models
-            .sources()
-            .into_iter()
-            .filter(|source| {
-                !self.access.published.iter().any(|table| table.schema == source.schema && table.name == source.table)
-            })
-            .map(|source| source.to_string())
-            .collect();
-        if missing.is_empty() {
-            return Ok(models);
+        super::parse_models(&pack).map_err(|error| OperateError { message: error.to_string(), hint: None })
+    }
+
+    /// Models that a running platform cannot build: it does not capture a table of theirs.
+    fn not_captured(&self, declared: &Models) -> BTreeMap<String, String> {
+        let captured = |source: &&millrace_model::Source| self.access.published().contains(&models::table(source));
+        let without = |model: &millrace_model::Model| {
+            let source = model.sources().into_iter().find(|source| !captured(source))?;
+            Some(format!("{source} is not captured yet; a restart of the platform adds it"))
+        };
+        declared.iter().filter_map(|model| Some((model.name().to_owned(), without(model)?))).collect()
+    }
+
+    /// How the pack on disk differs from what is built, in sentences.
+    async fn differences(&self) -> Vec<String> {
+        let declared = match self.declared() {
+            Ok(declared) => declared,
+            Err(error) => return vec![format!("the pack on disk cannot be read: {error}")],
+        };
+        let engine = self.engine.clone();
+        match blocking(move || millrace_warehouse::plan_models(&engine, &declared)).await {
+            Ok(changes) => changes
+                .iter()
+                .filter_map(models::planned)
+                .map(|change| {
+                    format!("the pack on disk differs from what is built; `millrace model build` would {change}")
+                })
+                .collect(),
+            Err(error) => vec![format!("the pack on disk could not be compared with what is built: {error}")],
         }
-        Err(OperateError {
-            message: format!("the models need tables that are not captured yet: {}", missing.join(", ")),
-            hint: Some("restart the platform: it adds them to the publication and copies them".to_owned()),
-        })
+    }
+
+    /// Copies a captured table anew.
+    async fn copy_anew(&self, table: TableName) -> Result<(), OperateError> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Resync { table, reply }).await?;
+        let applied = answered(answer, RESYNC_DEADLINE).await?;
+        applied.map(|_applied| ()).map_err(|error| refused(&error, Some(error.hint())))
     }
 
     fn primary(&self) -> Result<&ConnectParams, OperateError> {
@@ -224,11 +266,14 @@ impl PlatformOperator {
         drop(barrier);
         drop(pin);
         let (tables, models) = result?;
+        let mut notes = self.differences().await;
+        notes.extend(self.writer.in_force().held.iter().map(models::sentence));
         Ok(Proof {
             lsn,
             duration_ms: millis(self.observatory.clock.monotonic().saturating_sub(started)),
             tables,
             models,
+            notes,
         })
     }
 
@@ -255,8 +300,8 @@ impl PlatformOperator {
             let compared = millrace_prove::compare_table(&client, self.reader.as_ref(), pin, &schema).await;
             tables.push(compared.map_err(|error| refused(&error, None))?);
         }
-        let (engine, models, pin) = (self.engine.clone(), Arc::new(self.declared()?), pin.to_owned());
-        let models = blocking(move || millrace_warehouse::verify_models(&engine, &models, Some(&pin))).await?;
+        let (engine, pin) = (self.engine.clone(), pin.to_owned());
+        let models = blocking(move || millrace_warehouse::verify_built(&engine, Some(&pin))).await?;
         Ok((tables, models))
     }
 
@@ -310,7 +355,7 @@ impl PlatformOperator {
             endpoint: self.access.endpoint.clone(),
             secrets_file: self.access.secrets_file.clone(),
             publication: self.access.publication.clone(),
-            published: self.access.published.iter().map(ToString::to_string).collect(),
+            published: self.access.published().iter().map(ToString::to_string).collect(),
             migrations_pending: pending.map_err(|error| chain(&error)),
             reader: self.reader.as_ref(),
             catalog: &self.catalog,
@@ -360,19 +405,14 @@ impl Operator for PlatformOperator {
         let table = table.parse::<TableName>();
         Box::pin(async move {
             let table = table.map_err(|error| refused(&error, None))?;
-            if !self.access.published.contains(&table) {
-                let known: Vec<_> = self.access.published.iter().map(ToString::to_string).collect();
+            if !self.access.published().contains(&table) {
+                let known: Vec<_> = self.access.published().iter().map(ToString::to_string).collect();
                 return Err(OperateError {
                     message: format!("{table} is not captured"),
                     hint: Some(format!("one of {}", known.join(", "))),
                 });
             }
-            let (reply, answer) = oneshot::channel();
-            self.command(Command::Resync { table, reply }).await?;
-            answered(answer, RESYNC_DEADLINE)
-                .await?
-                .map(|_applied| ())
-                .map_err(|error| refused(&error, Some(error.hint())))
+            self.copy_anew(table).await
         })
     }
 }

@@ -1,7 +1,7 @@
 //! One life of the platform, from lock to lock.
 //!
 //! Order of a start: folders, lock, log, listeners (a port in use is known before anything runs),
-//! warehouse, cluster, control socket; when the primary is ready: roles, schema, sample data; then
+//! warehouse, cluster, control socket; when the primary is ready: roles, schema, sample data, models; then
 //! capture, endpoint, console. The end is the opposite order. A part that fails ends the platform,
 //! except capture: it stops loudly and the rest goes on.
 
@@ -20,7 +20,7 @@ use millrace_contract::{
 use millrace_model::Models;
 use millrace_pg::ConnectParams;
 use millrace_warehouse::{
-    DuckSink, Engine, EngineOptions,
+    DuckSink, Engine, EngineOptions, WriterHandle,
     reader::{DuckReader, ReaderOptions},
 };
 use tokio::{
@@ -98,15 +98,22 @@ async fn take_lock(context: &Context) -> anyhow::Result<Option<lock::PlatformLoc
     let path = context.layout.lock();
     let mut taken = lock::take(&path)?;
     let client = control::Client::new(context.layout.run());
+    let mut answers = true;
     if taken.is_err() && client.get::<bool>("/ready", Duration::from_secs(5)).await.is_err() {
         // it starts, or it was killed a moment ago
         lock::wait_free(&path, lock::DYING_MAX).await?;
         taken = lock::take(&path)?;
+        answers = client.get::<bool>("/ready", Duration::from_secs(5)).await.is_ok();
     }
     match taken {
         Ok(lock) => Ok(Some(lock)),
         Err(held) => {
             let pid = held.pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+            if !answers {
+                bail!(
+                    "the platform's lock is held{pid}, by none that answers\n  hint: wait for a `millrace nuke`; else see `millrace logs`"
+                );
+            }
             let name = &context.config.platform.name;
             context.output.line(format!("{name} runs already{pid}: {}", context.console_url()));
             Ok(None)
@@ -188,8 +195,6 @@ async fn live(
         quarantined: Vec::new(),
     });
     let (commands, command_receiver) = mpsc::channel(16);
-    let published: Vec<TableName> =
-        models.sources().into_iter().map(|source| TableName::new(source.schema, source.table)).collect();
     let operator = Arc::new(PlatformOperator {
         observatory: Observatory::new(
             config.platform.name.clone(),
@@ -197,13 +202,14 @@ async fn live(
             cluster.clone(),
             capture_watch.clone(),
             reader.clone(),
+            writer.clone(),
             listeners(context),
-            context.layout.data().to_owned(),
+            vec![context.layout.data().to_owned(), context.layout.warehouse()],
         ),
-        access: access(context, &published)?,
+        access: access(context)?,
         reader: reader.clone(),
         engine,
-        writer,
+        writer: writer.clone(),
         pack_dir: config.pack_dir.clone(),
         capture: commands,
         catalog: Arc::new(context.pack.catalog.clone()),
@@ -217,10 +223,11 @@ async fn live(
     let Some(primary) = primary else { return Ok(()) };
     let prepared = tokio::select! {
         // every step is a transaction: a stop leaves it undone
-        prepared = Box::pin(prepared(context, start, &primary, &published)) => prepared?,
+        prepared = Box::pin(prepared(context, start, &primary, &writer, &models)) => prepared?,
         () = stop.cancelled() => return Ok(()),
     };
-    let options = capture_options(context, &primary, published, prepared)?;
+    operator.access.publish(&prepared.tables);
+    let options = capture_options(context, &primary, prepared)?;
     spawn_capture(options, sink, command_receiver, capture_status, clock.clone(), services);
 
     let users = Arc::new(UserStore::new(primary.to_database(PLATFORM_DATABASE)));
@@ -254,13 +261,21 @@ async fn live(
     until_stopped(stop, cluster_tasks, services).await
 }
 
-/// Roles, schema, sample data and publication on a primary that has just become ready.
+/// The tables to capture, and those of them to copy anew.
+struct Captured {
+    tables: Vec<TableName>,
+    anew: Vec<TableName>,
+}
+
+/// Roles, schema, sample data, models and publication on a primary that has just become ready. The models come
+/// after the migrations, which may add what they need.
 async fn prepared(
     context: &Context,
     start: &Start,
     primary: &ConnectParams,
-    published: &[TableName],
-) -> anyhow::Result<millrace_capture::Prepared> {
+    writer: &WriterHandle,
+    models: &Arc<Models>,
+) -> anyhow::Result<Captured> {
     for script in prepare::run(context, primary).await?.migrations_applied {
         context.output.line(format!("  migrated {script}"));
     }
@@ -268,9 +283,17 @@ async fn prepared(
         sample(context, primary).await?;
     }
     let admin = admin(context, primary).await?;
-    millrace_capture::prepare(&admin, &context.config.capture.publication, published)
-        .await
-        .map_err(|error| explain(&error, Some(error.hint())))
+    let explained = |error: millrace_capture::CaptureError| explain(&error, Some(error.hint()));
+    let say = |line: String| context.output.line(line);
+    let wanted = super::models::build(&admin, writer, models, say).await.map_err(explained)?;
+    if wanted.tables.is_empty() {
+        bail!("the models need no table that can be captured\n  hint: `millrace check`, and the lines above, say why");
+    }
+    let publication = &context.config.capture.publication;
+    let prepared = millrace_capture::prepare(&admin, publication, &wanted.tables).await.map_err(explained)?;
+    let mut anew = prepared.added;
+    anew.extend(wanted.lacking);
+    Ok(Captured { tables: wanted.tables, anew })
 }
 
 /// The pack's declarations; every mistake of every file in one error.
@@ -325,7 +348,7 @@ fn listeners(context: &Context) -> Vec<ListenerStatus> {
     ]
 }
 
-fn access(context: &Context, published: &[TableName]) -> anyhow::Result<Access> {
+fn access(context: &Context) -> anyhow::Result<Access> {
     let nodes = context.config.cluster.nodes.iter().map(|node| Ok((node.name.clone(), context.superuser(node.port)?)));
     let login = context.login_roles()?;
     let role = |name: &str| login.iter().find(|(role, ..)| role == name).map(|(_, password, _)| password.clone());
@@ -344,7 +367,7 @@ fn access(context: &Context, published: &[TableName]) -> anyhow::Result<Access> 
         endpoint: context.warehouse()?,
         secrets_file: context.config.secrets_path(),
         publication: context.config.capture.publication.clone(),
-        published: published.to_vec(),
+        published: std::sync::OnceLock::new(),
         migrations: prepare::migrations(context),
     })
 }
@@ -420,8 +443,7 @@ async fn sample(context: &Context, primary: &ConnectParams) -> anyhow::Result<()
 fn capture_options(
     context: &Context,
     primary: &ConnectParams,
-    tables: Vec<TableName>,
-    publication: millrace_capture::Prepared,
+    captured: Captured,
 ) -> anyhow::Result<millrace_capture::CaptureOptions> {
     let config = &context.config.capture;
     let source = ConnectParams {
@@ -430,10 +452,10 @@ fn capture_options(
         application_name: "millrace capture".into(),
         ..context.as_role(CAPTURE_ROLE)?
     };
-    let mut options = millrace_capture::CaptureOptions::new(source, tables, context.layout.spill());
+    let mut options = millrace_capture::CaptureOptions::new(source, captured.tables, context.layout.spill());
     options.slot.clone_from(&config.slot);
     options.publication.clone_from(&config.publication);
-    options.added = publication.added;
+    options.added = captured.anew;
     options.copy_connections = config.copy_workers;
     options.batch_age = config.batch_interval;
     options.batch_bytes_max = usize::try_from(config.batch_bytes_max).unwrap_or(usize::MAX);
@@ -504,8 +526,16 @@ async fn wait_for_data(
     let waiting = async {
         let mut told = String::new();
         loop {
-            let line = match &capture.borrow_and_update().state {
+            let status = capture.borrow_and_update().clone();
+            let line = match &status.state {
                 CaptureState::Streaming => return Ok(()),
+                // what is there can be read; what is wrong is a finding
+                CaptureState::Retrying { error, hint, .. } if status.watermark.is_valid() => {
+                    context
+                        .output
+                        .line(format!("  {} {error}\n    → {hint}", context.output.yellow("capture tries again:")));
+                    return Ok(());
+                }
                 CaptureState::Stopped { error, hint, .. } => {
                     context.output.line(format!("  {} {error}\n    → {hint}", context.output.red("capture stopped:")));
                     return Ok(());

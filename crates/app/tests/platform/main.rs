@@ -11,6 +11,8 @@ mod bad_input;
 mod berka;
 mod browser;
 mod crash;
+mod disk;
 mod harness;
+mod models;
 mod source_changes;
 mod whole_path;

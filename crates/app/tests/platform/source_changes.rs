@@ -122,3 +122,47 @@ fn truncate_and_key_changes_arrive() {
     wait_until("the truncate", || platform.sql("warehouse", "SELECT count(*) FROM warehouse.fact_payments") == "0");
     platform.prove();
 }
+
+#[test]
+fn rows_that_change_without_a_trace_are_copied_anew() {
+    let platform = Platform::init();
+    platform.up(&["--sample", "--simulate", "50"]);
+    let changes = [
+        // other values, the same columns
+        "ALTER TABLE operational.customers ALTER COLUMN city TYPE text USING upper(city)",
+        "ALTER TABLE operational.loans ADD COLUMN luck float8 DEFAULT random(); ALTER TABLE operational.loans ALTER COLUMN luck DROP DEFAULT",
+        "ALTER PUBLICATION millrace DROP TABLE operational.customers; \
+         UPDATE operational.customers SET full_name = full_name || ' x' WHERE customer_id % 3 = 0; \
+         ALTER PUBLICATION millrace ADD TABLE operational.customers",
+    ];
+    let copies = |table: &str| {
+        let sql = format!("SELECT count(*) FROM audit.etl_runs WHERE kind = 'resync' AND tables LIKE '%{table}%'");
+        platform.sql("warehouse", &sql).parse::<u64>().unwrap()
+    };
+    let done = |sql: &str, before: u64, table: &str| {
+        wait_until(sql, || {
+            copies(table) > before && platform.status()["capture"]["quarantined"] == serde_json::json!([])
+        });
+        platform.prove();
+    };
+    for sql in changes {
+        let table = if sql.contains("luck") { "loans" } else { "customers" };
+        let before = copies(table);
+        platform.sql("primary", sql);
+        done(sql, before, table);
+    }
+    // and while the platform is away, with servers that run
+    for sql in [changes[0].replace("upper", "lower"), changes[2].replace("' x'", "' y'")] {
+        let before = copies("customers");
+        platform.kill_platform();
+        platform.sql("a", &sql);
+        platform.up(&["--simulate", "50"]);
+        done(&sql, before, "customers");
+    }
+    // VACUUM FULL and CLUSTER move rows and change none
+    let before = copies("customers") + copies("loans");
+    platform.sql("primary", "VACUUM FULL operational.customers");
+    platform.sql("primary", "CLUSTER operational.loans USING loans_pkey");
+    platform.prove();
+    assert_eq!(copies("customers") + copies("loans"), before);
+}

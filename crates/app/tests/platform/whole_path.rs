@@ -135,3 +135,29 @@ fn simulated_customers_move_the_warehouse() {
     });
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
+
+#[test]
+fn nothing_starts_while_nuke_is_at_work() {
+    use std::{io::Write, process::Stdio};
+    let platform = Platform::init();
+    platform.up(&[]);
+    let name = platform.status()["name"].as_str().unwrap().to_owned();
+    platform.down();
+    let dir = platform.dir();
+    let mut nuke = crate::harness::command(&["--dir", dir.to_str().unwrap(), "nuke"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let holder = || std::fs::read_to_string(platform.data().join("run/platform.lock")).unwrap_or_default();
+    wait_until("nuke to ask", || holder().trim() == nuke.id().to_string());
+    platform.run(&["up"]).failed(1, "the platform's lock is held");
+    platform.run(&["nuke", "--yes"]).failed(1, "the platform runs");
+    assert!(platform.data().join("nodes").exists());
+    nuke.stdin.take().unwrap().write_all(format!("{name}\n").as_bytes()).unwrap();
+    assert!(nuke.wait().unwrap().success());
+    assert!(!platform.data().join("nodes").exists());
+    platform.up(&[]);
+    platform.down();
+}

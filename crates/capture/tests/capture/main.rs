@@ -9,5 +9,6 @@ mod copies;
 mod crash;
 mod harness;
 mod refusals;
+mod rewrites;
 mod store;
 mod stream;

@@ -211,7 +211,12 @@ impl Open {
 
 impl Sink for TestSink {
     async fn resume(&mut self) -> Result<Resume, SinkError> {
-        Ok(self.store.lock().state.resume.clone())
+        let shared = self.store.lock();
+        let state = &shared.state;
+        let mut resume = state.resume.clone();
+        let last = |table| state.schemas.get(table).and_then(|known: &Vec<_>| known.last()).cloned();
+        resume.schemas = resume.tables.iter().filter_map(last).collect();
+        Ok(resume)
     }
 
     async fn begin(&mut self, kind: RunKind, system_id: u64) -> Result<(), SinkError> {
