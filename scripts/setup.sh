@@ -2,7 +2,7 @@
 # Installs what is missing, names each thing, asks nothing, and touches nothing that is present.
 #
 #   scripts/setup.sh up      what `make up` needs: C toolchain, Node.js, PostgreSQL, libduckdb, browser bundle
-#   scripts/setup.sh test    that, and what the tests need: Chromium, Python drivers, cargo-nextest
+#   scripts/setup.sh test    that, and what the tests need: Chromium, libfaketime, Python drivers, cargo-nextest
 #   scripts/setup.sh web     the browser bundle alone
 #
 # Written for Debian 12; elsewhere it says what is missing. With everything present it takes well under a second.
@@ -139,6 +139,14 @@ install_chromium() {
     have chromium || have google-chrome || have chromium-browser || apt_install "Chromium, for browser tests" chromium
 }
 
+install_faketime() {
+    local library
+    for library in /usr/lib/*/faketime/libfaketimeMT.so.1 /usr/lib/faketime/libfaketimeMT.so.1; do
+        [ ! -e "$library" ] || return 0
+    done
+    apt_install "libfaketime, to set the clock back in a test" libfaketime
+}
+
 install_python() {
     local requirements=crates/endpoint/tests/python/requirements.txt venv=.deps/venv
     [ -e "$requirements" ] || return 0
@@ -177,6 +185,7 @@ case $stage in
         build_web
         if [ "$stage" = test ]; then
             install_chromium
+            install_faketime
             install_python
             install_nextest
         fi

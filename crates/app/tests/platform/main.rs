@@ -10,6 +10,7 @@
 mod bad_input;
 mod berka;
 mod browser;
+mod clock;
 mod crash;
 mod disk;
 mod harness;
