@@ -128,8 +128,16 @@ impl Harness {
         .await;
     }
 
+    /// Waits until nobody writes: a writer that was dropped leaves its last statement to the server.
+    async fn quiet(&self) {
+        let others = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
+                      AND backend_type = 'client backend' AND state <> 'idle'";
+        wait_until(SOON, || async { self.db.query(others, &[]).await.unwrap().is_empty() }).await;
+    }
+
     /// Waits until everything is there, and compares every table with the source.
     pub(crate) async fn same(&self) {
+        self.quiet().await;
         self.caught_up().await;
         for table in &self.tables {
             assert_same(&self.store.table(table), &source_table(&self.db, table).await, table);
