@@ -63,20 +63,22 @@ pub(crate) struct Shared {
     pools: Mutex<HashMap<PoolKey, Arc<PoolShared>>>,
 }
 
-type Greeted = (PoolKey, Vec<(String, String)>);
+/// Settings by name, as they were written or reported.
+pub(crate) type Pairs = Vec<(String, String)>;
+type Greeted = (PoolKey, Pairs);
 
 /// What servers said about their settings, by pool and by what was wished.
 #[derive(Debug, Default)]
-pub(crate) struct Greetings(Mutex<HashMap<Greeted, Arc<Vec<(String, String)>>>>);
+pub(crate) struct Greetings(Mutex<HashMap<Greeted, Arc<Pairs>>>);
 
 impl Greetings {
     const MAX: usize = 1_000;
 
-    pub(crate) fn get(&self, asked: &Greeted) -> Option<Arc<Vec<(String, String)>>> {
+    pub(crate) fn get(&self, asked: &Greeted) -> Option<Arc<Pairs>> {
         lock(&self.0).get(asked).cloned()
     }
 
-    pub(crate) fn put(&self, asked: Greeted, statuses: Arc<Vec<(String, String)>>) {
+    pub(crate) fn put(&self, asked: Greeted, statuses: Arc<Pairs>) {
         let mut known = lock(&self.0);
         if known.len() >= Self::MAX {
             known.clear();
