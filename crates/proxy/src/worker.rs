@@ -263,13 +263,17 @@ impl Worker {
                 }
             }
             // last, so that no new connection gets an event of one that was closed in this turn
-            if woken {
-                while let Ok(message) = self.inbox.try_recv() {
-                    if matches!(message, Inbox::Stop) {
-                        self.stop();
-                        return Ok(());
+            if woken || self.now >= next_tick {
+                loop {
+                    match self.inbox.try_recv() {
+                        // nobody is left who could say it
+                        Ok(Inbox::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
+                            self.stop();
+                            return Ok(());
+                        }
+                        Ok(message) => self.handle(message),
+                        Err(mpsc::TryRecvError::Empty) => break,
                     }
-                    self.handle(message);
                 }
             }
             for _ in 0..self.again.len() {
