@@ -251,9 +251,10 @@ pub(crate) fn difference(source: &Source, columns: &BTreeSet<String>) -> String 
     let columns = list(columns.iter().map(|c| Ident(c).to_string()));
     let old = Ident(&format!("old_{}", source.table)).to_string();
     let new = Ident(&format!("new_{}", source.table)).to_string();
+    // what `except all` both ways gives, without the window functions that DuckDB makes of it
     format!(
-        "((select {columns} from {old} except all select {columns} from {new}) union all \
-         (select {columns} from {new} except all select {columns} from {old}))"
+        "(select {columns} from (select {columns}, 1 as _n from {old} union all select {columns}, -1 as _n from {new}) \
+         group by {columns} having sum(_n) <> 0)"
     )
 }
 
