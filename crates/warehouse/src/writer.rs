@@ -1,5 +1,5 @@
 //! The one writer, as others see it: [`DuckSink`] for capture, [`WriterHandle`] for everyone else. The work is
-//! done on a thread of its own ([`crate::thread`]), which is joined when the sink is closed or dropped.
+//! done on a thread of its own, which is joined when the sink is closed or dropped.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
