@@ -20,6 +20,7 @@ use crate::{
     index::Taken,
     records::{self, Known, Run},
     schema_change,
+    statement::{ONE_THREAD_ROWS_MAX, Runner, timed},
     table::Table,
     unchanged,
 };
@@ -43,6 +44,8 @@ pub(crate) struct State {
     pub(crate) last_run: i64,
     /// What the last batch took out of each table.
     pub(crate) taken: Taken,
+    /// Tables with an index on their key, as statements write them.
+    pub(crate) indexed: Vec<String>,
 }
 
 impl State {
@@ -54,6 +57,7 @@ impl State {
             built: records::built(connection)?.into_keys().collect(),
             last_run: records::last_run(connection)?,
             taken: Taken::new(),
+            indexed: Vec::new(),
         })
     }
 
@@ -158,6 +162,12 @@ impl Batch {
             touched: BTreeMap::new(),
             retyped: BTreeSet::new(),
         })
+    }
+
+    /// So few changes that one engine thread is quicker than several.
+    pub(crate) fn is_small(&self) -> bool {
+        let rows: u64 = self.touched.values().map(|t| t.facts.rows).sum();
+        self.kind == RunKind::Changes && rows < ONE_THREAD_ROWS_MAX
     }
 
     pub(crate) fn kind(&self) -> &RunKind {
@@ -308,9 +318,10 @@ impl Batch {
             built = records::built(connection)?.into_keys().collect();
         } else {
             let mut changed = BTreeSet::new();
+            let runner = Runner { connection, indexed: &state.indexed };
             for (name, touched) in &self.touched {
                 let Some(known) = self.tables.get(name) else { continue };
-                let written = apply_table(connection, &known.schema, &state.models, touched, self.run_id)?;
+                let written = apply_table(runner, &known.schema, &state.models, touched, self.run_id)?;
                 applied.rows_inserted += written.inserted;
                 applied.rows_updated += written.updated;
                 applied.rows_deleted += written.deleted;
@@ -320,7 +331,7 @@ impl Batch {
             }
             failpoint::pass("batch.after_staging")?;
             built.retain(|model| !self.retyped.contains(model));
-            build::incremental(connection, &state.models, &built, changed, &mut taken)?;
+            build::incremental(runner, &state.models, &built, changed, &mut taken)?;
             if !self.retyped.is_empty() {
                 let copied = self.tables.iter().filter(|(_, k)| k.copied).map(|(n, _)| n.clone()).collect();
                 build::rebuild(connection, &state.models, &copied, Some(&self.retyped), clock.wall())?;
@@ -355,7 +366,7 @@ impl Batch {
         }
         records::keep_watermark(connection, self.system_id, end, run_id, now)?;
         failpoint::pass("batch.before_commit")?;
-        build::timed(connection, "commit")?;
+        timed(connection, "commit")?;
         state.tables = self.tables;
         state.built = built;
         state.taken = taken;
@@ -399,7 +410,7 @@ impl Batch {
                 self.run_id,
                 table.staging()
             );
-            build::timed(connection, &copied)?;
+            timed(connection, &copied)?;
             records::keep_table(connection, known)?;
             applied.rows_inserted += touched.facts.rows;
             counts.insert(name, serde_json::json!({ "inserted": touched.facts.rows }));
@@ -468,12 +479,13 @@ impl Written {
 
 /// Writes a table's changes into history and staging.
 fn apply_table(
-    connection: &Connection,
+    runner: Runner<'_>,
     schema: &TableSchema,
     models: &Models,
     touched: &Touched,
     run_id: i64,
 ) -> Result<Written, BatchError> {
+    let connection = runner.connection;
     let table = Table(schema);
     if touched.facts.unchanged > 0 {
         unchanged::fill(connection, schema).map_err(|e| match e {
@@ -481,19 +493,19 @@ fn apply_table(
             unchanged::Unfilled::Warehouse(e) => e.into(),
         })?;
     }
-    build::timed(connection, &table.insert_raw(run_id))?;
+    runner.run(&table.insert_raw(run_id))?;
     failpoint::pass("batch.after_raw")?;
     let only_inserts = touched.facts.rows == touched.facts.inserts && !touched.truncated;
-    build::timed(connection, &table.create_new(only_inserts))?;
+    runner.run(&table.create_new(only_inserts))?;
     let needed = needed(models, schema);
-    build::timed(connection, &table.create_old(&needed, only_inserts))?;
+    runner.run(&table.create_old(&needed, only_inserts))?;
     let (new, old, both): (u64, u64, u64) =
         connection.query_row(&table.count(), [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     if old > 0 {
-        build::timed(connection, &table.delete_old())?;
+        runner.run(&table.delete_old())?;
     }
     if new > 0 {
-        build::timed(connection, &table.insert_new())?;
+        runner.run(&table.insert_new())?;
     }
     Ok(Written { inserted: new - both, updated: both, deleted: old - both })
 }

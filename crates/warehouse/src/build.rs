@@ -11,6 +11,7 @@ use crate::{
     error::{Trouble, WarehouseError, message, trouble},
     index::Taken,
     records::{self, Known},
+    statement::{Runner, timed},
 };
 
 /// Differing rows that [`verify`] names of each model.
@@ -18,14 +19,6 @@ const EXAMPLES: usize = 5;
 
 fn run(connection: &Connection, sql: &str) -> Result<(), WarehouseError> {
     Ok(timed(connection, sql)?)
-}
-
-/// Runs a statement and traces how long it took.
-pub(crate) fn timed(connection: &Connection, sql: &str) -> duckdb::Result<()> {
-    let start = std::time::Instant::now();
-    let result = connection.execute_batch(sql);
-    tracing::trace!(took_us = start.elapsed().as_micros(), sql, "statement");
-    result
 }
 
 /// Models whose sources and dimensions are all there, in build order.
@@ -159,7 +152,7 @@ pub(crate) fn drop_relation(connection: &Connection, name: &str) -> Result<(), W
 
 /// Brings all models up to date with a batch whose staging changes are in; `tables` are those it changed.
 pub(crate) fn incremental(
-    connection: &Connection,
+    runner: Runner<'_>,
     models: &Models,
     built: &BTreeSet<String>,
     tables: BTreeSet<String>,
@@ -169,7 +162,7 @@ pub(crate) fn incremental(
     for model in models.iter().filter(|m| built.contains(m.name())) {
         if let Model::Dimension(dimension) = model
             && changes.tables.contains(&dimension.source.table)
-            && update_dimension(connection, dimension, taken).map_err(|e| describe(model, e))?
+            && update_dimension(runner, dimension, taken).map_err(|e| describe(model, e))?
         {
             changes.dimensions.insert(dimension.name.clone());
         }
@@ -177,7 +170,7 @@ pub(crate) fn incremental(
     failpoint::pass("batch.after_dimensions")?;
     for model in models.iter().filter(|m| built.contains(m.name())) {
         if let Model::Fact(fact) = model {
-            update_fact(connection, fact, &changes, taken).map_err(|e| describe(model, e))?;
+            update_fact(runner, fact, &changes, taken).map_err(|e| describe(model, e))?;
         }
     }
     failpoint::pass("batch.after_facts")?;
@@ -198,28 +191,28 @@ fn count(connection: &Connection, relation: &str) -> Result<i64, WarehouseError>
 }
 
 /// Whether facts that look the dimension up may have to change.
-fn update_dimension(connection: &Connection, dimension: &Dimension, taken: &mut Taken) -> Result<bool, WarehouseError> {
-    run(connection, &dimension.affected())?;
-    let affected = count(connection, &dimension.temporary("affected"))?;
+fn update_dimension(runner: Runner<'_>, dimension: &Dimension, taken: &mut Taken) -> Result<bool, WarehouseError> {
+    runner.run(&dimension.affected())?;
+    let affected = count(runner.connection, &dimension.temporary("affected"))?;
     if affected == 0 {
         return Ok(false);
     }
     taken.insert(("warehouse", dimension.name.clone()), u64::try_from(affected).unwrap_or(0));
     for sql in dimension.incremental() {
-        run(connection, &sql)?;
+        runner.run(&sql)?;
     }
-    Ok(count(connection, &dimension.temporary("changed"))? > 0)
+    Ok(count(runner.connection, &dimension.temporary("changed"))? > 0)
 }
 
 fn update_fact(
-    connection: &Connection,
+    runner: Runner<'_>,
     fact: &Fact,
     changes: &Changes,
     taken: &mut Taken,
 ) -> Result<(), WarehouseError> {
     let Some(affected) = fact.affected(changes) else { return Ok(()) };
-    run(connection, &affected)?;
-    let (all, existed, elsewhere): (i64, i64, i64) = connection.query_row(
+    runner.run(&affected)?;
+    let (all, existed, elsewhere): (i64, i64, i64) = runner.connection.query_row(
         &format!(
             "select count(*), count(*) filter (where _existed), count(*) filter (where _elsewhere) from {}",
             fact.affected_table()
@@ -228,12 +221,12 @@ fn update_fact(
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )?;
     taken.insert(("warehouse", fact.name.clone()), u64::try_from(existed).unwrap_or(0));
-    let carry = fact.carries() && is_exact(connection, fact)?;
+    let carry = fact.carries() && is_exact(runner.connection, fact)?;
     if carry {
-        run(connection, &fact.create_prior(existed > 0))?;
+        runner.run(&fact.create_prior(existed > 0))?;
     }
     if existed > 0 {
-        run(connection, &fact.delete())?;
+        runner.run(&fact.delete())?;
     }
     if all == 0 {
         return Ok(());
@@ -245,9 +238,9 @@ fn update_fact(
         (false, _) => Base::Elsewhere,
     };
     for sql in fact.prepare(base) {
-        run(connection, &sql)?;
+        runner.run(&sql)?;
     }
-    run(connection, &fact.insert(Incremental { base, changes, carry }))
+    Ok(runner.run(&fact.insert(Incremental { base, changes, carry }))?)
 }
 
 /// Whether a fact's aggregates can be added and taken away without losing digits.

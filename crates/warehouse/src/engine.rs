@@ -21,7 +21,7 @@ use std::{
 use duckdb::{Config, Connection};
 use millrace_base::{Micros, files, ident::Literal};
 
-use crate::{error::WarehouseError, index};
+use crate::error::WarehouseError;
 
 /// How much of the machine the engine may use.
 #[derive(Debug, Clone)]
@@ -191,6 +191,11 @@ impl Engine {
         }
     }
 
+    /// Threads that the engine works with.
+    pub(crate) fn threads(&self) -> usize {
+        self.options.threads
+    }
+
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -276,8 +281,8 @@ fn config(options: &EngineOptions) -> duckdb::Result<Config> {
         .with("temp_directory", options.temp_directory.to_string_lossy())?
         // a scattered change costs 0.6 s a commit at the default of 16 MB
         .with("checkpoint_threshold", "512MB")?
-        // joins with few keys are looked up in an index, where there is one
-        .with("dynamic_or_filter_threshold", index::LOOKUP_KEYS_MAX.to_string())?
+        // a long task of one statement lets others have their turn
+        .with("scheduler_process_partial", "true")?
         .with("integer_division", "true")?
         .with("default_null_order", "nulls_last_on_asc_first_on_desc")?
         .with("autoinstall_known_extensions", "false")?

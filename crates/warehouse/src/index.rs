@@ -84,6 +84,12 @@ impl Indexes {
         self.until_count = 0;
     }
 
+    /// Tables that have an index, as statements write them.
+    pub(crate) fn indexed(&self) -> Vec<String> {
+        let indexed = self.tables.iter().filter(|(_, tended)| tended.indexed);
+        indexed.map(|((schema, table), _)| format!("{schema}.{}", Ident(table))).collect()
+    }
+
     /// After a batch: at most one index is made, so that the next batch does not wait long.
     pub(crate) fn tend(
         &mut self,
@@ -120,7 +126,7 @@ impl Indexes {
     }
 
     /// Looks at the catalog: which tables there are, how large, and which have an index.
-    fn count(
+    pub(crate) fn count(
         &mut self,
         connection: &Connection,
         tables: &BTreeMap<String, Known>,

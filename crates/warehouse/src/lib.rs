@@ -13,6 +13,7 @@ mod index;
 pub mod reader;
 mod records;
 mod schema_change;
+mod statement;
 mod table;
 mod thread;
 mod time_text;

@@ -26,6 +26,7 @@ use crate::{
     force::{Held, HeldModel, Kept, in_force},
     index::Indexes,
     records,
+    statement::OneThread,
     writer::{Built, Command, InForce, Outside, Reply},
 };
 
@@ -101,6 +102,8 @@ impl Writer {
             fatal_in_a_row: 0,
         };
         writer.take_as_built()?;
+        writer.indexes.count(&writer.connection, &writer.state.tables, &writer.state.models)?;
+        writer.state.indexed = writer.indexes.indexed();
         Ok(writer)
     }
 
@@ -266,7 +269,7 @@ impl Writer {
         let (run_id, started_at, kind) = (batch.run_id, batch.started_at, batch.kind().clone());
         let result = match self.failed.take() {
             Some(error) => Err(error),
-            None => batch.commit(&self.connection, &mut self.state, end, &*self.clock),
+            None => self.apply(batch, end),
         };
         match result {
             Ok(applied) => {
@@ -297,6 +300,13 @@ impl Writer {
                 Err(self.refusal(error))
             }
         }
+    }
+
+    fn apply(&mut self, batch: Batch, end: &BatchEnd) -> Result<Applied, BatchError> {
+        let threads = self.engine.threads();
+        let one_thread = (threads > 1 && batch.is_small()).then(|| OneThread::hold(&self.connection, threads));
+        let _one_thread = one_thread.transpose()?;
+        batch.commit(&self.connection, &mut self.state, end, &*self.clock)
     }
 
     /// What capture is told of a failed batch. A model at fault is held first, so that the next try goes without.
@@ -339,6 +349,7 @@ impl Writer {
             tracing::warn!(error = %error.words(), "an index could not be made or dropped; results do not depend on it");
             self.suspect = true;
         }
+        self.state.indexed = self.indexes.indexed();
         if self.wal_bytes() > CHECKPOINT_WAL_BYTES
             && !self.engine.has_pins()
             && let Err(error) = self.checkpoint()
