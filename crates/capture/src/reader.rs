@@ -37,6 +37,8 @@ const ASK_AFTER: Duration = Duration::from_secs(20);
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// The stream counts as quiet after this.
 const QUIET: Duration = Duration::from_millis(20);
+/// A batch of a backlog gathers for this long at least.
+const GATHER_LATE: Duration = Duration::from_millis(100);
 /// Log that may pass without a change of ours before the watermark follows.
 const IDLE_BYTES_MAX: u64 = 16 << 20;
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
@@ -216,14 +218,19 @@ impl Reader {
             Some(begun) if self.at_rest() && !self.busy() => {
                 let quiet = state.last_change + QUIET;
                 let quiet = if self.late() { quiet } else { quiet.max(state.last_close + self.options.batch_age) };
-                status.min(begun + self.options.batch_age).min(quiet)
+                status.min(begun + self.gather()).min(quiet)
             }
             _ => status.min(state.last_advance + self.options.idle_advance).max(Instant::now() + QUIET),
         }
     }
 
-    /// What the open batch holds was committed longer ago than a batch may take, by the server's own clock: the
-    /// end of a backlog does not wait for more.
+    /// How long the open batch waits for more changes. Those of a backlog have waited long enough: reading on and
+    /// writing take turns then, so that neither waits for the other.
+    fn gather(&self) -> Duration {
+        if self.late() { GATHER_LATE.min(self.options.batch_age) } else { self.options.batch_age }
+    }
+
+    /// What the open batch holds was committed longer ago than a batch may take, by the server's own clock.
     fn late(&self) -> bool {
         self.assembler.first_commit().is_some_and(|first| self.state.sent_at.since(first) >= self.options.batch_age)
     }
@@ -421,7 +428,7 @@ impl Reader {
         let now = Instant::now();
         let age = self.options.batch_age;
         let quiet = now - self.state.last_change >= QUIET && (now - self.state.last_close >= age || self.late());
-        (now - begun >= age || quiet) && !self.busy()
+        (now - begun >= self.gather() || quiet) && !self.busy()
     }
 
     async fn close(&mut self) -> Result<(), CaptureError> {

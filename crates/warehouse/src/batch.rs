@@ -8,6 +8,11 @@ use std::{
     sync::Arc,
 };
 
+use arrow::{
+    array::{ArrayRef, Int64Array},
+    datatypes::{DataType, Field, Schema},
+    record_batch::RecordBatch,
+};
 use duckdb::Connection;
 use millrace_base::{Ident, Lsn, Micros, failpoint};
 use millrace_contract::{Applied, BatchEnd, RowHead, RunKind, SinkError, TableName, TableSchema};
@@ -257,12 +262,12 @@ impl Batch {
         if initial {
             // staging and history are filled straight from the copy
             let source = columns.saturating_sub(5);
-            let staging: Vec<usize> = (0..source).chain([source, source + 1]).collect();
-            let part = rows.batch.project(&staging).map_err(|e| WarehouseError::Records(e.to_string()))?;
-            connection.appender_to_db(&table.name, "staging")?.append_record_batch(part)?;
-            if touched.copy_time.is_none() {
-                touched.copy_time = first_time(&rows);
-            }
+            let part =
+                |columns: Vec<usize>| rows.batch.project(&columns).map_err(|e| WarehouseError::Records(e.to_string()));
+            let staging = part((0..source).chain([source, source + 1]).collect())?;
+            connection.appender_to_db(&table.name, "staging")?.append_record_batch(staging)?;
+            let history = with_run(&part((0..source + 4).collect())?, self.run_id)?;
+            connection.appender_to_db(&table.name, "raw")?.append_record_batch(history)?;
             return Ok(());
         }
         if touched.copy_time.is_none() {
@@ -299,7 +304,7 @@ impl Batch {
         let mut applied = Applied { run_id: self.run_id, ..Applied::default() };
         let mut counts = serde_json::Map::new();
         let fresh = match self.kind.clone() {
-            RunKind::InitialCopy => self.finish_copy(connection, end, &mut applied, &mut counts)?,
+            RunKind::InitialCopy => self.finish_copy(connection, &mut applied, &mut counts)?,
             RunKind::Resync(table) => {
                 self.finish_resync(connection, &table, end)?;
                 false
@@ -381,7 +386,6 @@ impl Batch {
     fn finish_copy(
         &mut self,
         connection: &Connection,
-        end: &BatchEnd,
         applied: &mut Applied,
         counts: &mut serde_json::Map<String, serde_json::Value>,
     ) -> Result<bool, BatchError> {
@@ -399,18 +403,7 @@ impl Batch {
                 continue;
             }
             known.copied = true;
-            let table = Table(&known.schema);
             let touched = self.touched.remove(&name).unwrap_or_default();
-            let time = records::time(touched.copy_time.unwrap_or(end.commit_time));
-            let columns = table.columns();
-            let copied = format!(
-                "insert into {} ({columns}, _commit_lsn, _sequence, _op, _commit_time, _run_id) \
-                 select {columns}, _commit_lsn, _sequence, 'C', {time}, {} from {}",
-                table.raw(),
-                self.run_id,
-                table.staging()
-            );
-            timed(connection, &copied)?;
             records::keep_table(connection, known)?;
             applied.rows_inserted += touched.facts.rows;
             counts.insert(name, serde_json::json!({ "inserted": touched.facts.rows }));
@@ -438,6 +431,15 @@ impl Batch {
         records::release(connection, name)?;
         Ok(())
     }
+}
+
+/// The rows with one more column: the run that brings them.
+fn with_run(rows: &RecordBatch, run_id: i64) -> Result<RecordBatch, WarehouseError> {
+    let mut fields = rows.schema().fields().to_vec();
+    fields.push(Arc::new(Field::new("_run_id", DataType::Int64, false)));
+    let runs: ArrayRef = Arc::new(Int64Array::from_value(run_id, rows.num_rows()));
+    let columns = rows.columns().iter().cloned().chain([runs]).collect();
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|e| WarehouseError::Records(e.to_string()))
 }
 
 /// The commit time that a copy's rows carry.

@@ -204,12 +204,7 @@ fn update_dimension(runner: Runner<'_>, dimension: &Dimension, taken: &mut Taken
     Ok(count(runner.connection, &dimension.temporary("changed"))? > 0)
 }
 
-fn update_fact(
-    runner: Runner<'_>,
-    fact: &Fact,
-    changes: &Changes,
-    taken: &mut Taken,
-) -> Result<(), WarehouseError> {
+fn update_fact(runner: Runner<'_>, fact: &Fact, changes: &Changes, taken: &mut Taken) -> Result<(), WarehouseError> {
     let Some(affected) = fact.affected(changes) else { return Ok(()) };
     runner.run(&affected)?;
     let (all, existed, elsewhere): (i64, i64, i64) = runner.connection.query_row(
