@@ -36,6 +36,7 @@ pub struct Config {
     pub cluster: Cluster,
     /// The pack's folder.
     pub pack_dir: PathBuf,
+    pub proxy: Proxy,
     pub capture: Capture,
     pub warehouse: Warehouse,
     pub console: Console,
@@ -71,6 +72,38 @@ pub struct Cluster {
 pub struct Node {
     pub name: String,
     pub port: u16,
+}
+
+/// When a server connection goes to the next client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolMode {
+    Session,
+    Transaction,
+    Statement,
+}
+
+/// `[proxy]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proxy {
+    pub listen: IpAddr,
+    pub port: u16,
+    pub read_only_port: u16,
+    pub workers: usize,
+    pub pool_mode: PoolMode,
+    pub pool_size: usize,
+    pub reserve_pool_size: usize,
+    pub reserve_pool_timeout: Duration,
+    pub min_pool_size: usize,
+    pub server_lifetime: Duration,
+    pub server_idle_timeout: Duration,
+    pub query_wait_timeout: Duration,
+    pub max_prepared_statements: usize,
+    pub max_client_conn: usize,
+    pub max_user_connections: Option<usize>,
+    pub max_db_connections: Option<usize>,
+    pub require_tls: bool,
+    /// Address and length of the prefix; none means any.
+    pub allow: Vec<(IpAddr, u8)>,
 }
 
 /// `[capture]`
@@ -163,6 +196,8 @@ impl Config {
             .iter()
             .map(|n| (format!("node {}", n.name), SocketAddr::new(self.cluster.listen, n.port)))
             .collect();
+        all.push(("proxy".to_owned(), SocketAddr::new(self.proxy.listen, self.proxy.port)));
+        all.push(("proxy, read-only".to_owned(), SocketAddr::new(self.proxy.listen, self.proxy.read_only_port)));
         all.push(("warehouse".to_owned(), SocketAddr::new(self.warehouse.listen, self.warehouse.port)));
         all.push(("console".to_owned(), SocketAddr::new(self.console.listen, self.console.port)));
         all
@@ -207,6 +242,7 @@ fn read(path: &Path, text: &str, folders: Folders) -> Result<Config, ConfigError
     let pack = root.table("pack", &schema::PACK_REFERENCE);
     let pack_dir = folder_of(&pack, "path", &folder, folders).unwrap_or_default();
 
+    let proxy = proxy(&root.table("proxy", &schema::PROXY), &mut ports);
     let capture = capture(&root.table("capture", &schema::CAPTURE));
 
     let table = root.table("warehouse", &schema::WAREHOUSE);
@@ -236,7 +272,61 @@ fn read(path: &Path, text: &str, folders: Folders) -> Result<Config, ConfigError
     if !found.is_empty() {
         return Err(ConfigError::Invalid(Diagnostics(found)));
     }
-    Ok(Config { folder, platform, postgres, cluster, pack_dir, capture, warehouse, console })
+    Ok(Config { folder, platform, postgres, cluster, pack_dir, proxy, capture, warehouse, console })
+}
+
+fn proxy(table: &Reader<'_>, ports: &mut Ports<'_>) -> Proxy {
+    const CONNECTIONS_MAX: u64 = 1_000_000;
+    let whole = |name, range| usize::try_from(table.integer(name, range)).unwrap_or(0);
+    let seconds = |name, most| Duration::from_secs(table.integer(name, 1..=most));
+    let maybe = |name| table.integer_maybe(name, 1..=CONNECTIONS_MAX).and_then(|n| usize::try_from(n).ok());
+    let pool_mode = table.read("pool_mode", |v| match crate::table::text(v)?.as_str() {
+        "session" => Ok(PoolMode::Session),
+        "transaction" => Ok(PoolMode::Transaction),
+        "statement" => Ok(PoolMode::Statement),
+        other => Err(crate::table::Problem {
+            message: format!("there is no pool mode called `{other}`"),
+            hint: suggest(other, "modes", &["transaction", "session", "statement"]),
+        }),
+    });
+    Proxy {
+        listen: address(table),
+        port: ports.take(table, "port", || "the proxy".to_owned()),
+        read_only_port: ports.take(table, "read_only_port", || "the proxy, read-only".to_owned()),
+        workers: count(table, "workers", 64),
+        pool_mode: pool_mode.map_or(PoolMode::Transaction, |mode| mode.value),
+        pool_size: count(table, "pool_size", 10_000),
+        reserve_pool_size: whole("reserve_pool_size", 0..=10_000),
+        reserve_pool_timeout: Duration::from_millis(table.integer("reserve_pool_timeout_ms", 0..=3_600_000)),
+        min_pool_size: whole("min_pool_size", 0..=10_000),
+        server_lifetime: seconds("server_lifetime_s", 604_800),
+        server_idle_timeout: seconds("server_idle_timeout_s", 604_800),
+        query_wait_timeout: seconds("query_wait_timeout_s", 3_600),
+        max_prepared_statements: count(table, "max_prepared_statements", 10_000),
+        max_client_conn: count(table, "max_client_conn", CONNECTIONS_MAX),
+        max_user_connections: maybe("max_user_connections"),
+        max_db_connections: maybe("max_db_connections"),
+        require_tls: table.boolean("require_tls"),
+        allow: networks(table),
+    }
+}
+
+fn networks(table: &Reader<'_>) -> Vec<(IpAddr, u8)> {
+    let mut networks = Vec::new();
+    for text in table.texts("allow") {
+        let (address, prefix) = text.split_once('/').map_or((text.as_str(), None), |(a, p)| (a, Some(p)));
+        let address = address.parse::<IpAddr>().ok();
+        let most = if address.is_some_and(|a| a.is_ipv6()) { 128 } else { 32 };
+        let prefix = prefix.map_or(Some(most), |p| p.parse().ok()).filter(|p| *p <= most);
+        match address.zip(prefix) {
+            Some(network) => networks.push(network),
+            None => {
+                let hint = "write an address, or a range such as \"10.0.0.0/8\"".to_owned();
+                table.wrong(None, format!("`allow`: `{text}` is not a range of addresses"), Some(hint));
+            }
+        }
+    }
+    networks
 }
 
 fn capture(table: &Reader<'_>) -> Capture {

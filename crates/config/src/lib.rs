@@ -16,7 +16,9 @@ mod secrets;
 mod table;
 mod units;
 
-pub use config::{Capture, Cluster, Config, Console, Engine, FILE_NAME, Node, Platform, Postgres, Warehouse};
+pub use config::{
+    Capture, Cluster, Config, Console, Engine, FILE_NAME, Node, Platform, PoolMode, Postgres, Proxy, Warehouse,
+};
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use environment::Environment;
 pub use error::ConfigError;

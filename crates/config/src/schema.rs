@@ -47,6 +47,7 @@ pub(crate) const ROOT: Table = Table {
         key("postgres", "table", Nothing, "what holds for every PostgreSQL server"),
         key("cluster", "table", Nothing, "the PostgreSQL servers"),
         key("pack", "table", Nothing, "the domain"),
+        key("proxy", "table", Nothing, "the address of the databases for applications"),
         key("capture", "table", Nothing, "changes on their way to the warehouse"),
         key("warehouse", "table", Nothing, "the analytical database"),
         key("console", "table", Nothing, "the web pages"),
@@ -129,6 +130,61 @@ pub(crate) const PACK_REFERENCE: Table = Table {
     header: "[pack]",
     about: "The domain: schema, models, reports and dashboards.",
     keys: &[key("path", "folder", Default("\"pack\""), "the pack's folder")],
+};
+
+pub(crate) const PROXY: Table = Table {
+    header: "[proxy]",
+    about: "The address of the databases for applications: it pools connections and follows the primary.",
+    keys: &[
+        key("listen", "address", Default("\"127.0.0.1\""), "the address for applications"),
+        key("port", "port", Default("6432"), "the port of the primary, whichever node that is"),
+        key("read_only_port", "port", Default("6433"), "the port of the replicas; of the primary while there is none"),
+        key("workers", "integer", Default("1"), "threads that serve clients, 1 to 64; one core serves most clusters"),
+        key(
+            "pool_mode",
+            "text",
+            Default("\"transaction\""),
+            "when a connection goes to the next client: after each `transaction`, after each `statement`, or when the client leaves (`session`)",
+        ),
+        key("pool_size", "integer", Default("25"), "server connections of one database and user, 1 to 10000"),
+        key("reserve_pool_size", "integer", Default("5"), "more of them once a client has waited long, 0 to 10000"),
+        key("reserve_pool_timeout_ms", "integer", Default("5000"), "so long, in milliseconds, 0 to 3600000"),
+        key("min_pool_size", "integer", Default("0"), "server connections kept open although unused, 0 to 10000"),
+        key(
+            "server_lifetime_s",
+            "integer",
+            Default("3600"),
+            "a server connection is replaced after this, in seconds, 1 to 604800",
+        ),
+        key(
+            "server_idle_timeout_s",
+            "integer",
+            Default("600"),
+            "an unused one is closed after this, in seconds, 1 to 604800",
+        ),
+        key(
+            "query_wait_timeout_s",
+            "integer",
+            Default("120"),
+            "a statement waits for a server connection so long, in seconds, 1 to 3600",
+        ),
+        key(
+            "max_prepared_statements",
+            "integer",
+            Default("200"),
+            "prepared statements kept on one server connection, 1 to 10000",
+        ),
+        key("max_client_conn", "integer", Default("1000"), "clients at a time, 1 to 1000000; the next one is refused"),
+        key("max_user_connections", "integer", Nothing, "clients of one user at a time"),
+        key("max_db_connections", "integer", Nothing, "clients of one database at a time"),
+        key("require_tls", "boolean", Default("true"), "whether clients without TLS are refused"),
+        key(
+            "allow",
+            "array of text",
+            Default("[]"),
+            "addresses that clients may come from, such as `\"10.0.0.0/8\"`; all if empty",
+        ),
+    ],
 };
 
 pub(crate) const CAPTURE: Table = Table {
@@ -311,7 +367,7 @@ pub fn reference() -> String {
     let groups: [(&str, &[&Table]); 3] = [
         (
             "The platform: `millrace.toml`",
-            &[&ROOT, &PLATFORM, &POSTGRES, &CLUSTER, &NODE, &PACK_REFERENCE, &CAPTURE, &WAREHOUSE, &CONSOLE],
+            &[&ROOT, &PLATFORM, &POSTGRES, &CLUSTER, &NODE, &PACK_REFERENCE, &PROXY, &CAPTURE, &WAREHOUSE, &CONSOLE],
         ),
         ("Secrets: `secrets.toml`", &[&SECRETS]),
         ("Packs", &[&PACK, &ROLE, &DASHBOARD, &FILTER, &TILE]),

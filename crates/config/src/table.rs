@@ -147,6 +147,11 @@ impl<'a> Reader<'a> {
         self.read(name, |v| integer(v, &range)).map_or(*range.start(), |i| i.value)
     }
 
+    /// A whole number within `range` of a key without a default.
+    pub(crate) fn integer_maybe(&self, name: &'static str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
+        self.read(name, |v| integer(v, &range)).map(|i| i.value)
+    }
+
     /// Bytes within `range`.
     pub(crate) fn size(&self, name: &'static str, range: std::ops::RangeInclusive<u64>) -> u64 {
         let convert = |v: &DeValue<'_>| {

@@ -13,8 +13,10 @@ pub mod schema;
 pub mod sink;
 pub mod status;
 mod text;
+pub mod topology;
 
 pub use batch::{Cell, Op, RowHead, Rows, Step};
 pub use query::{Query, QueryError, Reader, RowStream, Value};
 pub use schema::{Column, ColumnType, TableName, TableSchema};
 pub use sink::{Applied, BatchEnd, RunKind, Sink, SinkError};
+pub use topology::{Topology, TopologyNode};

@@ -1,0 +1,78 @@
+//! Which server is what: told by the one who decides it, followed by those who connect.
+//!
+//! Invariant: only the supervisor of a cluster writes it; a follower never guesses who is primary. At most one node is a
+//! healthy primary, and `epoch` grows whenever that changes.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use millrace_base::Lsn;
+use tokio::sync::watch;
+
+use crate::status::NodeRole;
+
+/// The servers of one cluster at a moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// Grows with each change of the primary. What was begun under an earlier one must not go on.
+    pub epoch: u64,
+    pub nodes: Vec<TopologyNode>,
+}
+
+/// One server, as others may use it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopologyNode {
+    pub name: String,
+    pub role: NodeRole,
+    pub address: SocketAddr,
+    /// The host name that the server's certificate is checked against.
+    pub host: String,
+    pub timeline: Option<u32>,
+    /// Written (primary) or replayed (replica) up to here, when last looked at.
+    pub replay_lsn: Option<Lsn>,
+    pub health: NodeHealth,
+}
+
+/// Whether a node may be given work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeHealth {
+    /// It answers, and a primary accepts writes.
+    Ready,
+    /// It finishes what it does and gets nothing new: maintenance, or an ordered change of roles.
+    Draining,
+    /// It must not be used.
+    Down,
+}
+
+/// How a follower hears of it. The last value is always there; those in between may be skipped.
+pub type TopologyWatch = watch::Receiver<Arc<Topology>>;
+
+impl Topology {
+    /// The node that takes writes, if there is one now.
+    #[must_use]
+    pub fn primary(&self) -> Option<&TopologyNode> {
+        self.nodes.iter().find(|node| node.role == NodeRole::Primary && node.health == NodeHealth::Ready)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_ready_primary_takes_writes() {
+        let node = |role, health| TopologyNode {
+            name: "a".to_owned(),
+            role,
+            address: ([127, 0, 0, 1], 5440).into(),
+            host: "localhost".to_owned(),
+            timeline: None,
+            replay_lsn: None,
+            health,
+        };
+        let found = |role, health| Topology { epoch: 1, nodes: vec![node(role, health)] }.primary().is_some();
+        assert!(found(NodeRole::Primary, NodeHealth::Ready));
+        assert!(!found(NodeRole::Primary, NodeHealth::Draining));
+        assert!(!found(NodeRole::Primary, NodeHealth::Down));
+        assert!(!found(NodeRole::Replica, NodeHealth::Ready));
+    }
+}

@@ -1,0 +1,49 @@
+//! The proxy: applications reach the cluster through it, share its connections, and need not know who is primary.
+//!
+//! ```text
+//! listener ─▶ login (tasks)  ─▶ worker (a thread: clients + servers + pools)  ─▶ PostgreSQL
+//!              TLS, SCRAM         walk: bytes ─▶ bytes     traffic: sockets
+//! ```
+//!
+//! Invariants: nothing of one client is left in a connection when another gets it; a statement that was sent is never
+//! sent again; the proxy follows [`millrace_contract::Topology`] and never guesses who is primary; what any client can
+//! make grow has a limit.
+//! Non-goals: deciding where a single statement goes (that is the router's), the console's dialect, changing SQL.
+
+mod access;
+mod backends;
+mod connect;
+mod conversation;
+mod extended;
+mod frame;
+mod hint;
+mod lifecycle;
+mod link;
+mod login;
+mod message;
+mod options;
+mod peer;
+mod pool;
+mod proxy;
+mod scram;
+mod settings;
+mod startup;
+mod statements;
+mod traffic;
+mod transport;
+mod upkeep;
+mod users;
+mod view;
+mod walk;
+mod worker;
+
+pub use crate::{
+    access::{ClientLimits, Network, Rule, Rules},
+    backends::{Access, Backends, Node},
+    link::PoolMode,
+    options::{ClientTls, Options},
+    pool::{Counts, PoolKey, PoolLimits},
+    proxy::{Handle, Proxy, ProxyError},
+    users::AuthQuery,
+    view::{Activity, ClientView, PoolView, ServerView, WorkerView},
+};

@@ -1,0 +1,162 @@
+//! What is known of one conversation with a server, and of the client that leads it, without their sockets.
+//!
+//! A [`Link`] knows which answers are still to come, so that what the proxy says itself (settings, questions of its
+//! own, statements that a server already holds) fits in at its place. A [`Session`] is what a client keeps from one
+//! server to the next.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+};
+
+use crate::{
+    hint::Hint,
+    settings::{SessionState, Settings},
+    statements::{Held, Statement},
+};
+
+/// When a server is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PoolMode {
+    /// When the client leaves. Nothing is rewritten.
+    Session,
+    /// At the end of each transaction.
+    #[default]
+    Transaction,
+    /// After each statement; transaction blocks are refused.
+    Statement,
+}
+
+/// An answer that the server owes, in order; or one that the proxy gives when its turn comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expect {
+    /// A simple query or a function call: all up to ReadyForQuery.
+    Query(Hint),
+    /// ParseComplete for a statement of ours.
+    Parse(u64),
+    Bind,
+    Describe,
+    Execute(Hint),
+    Close,
+    /// ReadyForQuery.
+    Sync,
+    /// CopyDone or CopyFail has been sent: a mark, not an answer.
+    CopyEnd,
+    /// The server holds the statement: the proxy says ParseComplete.
+    LocalParse(u64),
+    /// A name of the client's is gone: the proxy says CloseComplete.
+    LocalClose,
+    /// ParseComplete or CloseComplete for something the proxy sent: not passed on.
+    OwnParse(u64),
+    OwnClose,
+    /// A query of the proxy's own: nothing up to ReadyForQuery is passed on.
+    Own(Own),
+}
+
+/// What the proxy asks a server on its own account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Own {
+    /// Makes the server's settings the client's; the client's statements wait.
+    Settings,
+    /// Asks what the session keeps.
+    Probe,
+    /// Ends an open transaction, after its client has gone.
+    Rollback,
+    /// Forgets everything, after its client has gone.
+    Reset,
+    /// Forgets prepared statements that may no longer fit.
+    Forget,
+}
+
+/// One server's side of the conversation.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) expect: VecDeque<Expect>,
+    /// Of a message that comes in pieces, still to come; and whether it is passed on.
+    pub(crate) body_left: usize,
+    pub(crate) body_passes: bool,
+    /// As in the last ReadyForQuery: `I`, `T` or `E`.
+    pub(crate) status: u8,
+    /// After an error within an extended query: the server ignores everything up to a Sync.
+    pub(crate) skips_to_sync: bool,
+    /// Between CopyInResponse and the client's CopyDone: the server ignores Sync.
+    pub(crate) copy_in: bool,
+    pub(crate) held: Held,
+    /// Prepared statements may not fit any more.
+    pub(crate) stale: bool,
+    pub(crate) settings: Rc<Settings>,
+    /// What [`Own::Settings`] is making of them.
+    pub(crate) coming: Rc<Settings>,
+    /// Its client has gone and left something: forget everything before the next.
+    pub(crate) dirty: bool,
+    /// An ErrorResponse was passed on since the last ReadyForQuery.
+    pub(crate) error_passed: bool,
+    /// Ask what the session keeps when the transaction is over.
+    pub(crate) suspect: bool,
+    /// The session keeps what cannot be moved: it stays with its client.
+    pub(crate) pinned: bool,
+    /// Of the portal without a name.
+    pub(crate) portal_hint: Hint,
+    /// Gathers the answer to [`Own::Probe`].
+    pub(crate) state: SessionState,
+    /// What a query of our own failed with.
+    pub(crate) own_error: Option<Box<str>>,
+}
+
+impl Link {
+    /// A fresh connection that has just said ReadyForQuery.
+    pub(crate) fn new(statements_max: usize) -> Self {
+        Self {
+            expect: VecDeque::new(),
+            body_left: 0,
+            body_passes: false,
+            status: b'I',
+            skips_to_sync: false,
+            copy_in: false,
+            held: Held::new(statements_max),
+            stale: false,
+            settings: Rc::default(),
+            coming: Rc::default(),
+            dirty: false,
+            error_passed: false,
+            suspect: false,
+            pinned: false,
+            portal_hint: Hint::default(),
+            state: SessionState::default(),
+            own_error: None,
+        }
+    }
+
+    /// Nothing is owed and no transaction is open: the server could serve another client.
+    #[inline]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.expect.is_empty() && self.status == b'I' && self.body_left == 0 && !self.skips_to_sync
+    }
+}
+
+/// What a client keeps from one server to the next.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// Of a message that is passed on in pieces, still to come.
+    pub(crate) body_left: usize,
+    pub(crate) named: HashMap<Box<[u8]>, Rc<Statement>>,
+    pub(crate) unnamed: Option<Rc<Statement>>,
+    pub(crate) settings: Rc<Settings>,
+    /// As the client asked for when it connected.
+    pub(crate) startup: Rc<Settings>,
+    /// Settings with a dot in their name that the client has spoken of.
+    pub(crate) custom: Vec<Box<str>>,
+}
+
+impl Session {
+    pub(crate) fn new(startup: Rc<Settings>) -> Self {
+        Self {
+            body_left: 0,
+            named: HashMap::new(),
+            unnamed: None,
+            settings: startup.clone(),
+            startup,
+            custom: Vec::new(),
+        }
+    }
+}

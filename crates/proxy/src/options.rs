@@ -1,0 +1,74 @@
+//! How a proxy is to be.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use millrace_base::Secret;
+
+use crate::{
+    access::{ClientLimits, Rules},
+    backends::Access,
+    pool::{PoolKey, PoolLimits},
+    users::AuthQuery,
+};
+
+/// All that a proxy is told when it starts.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where clients connect, and what they come for.
+    pub listen: Vec<(SocketAddr, Access)>,
+    /// Threads that serve clients.
+    pub workers: usize,
+    pub clients: ClientLimits,
+    pub rules: Rules,
+    pub pool: PoolLimits,
+    /// Instead of `pool`, for some databases.
+    pub databases: BTreeMap<String, PoolLimits>,
+    pub client_tls: ClientTls,
+    /// `Some`: servers must offer TLS with a certificate that this trusts.
+    pub server_tls: Option<Arc<rustls::ClientConfig>>,
+    /// Users whose password is known.
+    pub secrets: BTreeMap<String, Secret>,
+    /// Where the verifiers of all others are asked for.
+    pub auth_query: Option<AuthQuery>,
+    /// From a client's first byte to the end of its login.
+    pub login: Duration,
+    /// To open a connection to a server.
+    pub connect: Duration,
+}
+
+/// TLS for clients.
+#[derive(Debug, Clone)]
+pub enum ClientTls {
+    Off,
+    Offer(Arc<rustls::ServerConfig>),
+    Require(Arc<rustls::ServerConfig>),
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: vec![
+                (([127, 0, 0, 1], 6432).into(), Access::ReadWrite),
+                (([127, 0, 0, 1], 6433).into(), Access::ReadOnly),
+            ],
+            workers: 1,
+            clients: ClientLimits { all: 1_000, user: None, database: None },
+            rules: Rules::default(),
+            pool: PoolLimits::default(),
+            databases: BTreeMap::new(),
+            client_tls: ClientTls::Off,
+            server_tls: None,
+            secrets: BTreeMap::new(),
+            auth_query: None,
+            login: Duration::from_secs(30),
+            connect: Duration::from_secs(15),
+        }
+    }
+}
+
+impl Options {
+    /// What holds for one pool.
+    pub(crate) fn limits(&self, pool: &PoolKey) -> PoolLimits {
+        self.databases.get(&*pool.database).copied().unwrap_or(self.pool)
+    }
+}

@@ -1,0 +1,245 @@
+//! Connections of one database and user, shared by its clients: who gets one, who waits, when one more is opened or one
+//! is given up. Decisions only; sockets are the worker's.
+//!
+//! Each worker has its own part of a pool; what all parts together may hold is counted in [`PoolShared`].
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{backends::Access, link::PoolMode};
+
+/// What makes clients share connections.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolKey {
+    pub database: Arc<str>,
+    pub user: Arc<str>,
+    pub access: Access,
+}
+
+/// How a pool behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolLimits {
+    pub mode: PoolMode,
+    /// Connections.
+    pub size: usize,
+    /// More of them, once a client has waited for `reserve_after`.
+    pub reserve: usize,
+    pub reserve_after: Duration,
+    /// Kept open although nobody needs them.
+    pub idle_min: usize,
+    /// A connection is closed after this, when its transaction ends.
+    pub lifetime: Duration,
+    /// A connection unused for so long is closed.
+    pub idle: Duration,
+    /// A client waits for a connection so long at most.
+    pub wait: Duration,
+    /// Prepared statements on one connection.
+    pub statements: usize,
+}
+
+impl Default for PoolLimits {
+    fn default() -> Self {
+        Self {
+            mode: PoolMode::Transaction,
+            size: 25,
+            reserve: 5,
+            reserve_after: Duration::from_secs(5),
+            idle_min: 0,
+            lifetime: Duration::from_secs(3_600),
+            idle: Duration::from_secs(600),
+            wait: Duration::from_secs(120),
+            statements: 200,
+        }
+    }
+}
+
+/// What the workers' parts of one pool have in common.
+#[derive(Debug, Default)]
+pub(crate) struct PoolShared {
+    servers: AtomicUsize,
+    /// Workers with clients that wait and without any connection.
+    starving: AtomicUsize,
+}
+
+impl PoolShared {
+    /// Takes the right to one more connection.
+    pub(crate) fn reserve(&self, max: usize) -> bool {
+        self.servers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1)).is_ok()
+    }
+
+    /// Gives it back.
+    pub(crate) fn give_back(&self) {
+        // never below zero: each was taken before
+        let _previous = self.servers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+    }
+
+    /// Some worker has clients that wait, and no connection.
+    pub(crate) fn is_starving(&self) -> bool {
+        self.starving.load(Ordering::Relaxed) > 0
+    }
+
+    pub(crate) fn note_starving(&self, starves: bool) {
+        if starves {
+            self.starving.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.starving.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn servers(&self) -> usize {
+        self.servers.load(Ordering::Relaxed)
+    }
+}
+
+/// One worker's part of a pool.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    pub(crate) key: PoolKey,
+    pub(crate) limits: PoolLimits,
+    pub(crate) shared: Arc<PoolShared>,
+    /// Unused connections; the last one used is used first, so that the others can grow old.
+    pub(crate) idle: Vec<usize>,
+    /// Clients, first come, first served.
+    pub(crate) waiting: VecDeque<Waiting>,
+    /// Connections of this worker, unused or not.
+    pub(crate) owned: usize,
+    /// Asked for and not yet there.
+    pub(crate) opening: usize,
+    /// After a failure, none is opened before this moment.
+    pub(crate) retry_at: Duration,
+    pub(crate) paused: bool,
+    /// This worker is counted as one that starves.
+    pub(crate) starves: bool,
+    /// Connections opened before this number was reached are given up when their transaction ends.
+    pub(crate) generation: u64,
+    pub(crate) counts: Counts,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Waiting {
+    pub(crate) client: usize,
+    pub(crate) since: Duration,
+}
+
+/// What has happened in a worker's part of a pool since it began.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    pub transactions: u64,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+    pub waits: u64,
+    pub wait_us: u64,
+    pub transaction_us: u64,
+}
+
+impl Pool {
+    pub(crate) fn new(key: PoolKey, limits: PoolLimits, shared: Arc<PoolShared>) -> Self {
+        Self {
+            key,
+            limits,
+            shared,
+            idle: Vec::new(),
+            waiting: VecDeque::new(),
+            owned: 0,
+            opening: 0,
+            retry_at: Duration::ZERO,
+            paused: false,
+            starves: false,
+            generation: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// How many connections all workers together may hold now.
+    fn max(&self, now: Duration) -> usize {
+        let long = self.waiting.front().is_some_and(|w| now.saturating_sub(w.since) >= self.limits.reserve_after);
+        self.limits.size + if long { self.limits.reserve } else { 0 }
+    }
+
+    /// Whether one more connection is to be opened; if so, the right to it is taken.
+    pub(crate) fn wants_one_more(&mut self, now: Duration) -> bool {
+        let wanted = self.waiting.len() > self.opening || self.owned + self.opening < self.limits.idle_min;
+        if !wanted || self.paused || now < self.retry_at || !self.shared.reserve(self.max(now)) {
+            return false;
+        }
+        self.opening += 1;
+        true
+    }
+
+    /// Whether a connection is to be given up rather than kept.
+    pub(crate) fn is_spent(&self, age: Duration, unused: Duration, generation: u64) -> bool {
+        let above_min = self.owned > self.limits.idle_min;
+        age >= self.limits.lifetime || generation < self.generation || (unused >= self.limits.idle && above_min)
+    }
+
+    /// Clients whose time to wait is over.
+    pub(crate) fn overdue(&self, now: Duration) -> Vec<usize> {
+        let late = self.waiting.iter().take_while(|w| now.saturating_sub(w.since) >= self.limits.wait);
+        late.map(|w| w.client).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(size: usize, shared: &Arc<PoolShared>) -> Pool {
+        let key = PoolKey { database: "d".into(), user: "u".into(), access: Access::ReadWrite };
+        Pool::new(key, PoolLimits { size, reserve: 1, ..PoolLimits::default() }, shared.clone())
+    }
+
+    fn wait(pool: &mut Pool, client: usize, since: u64) {
+        pool.waiting.push_back(Waiting { client, since: Duration::from_secs(since) });
+    }
+
+    #[test]
+    fn workers_share_the_limit() {
+        let shared = Arc::new(PoolShared::default());
+        let (mut one, mut other) = (pool(3, &shared), pool(3, &shared));
+        for client in 0..3 {
+            wait(&mut one, client, 0);
+            wait(&mut other, client, 0);
+        }
+        let now = Duration::from_secs(1);
+        let opened: Vec<bool> = (0..3).flat_map(|_| [one.wants_one_more(now), other.wants_one_more(now)]).collect();
+        assert_eq!(opened, [true, true, true, false, false, false]);
+        shared.give_back();
+        assert!(other.wants_one_more(now));
+    }
+
+    #[test]
+    fn the_reserve_is_for_those_who_wait_long() {
+        let shared = Arc::default();
+        let mut pool = pool(1, &shared);
+        wait(&mut pool, 0, 10);
+        wait(&mut pool, 1, 10);
+        assert!(pool.wants_one_more(Duration::from_secs(11)));
+        assert!(!pool.wants_one_more(Duration::from_secs(11)));
+        assert!(pool.wants_one_more(Duration::from_secs(15)));
+        assert_eq!(shared.servers(), 2);
+    }
+
+    #[test]
+    fn old_unused_and_recalled_ones_are_spent() {
+        let mut pool = pool(2, &Arc::default());
+        pool.owned = 1;
+        let (short, long) = (Duration::from_secs(1), Duration::from_secs(4_000));
+        assert!(!pool.is_spent(short, short, 0));
+        assert!(pool.is_spent(long, short, 0));
+        assert!(pool.is_spent(short, long, 0));
+        pool.limits.idle_min = 1;
+        assert!(!pool.is_spent(short, long, 0));
+        pool.generation = 1;
+        assert!(pool.is_spent(short, short, 0));
+        assert!(pool.overdue(long).is_empty());
+        wait(&mut pool, 7, 0);
+        assert_eq!(pool.overdue(long), [7]);
+    }
+}

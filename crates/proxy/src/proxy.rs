@@ -1,0 +1,431 @@
+//! A proxy as a whole: listeners and logins on the runtime, workers on threads of their own, and what goes between.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use millrace_base::{Clock, SystemClock, Tasks};
+use millrace_contract::topology::TopologyWatch;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    access::{Connected, Throttle},
+    backends::{Access, Backends, Node},
+    connect, login,
+    options::Options,
+    pool::{PoolKey, PoolShared},
+    users::Users,
+    view::WorkerView,
+    worker::{Command, Inbox, NewClient, NewServer, OpenError, Request, Seed, WorkerHandle},
+};
+
+/// Why a proxy could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    #[error("the proxy cannot listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the proxy cannot start its workers")]
+    Workers(#[source] io::Error),
+    #[error("the proxy cannot accept connections")]
+    Accept(#[source] io::Error),
+    #[error("a worker of the proxy has stopped")]
+    WorkerStopped,
+}
+
+/// What logins and workers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) users: Users,
+    pub(crate) throttle: Throttle,
+    pub(crate) connected: Connected,
+    pub(crate) greetings: Greetings,
+    pub(crate) clock: Arc<dyn Clock>,
+    backends: watch::Receiver<Arc<Backends>>,
+    workers: Vec<WorkerHandle>,
+    next: AtomicUsize,
+    pools: Mutex<HashMap<PoolKey, Arc<PoolShared>>>,
+}
+
+/// Settings by name, as they were written or reported.
+pub(crate) type Pairs = Vec<(String, String)>;
+type Greeted = (PoolKey, Pairs);
+
+/// What servers said about their settings, by pool and by what was wished.
+#[derive(Debug, Default)]
+pub(crate) struct Greetings(Mutex<HashMap<Greeted, Arc<Pairs>>>);
+
+impl Greetings {
+    const MAX: usize = 1_000;
+
+    pub(crate) fn get(&self, asked: &Greeted) -> Option<Arc<Pairs>> {
+        lock(&self.0).get(asked).cloned()
+    }
+
+    pub(crate) fn put(&self, asked: Greeted, statuses: Arc<Pairs>) {
+        let mut known = lock(&self.0);
+        if known.len() >= Self::MAX {
+            known.clear();
+        }
+        known.insert(asked, statuses);
+    }
+
+    fn clear(&self) {
+        lock(&self.0).clear();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // nothing panics while one of these is held
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Leads a cancel request to the worker that the process number names.
+    pub(crate) fn cancel(&self, pid: i32, secret: i32) {
+        let Ok(pid) = usize::try_from(pid) else { return };
+        if let Some(worker) = self.workers.get(pid & 63) {
+            worker.send(Inbox::Cancel { client: pid >> 6, secret });
+        }
+    }
+
+    /// Gives a client to the next worker.
+    pub(crate) fn hand_over(&self, client: Box<NewClient>) {
+        if let Some(worker) = self.next_worker() {
+            worker.send(Inbox::Client(client));
+        }
+    }
+
+    pub(crate) fn give_server(&self, server: NewServer) {
+        if let Some(worker) = self.next_worker() {
+            worker.send(Inbox::Server(Box::new(server)));
+        }
+    }
+
+    fn next_worker(&self) -> Option<&WorkerHandle> {
+        self.workers.get(self.next.fetch_add(1, Ordering::Relaxed) % self.workers.len().max(1))
+    }
+
+    /// The counts that all workers' parts of a pool have in common.
+    pub(crate) fn pool(&self, key: &PoolKey) -> Arc<PoolShared> {
+        lock(&self.pools).entry(key.clone()).or_default().clone()
+    }
+
+    /// A node for a new connection; while there is none, this waits.
+    pub(crate) async fn node_for(&self, access: Access) -> Result<Node, OpenError> {
+        let mut backends = self.backends.clone();
+        let chosen = backends.wait_for(|backends| backends.choose(access, |_| 0).is_some()).await;
+        chosen.ok().and_then(|backends| backends.choose(access, |_| 0)).ok_or_else(|| OpenError {
+            code: "57P03".to_owned(),
+            message: "the proxy knows no server for this".to_owned(),
+            lasting: false,
+        })
+    }
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    listeners: Vec<(TcpListener, Access)>,
+    requests: mpsc::Receiver<Request>,
+    topology: TopologyWatch,
+    backends: watch::Sender<Arc<Backends>>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+}
+
+/// What can be asked of a running proxy, from anywhere.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Proxy {
+    /// Binds the listeners and starts the workers; nothing is served before [`Proxy::run`].
+    ///
+    /// # Errors
+    /// If an address cannot be bound or a thread not started.
+    pub async fn start(options: Options, topology: TopologyWatch) -> Result<Self, ProxyError> {
+        let mut listeners = Vec::new();
+        for (address, access) in &options.listen {
+            let bound = TcpListener::bind(address).await;
+            listeners.push((bound.map_err(|source| ProxyError::Listen { address: *address, source })?, *access));
+        }
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let (control, requests) = mpsc::channel(1_024);
+        let (mut workers, mut threads) = (Vec::new(), Vec::new());
+        for index in 0..options.workers.clamp(1, 64) {
+            let (worker, handle) = Seed::new(index, control.clone(), clock.clone()).map_err(ProxyError::Workers)?;
+            let thread = std::thread::Builder::new().name(format!("proxy-{index}")).spawn(move || worker.run());
+            threads.push(thread.map_err(ProxyError::Workers)?);
+            workers.push(handle);
+        }
+        let begin = Arc::new(Backends::new(topology.borrow().clone()));
+        let (backends, watched) = watch::channel(begin);
+        let users = Users::new(&options.secrets, options.auth_query.clone(), watched.clone(), clock.clone());
+        let shared = Arc::new(Shared {
+            options,
+            users,
+            throttle: Throttle::default(),
+            connected: Connected::default(),
+            greetings: Greetings::default(),
+            clock,
+            backends: watched,
+            workers,
+            next: AtomicUsize::new(0),
+            pools: Mutex::default(),
+        });
+        Ok(Self { shared, listeners, requests, topology, backends, threads })
+    }
+
+    /// For operating it while it runs.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle { shared: self.shared.clone() }
+    }
+
+    /// Where it listens: of use if a port was 0.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(|(listener, _)| listener.local_addr().ok()).collect()
+    }
+
+    /// Serves until `token` is cancelled. Clients are told, servers are left in order.
+    ///
+    /// # Errors
+    /// If a listener or a worker fails for good.
+    pub async fn run(mut self, token: CancellationToken) -> Result<(), ProxyError> {
+        let mut tasks = Tasks::new(token.child_token());
+        for (listener, access) in std::mem::take(&mut self.listeners) {
+            tasks.spawn("proxy-listener", accept(self.shared.clone(), listener, access, tasks.token().clone()));
+        }
+        tasks.spawn("proxy-servers", serve_requests(self.shared.clone(), self.requests, tasks.token().clone()));
+        tasks.spawn("proxy-topology", follow(self.shared.clone(), self.topology, self.backends, tasks.token().clone()));
+        let ended = tokio::select! {
+            () = token.cancelled() => Ok(()),
+            // join_next loses nothing when dropped
+            ended = tasks.join_next() => match ended {
+                Some(Err(error)) => {
+                    tracing::error!(%error, "the proxy stops");
+                    Err(ProxyError::WorkerStopped)
+                }
+                _ => Ok(()),
+            },
+        };
+        for error in tasks.shutdown(Duration::from_secs(5)).await {
+            tracing::warn!(%error, "a task of the proxy failed");
+        }
+        for worker in &self.shared.workers {
+            worker.send(Inbox::Stop);
+        }
+        let threads = self.threads;
+        let joined =
+            tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| matches!(thread.join(), Ok(Ok(())))));
+        match (ended, joined.await) {
+            (Ok(()), Ok(true)) => Ok(()),
+            (Err(error), _) => Err(error),
+            _ => Err(ProxyError::WorkerStopped),
+        }
+    }
+}
+
+impl Handle {
+    /// What each worker holds now.
+    pub async fn view(&self) -> Vec<WorkerView> {
+        let mut views = Vec::new();
+        for worker in &self.shared.workers {
+            let (sender, answer) = oneshot::channel();
+            if worker.send(Inbox::Inspect(sender)) {
+                views.extend(answer.await);
+            }
+        }
+        views
+    }
+
+    /// Holds back statements for a database, or all, and waits until no server is in use.
+    pub async fn pause(&self, database: Option<&str>) {
+        let (done, mut all) = mpsc::channel(1);
+        for worker in &self.shared.workers {
+            worker.send(Inbox::Command(Command::Pause { database: database.map(Into::into), done: done.clone() }));
+        }
+        drop(done);
+        // ends when the last worker has dropped its sender
+        while all.recv().await.is_some() {}
+    }
+
+    /// Lets statements go on.
+    pub fn resume(&self, database: Option<&str>) {
+        self.command(&Command::Resume { database: database.map(Into::into) });
+    }
+
+    /// Replaces the connections to servers, each when its transaction ends.
+    pub fn reconnect(&self, database: Option<&str>) {
+        self.command(&Command::Reconnect { database: database.map(Into::into) });
+    }
+
+    /// Clients connected, and logins failed since the start.
+    #[must_use]
+    pub fn logins(&self) -> (usize, u64) {
+        (self.shared.connected.all(), self.shared.throttle.total())
+    }
+
+    fn command(&self, command: &Command) {
+        for worker in &self.shared.workers {
+            worker.send(Inbox::Command(command.clone()));
+        }
+    }
+}
+
+/// Logins at the same time: those that take longer than others are not to keep all others out.
+const LOGINS_MAX: usize = 2_000;
+const ACCEPT_FAILURES_MAX: u32 = 100;
+
+async fn accept(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    access: Access,
+    token: CancellationToken,
+) -> Result<(), ProxyError> {
+    let mut tasks = Tasks::new(token.clone());
+    let (mut logins, mut failures) = (0, 0);
+    loop {
+        // accept and join_next lose nothing when dropped
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            Some(ended) = tasks.join_next() => {
+                logins -= 1;
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a login ended abnormally");
+                }
+            }
+            accepted = listener.accept(), if logins < LOGINS_MAX => match accepted {
+                Ok((socket, peer)) => {
+                    failures = 0;
+                    logins += 1;
+                    let shared = shared.clone();
+                    tasks.spawn("proxy-login", async move {
+                        login::serve(shared, socket, peer, access).await;
+                        Ok::<_, std::convert::Infallible>(())
+                    });
+                }
+                Err(error) => {
+                    failures += 1;
+                    if failures >= ACCEPT_FAILURES_MAX {
+                        return Err(ProxyError::Accept(error));
+                    }
+                    // out of file descriptors: give others time to end
+                    tracing::warn!(%error, "the proxy cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+/// Opens connections and sends cancel requests for the workers.
+async fn serve_requests(
+    shared: Arc<Shared>,
+    mut requests: mpsc::Receiver<Request>,
+    token: CancellationToken,
+) -> Result<(), ProxyError> {
+    let mut tasks = Tasks::new(token.clone());
+    loop {
+        // recv and join_next lose nothing when dropped
+        let request = tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            Some(ended) = tasks.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "opening a connection ended abnormally");
+                }
+                continue;
+            }
+            request = requests.recv() => match request {
+                Some(request) => request,
+                None => return Err(ProxyError::WorkerStopped),
+            },
+        };
+        let shared = shared.clone();
+        tasks.spawn("proxy-server", async move {
+            let (worker, answer) = match request {
+                Request::Open { worker, pool, node } => (worker, open(&shared, pool, node).await),
+                Request::Cancel { worker, server, serial, node, key } => {
+                    let tls = shared.options.server_tls.clone();
+                    if let Err(error) = connect::cancel(&node, key, tls, shared.options.connect).await {
+                        tracing::warn!(%error, node = %node.name, "a cancel request did not reach the server");
+                    }
+                    (worker, Inbox::Cancelled { server, serial })
+                }
+            };
+            if let Some(worker) = shared.workers.get(worker) {
+                worker.send(answer);
+            }
+            Ok::<_, std::convert::Infallible>(())
+        });
+    }
+}
+
+async fn open(shared: &Shared, pool: PoolKey, node: Node) -> Inbox {
+    let credential = shared.users.credential(&pool.user);
+    let login = (&*pool.user, &*pool.database, credential.as_ref());
+    let tls = shared.options.server_tls.clone();
+    match connect::open(&node, login, &[], tls, shared.options.connect).await {
+        Ok(opened) => Inbox::Server(Box::new(NewServer {
+            socket: opened.parts.socket,
+            tls: opened.parts.tls,
+            limits: shared.options.limits(&pool),
+            shared: shared.pool(&pool),
+            pool,
+            node: Arc::new(node),
+            key: opened.key,
+            asked_for: true,
+        })),
+        Err(error) => {
+            tracing::warn!(node = %node.name, database = %pool.database, user = %pool.user, code = error.code, "no connection to a server: {}", error.message);
+            Inbox::OpenFailed { pool, error }
+        }
+    }
+}
+
+/// Tells everyone of each change of the topology.
+async fn follow(
+    shared: Arc<Shared>,
+    mut topology: TopologyWatch,
+    backends: watch::Sender<Arc<Backends>>,
+    token: CancellationToken,
+) -> Result<(), ProxyError> {
+    loop {
+        let now = Arc::new(Backends::new(topology.borrow_and_update().clone()));
+        // another server may have other settings
+        shared.greetings.clear();
+        for worker in &shared.workers {
+            worker.send(Inbox::Backends(now.clone()));
+        }
+        // there is always a receiver: `shared` has one
+        let _received = backends.send(now);
+        // changed loses nothing when dropped
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            changed = topology.changed() => if changed.is_err() {
+                // whoever told us is gone: what was told last holds
+                token.cancelled().await;
+                return Ok(());
+            },
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Bytes arrive, bytes go on: the worker's hot path.
+//!
+//! A client's bytes: receive, find a server, walk, one write. A server's bytes: receive, walk, one write, and at the end
+//! of a transaction the server goes to the next client. In steady state that is one receive and one send a direction,
+//! and a share of one wait for events.
+
+use std::io;
+
+use crate::{
+    frame::{Malformed, Spans},
+    link::{Own, PoolMode},
+    peer::ClientState,
+    walk::{self, ClientStep, ServerStep},
+    worker::Worker,
+};
+
+/// How often one connection is received from before the others have their turn.
+const RECEIVES_MAX: usize = 16;
+
+impl Worker {
+    /// Receives from a client as long as there is something and somewhere to put it.
+    pub(crate) fn client_readable(&mut self, at: usize, buffer: &mut [u8]) {
+        for _ in 0..RECEIVES_MAX {
+            let blocked = self.is_client_blocked(at);
+            let Some(client) = self.clients.get_mut(at) else { return };
+            client.line.readable = blocked;
+            if blocked {
+                if client.line.hung_up {
+                    self.lose_client(at);
+                }
+                return;
+            }
+            let received = match client.line.io.receive(buffer) {
+                Ok(received) if received.bytes > 0 => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(_) | Err(_) => return self.lose_client(at),
+            };
+            let drained = received.drained && !client.line.hung_up;
+            if client.line.stash.is_empty() {
+                let data = buffer.get(..received.bytes).unwrap_or_default();
+                let consumed = self.forward_client(at, data);
+                if let Some(rest) = data.get(consumed..).filter(|rest| !rest.is_empty())
+                    && let Some(client) = self.clients.get_mut(at)
+                {
+                    client.line.stash.extend_from_slice(rest);
+                }
+            } else {
+                client.line.stash.extend_from_slice(buffer.get(..received.bytes).unwrap_or_default());
+                self.forward_stash(at);
+            }
+            if drained {
+                return;
+            }
+        }
+        self.again.push_back((at, false));
+    }
+
+    /// The client's bytes wait: for a server, or for the server to take what it was sent.
+    fn is_client_blocked(&self, at: usize) -> bool {
+        match self.clients.get(at).map(|client| client.state) {
+            Some(ClientState::Attached(server)) => {
+                self.servers.get(server).is_some_and(|server| !server.line.unsent.is_empty())
+            }
+            Some(ClientState::Waiting | ClientState::Preparing(_)) => true,
+            Some(ClientState::Idle) | None => false,
+        }
+    }
+
+    /// Passes on what a client has sent earlier.
+    pub(crate) fn forward_stash(&mut self, at: usize) {
+        let Some(client) = self.clients.get_mut(at) else { return };
+        let mut data = std::mem::take(&mut client.line.stash);
+        let consumed = self.forward_client(at, &data);
+        if let Some(client) = self.clients.get_mut(at)
+            && consumed < data.len()
+        {
+            data.drain(..consumed);
+            client.line.stash = data;
+        }
+    }
+
+    /// Passes a client's bytes on; returns how many of them are dealt with.
+    fn forward_client(&mut self, at: usize, data: &[u8]) -> usize {
+        let Some(server_at) = (match self.server_for(at, data) {
+            Ok(server) => server,
+            Err(error) => {
+                self.refuse_client(at, error);
+                return data.len();
+            }
+        }) else {
+            return 0;
+        };
+        let (Some(client), Some(server)) = (self.clients.get_mut(at), self.servers.get_mut(server_at)) else {
+            return 0;
+        };
+        let Some(pool) = self.pools.get_mut(client.pool) else { return 0 };
+
+        let mut spans = Spans::new(data, &mut self.out);
+        let walked = walk::client(
+            &mut client.session,
+            &mut server.link,
+            &mut self.statements,
+            &mut spans,
+            &mut self.replies,
+            pool.limits.mode,
+        );
+        let consumed = spans.consumed();
+        let bytes = spans.finish();
+        pool.counts.received_bytes += bytes.len() as u64;
+        let sent = server.line.send(bytes);
+        let replied = if self.replies.is_empty() { Ok(()) } else { client.line.send(&self.replies) };
+        self.replies.clear();
+
+        match (walked, sent, replied) {
+            (Ok(ClientStep::More), Ok(()), Ok(())) => {
+                // what is answered by nothing, such as rows that come too late, keeps no server
+                if server.link.expect.is_empty() {
+                    self.turn_ended(server_at);
+                }
+                consumed
+            }
+            (Err(error), ..) => {
+                self.refuse_client(at, error);
+                data.len()
+            }
+            (_, Err(_), _) => {
+                self.lose_server(server_at);
+                consumed
+            }
+            (Ok(ClientStep::Terminate), ..) | (_, _, Err(_)) => {
+                self.lose_client(at);
+                data.len()
+            }
+        }
+    }
+
+    /// The server for a client's next bytes; `None` if they have to wait, or need none.
+    fn server_for(&mut self, at: usize, data: &[u8]) -> Result<Option<usize>, Malformed> {
+        let Some(client) = self.clients.get(at) else { return Ok(None) };
+        match client.state {
+            ClientState::Attached(server) => Ok(Some(server)),
+            ClientState::Waiting | ClientState::Preparing(_) => Ok(None),
+            ClientState::Idle if walk::wants_server(&client.session, data)? => Ok(self.acquire(at)),
+            ClientState::Idle => {
+                if data.first() == Some(&b'X') {
+                    self.lose_client(at);
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Receives from a server as long as there is something and its client takes it.
+    pub(crate) fn server_readable(&mut self, at: usize, buffer: &mut [u8]) {
+        for _ in 0..RECEIVES_MAX {
+            let Some(server) = self.servers.get_mut(at) else { return };
+            let client = server.client.and_then(|client| self.clients.get(client));
+            server.line.readable = client.is_some_and(|client| !client.line.unsent.is_empty());
+            if server.line.readable {
+                return;
+            }
+            let received = match server.line.io.receive(buffer) {
+                Ok(received) if received.bytes > 0 => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(_) | Err(_) => return self.lose_server(at),
+            };
+            let drained = received.drained && !server.line.hung_up;
+            if server.line.stash.is_empty() {
+                let data = buffer.get(..received.bytes).unwrap_or_default();
+                let consumed = self.forward_server(at, data);
+                if let Some(rest) = data.get(consumed..).filter(|rest| !rest.is_empty())
+                    && let Some(server) = self.servers.get_mut(at)
+                {
+                    server.line.stash.extend_from_slice(rest);
+                }
+            } else {
+                server.line.stash.extend_from_slice(buffer.get(..received.bytes).unwrap_or_default());
+                let mut data = std::mem::take(&mut server.line.stash);
+                let consumed = self.forward_server(at, &data);
+                if let Some(server) = self.servers.get_mut(at)
+                    && consumed < data.len()
+                {
+                    data.drain(..consumed);
+                    server.line.stash = data;
+                }
+            }
+            if drained {
+                return;
+            }
+        }
+        self.again.push_back((at, true));
+    }
+
+    /// Passes a server's bytes on; returns how many of them are dealt with.
+    fn forward_server(&mut self, at: usize, data: &[u8]) -> usize {
+        let mut done = 0;
+        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+            let Some(server) = self.servers.get_mut(at) else { return data.len() };
+            let client_at = server.client;
+            let mut client = client_at.and_then(|client| self.clients.get_mut(client));
+            let mut spans = Spans::new(rest, &mut self.out);
+            let walked = walk::server(client.as_deref_mut().map(|c| &mut c.session), &mut server.link, &mut spans);
+            let consumed = spans.consumed();
+            let bytes = spans.finish();
+            if let Some(pool) = self.pools.get_mut(server.pool) {
+                pool.counts.sent_bytes += bytes.len() as u64;
+            }
+            let sent = client.map_or(Ok(()), |client| client.line.send(bytes));
+            done += consumed;
+            match (walked, sent) {
+                (Err(error), _) => {
+                    tracing::error!(%error, node = %server.node.name, "a server's answer cannot be read");
+                    self.lose_server(at);
+                    return data.len();
+                }
+                (_, Err(_)) => {
+                    if let Some(client) = client_at {
+                        self.lose_client(client);
+                    }
+                }
+                (Ok(step), Ok(())) => {
+                    self.after_server(at, step);
+                    if step.own.is_none() {
+                        break;
+                    }
+                }
+            }
+        }
+        done
+    }
+
+    #[inline]
+    fn after_server(&mut self, at: usize, step: ServerStep) {
+        if step.fatal {
+            return self.lose_server(at);
+        }
+        if let Some(own) = step.own {
+            self.own_answered(at, own);
+        }
+        if step.ready && self.servers.get(at).is_some_and(|server| server.link.expect.is_empty()) {
+            self.turn_ended(at);
+        }
+    }
+
+    /// Nothing more is owed: who has the server next?
+    fn turn_ended(&mut self, at: usize) {
+        let Some(server) = self.servers.get_mut(at) else { return };
+        let Some(client_at) = server.client else { return self.rest_alone(at) };
+        let (Some(client), Some(pool)) = (self.clients.get(client_at), self.pools.get(server.pool)) else { return };
+        if client.session.body_left > 0 || client.state != ClientState::Attached(at) {
+            return;
+        }
+        match (pool.limits.mode, server.link.status) {
+            (PoolMode::Session, _) => {}
+            (PoolMode::Statement, b'T' | b'E') => self.refuse_block(client_at),
+            (_, b'T' | b'E') => {}
+            _ if server.link.suspect => self.ask(at, Own::Probe),
+            _ if server.link.pinned => {}
+            _ => self.release(at),
+        }
+    }
+
+    pub(crate) fn client_writable(&mut self, at: usize) {
+        let Some(client) = self.clients.get_mut(at) else { return };
+        if client.line.unsent.is_empty() {
+            if client.line.io.flush().is_err() {
+                self.lose_client(at);
+            }
+            return;
+        }
+        match client.line.flush() {
+            Err(_) => self.lose_client(at),
+            Ok(false) => {}
+            Ok(true) => {
+                if let ClientState::Attached(server) = client.state
+                    && self.servers.get(server).is_some_and(|server| server.line.readable)
+                {
+                    self.again.push_back((server, true));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn server_writable(&mut self, at: usize) {
+        let Some(server) = self.servers.get_mut(at) else { return };
+        if server.line.unsent.is_empty() {
+            if server.line.io.flush().is_err() {
+                self.lose_server(at);
+            }
+            return;
+        }
+        match server.line.flush() {
+            Err(_) => self.lose_server(at),
+            Ok(false) => {}
+            Ok(true) => {
+                if let Some(client) = server.client
+                    && self.clients.get(client).is_some_and(|client| client.line.readable)
+                {
+                    self.again.push_back((client, false));
+                }
+            }
+        }
+    }
+}

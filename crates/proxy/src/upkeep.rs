@@ -1,0 +1,177 @@
+//! What a worker does now and then: deadlines, the topology, an operator's commands, the end.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    backends::{Backends, Fit},
+    message::Severity,
+    view::{ClientView, PoolView, ServerView, WorkerView},
+    worker::{Command, Worker},
+};
+
+impl Worker {
+    /// Looks at deadlines.
+    pub(crate) fn tick(&mut self) {
+        for at in 0..self.pools.len() {
+            let Some(pool) = self.pools.get(at) else { continue };
+            let seconds = pool.limits.wait.as_secs();
+            for client in pool.overdue(self.now) {
+                let text = format!("no server connection was free within {seconds} s");
+                let hint =
+                    "more clients work at once than the pool has connections: shorten transactions, or raise pool_size";
+                self.refuse_waiting(client, "53300", &text, hint);
+            }
+            self.close_spent(at);
+            self.open_more(at);
+            self.note_starving(at);
+        }
+    }
+
+    fn close_spent(&mut self, at: usize) {
+        let Some(pool) = self.pools.get(at) else { return };
+        for server_at in pool.idle.clone() {
+            let (Some(pool), Some(server)) = (self.pools.get(at), self.servers.get(server_at)) else { return };
+            let since = |moment: Duration| self.now.saturating_sub(moment);
+            let elsewhere = pool.shared.is_starving();
+            if elsewhere || pool.is_spent(since(server.opened), since(server.since), server.generation) {
+                self.drop_server(server_at);
+            }
+        }
+    }
+
+    /// The cluster has changed: connections that must not be used any more end now, others when they are done.
+    pub(crate) fn follow(&mut self, backends: Arc<Backends>) {
+        self.backends = backends;
+        let servers: Vec<usize> = self.servers.iter().map(|(at, _)| at).collect();
+        for at in servers {
+            let Some(server) = self.servers.get_mut(at) else { continue };
+            let Some(pool) = self.pools.get(server.pool) else { continue };
+            match self.backends.fit(pool.key.access, &server.node) {
+                Fit::Good => {}
+                Fit::Cut => self.lose_server_because(
+                    at,
+                    "57P01",
+                    "the server is no longer the one for this work; whether the statement took effect is not known",
+                ),
+                Fit::Retire => {
+                    server.retire = true;
+                    if pool.idle.contains(&at) {
+                        self.drop_server(at);
+                    }
+                }
+            }
+        }
+        for at in 0..self.pools.len() {
+            if let Some(pool) = self.pools.get_mut(at) {
+                pool.retry_at = Duration::ZERO;
+            }
+            self.open_more(at);
+        }
+    }
+
+    /// Carries out what an operator asks for.
+    pub(crate) fn command(&mut self, command: Command) {
+        match command {
+            Command::Pause { database, done } => {
+                self.set_paused(database.as_ref(), true);
+                self.paused.push(database);
+                self.pausing.push(done);
+                self.note_paused();
+            }
+            Command::Resume { database } => {
+                self.paused.retain(|paused| database.is_some() && *paused != database);
+                self.pausing.clear();
+                self.set_paused(database.as_ref(), false);
+                self.serve_waiting();
+            }
+            Command::Reconnect { database } => {
+                for at in self.pools_of(database.as_ref()) {
+                    if let Some(pool) = self.pools.get_mut(at) {
+                        pool.generation += 1;
+                    }
+                    self.close_spent(at);
+                }
+            }
+        }
+    }
+
+    fn pools_of(&self, database: Option<&Arc<str>>) -> Vec<usize> {
+        let named = |pool: &crate::pool::Pool| database.is_none_or(|database| *database == pool.key.database);
+        (0..self.pools.len()).filter(|at| self.pools.get(*at).is_some_and(named)).collect()
+    }
+
+    fn set_paused(&mut self, database: Option<&Arc<str>>, paused: bool) {
+        for at in self.pools_of(database) {
+            if let Some(pool) = self.pools.get_mut(at) {
+                pool.paused = paused;
+            }
+        }
+    }
+
+    /// Gives unused servers to those who wait: after a pause.
+    fn serve_waiting(&mut self) {
+        for at in 0..self.pools.len() {
+            while let Some(pool) = self.pools.get_mut(at)
+                && !pool.waiting.is_empty()
+                && let Some(server) = pool.idle.pop()
+            {
+                self.server_free(server);
+            }
+            self.open_more(at);
+        }
+    }
+
+    /// Tells whoever asked for a pause when no paused pool has a server in use.
+    pub(crate) fn note_paused(&mut self) {
+        let quiet = self.pools.iter().filter(|pool| pool.paused).all(|pool| pool.idle.len() == pool.owned);
+        if quiet {
+            self.pausing.clear();
+        }
+    }
+
+    /// Ends all clients and servers.
+    pub(crate) fn stop(&mut self) {
+        let clients: Vec<usize> = self.clients.iter().map(|(at, _)| at).collect();
+        for at in clients {
+            self.end_client(at, Severity::Fatal, "57P01", "the proxy is shutting down", "");
+        }
+        let servers: Vec<usize> = self.servers.iter().map(|(at, _)| at).collect();
+        for at in servers {
+            self.drop_server(at);
+        }
+    }
+
+    /// What an operator is shown.
+    pub(crate) fn view(&self) -> WorkerView {
+        let pools = self.pools.iter().enumerate().map(|(at, pool)| PoolView {
+            key: pool.key.clone(),
+            limits: pool.limits,
+            clients: self.clients.iter().filter(|(_, client)| client.pool == at).count(),
+            waiting: pool.waiting.len(),
+            longest_wait: pool.waiting.front().map_or(Duration::ZERO, |w| self.now.saturating_sub(w.since)),
+            servers: pool.owned,
+            idle: pool.idle.len(),
+            opening: pool.opening,
+            paused: pool.paused,
+            counts: pool.counts,
+        });
+        let clients = self.clients.iter().map(|(at, client)| ClientView {
+            pid: self.client_pid(at),
+            peer: client.peer,
+            pool: self.pools.get(client.pool).map(|pool| pool.key.clone()),
+            state: client.state.into(),
+            in_state: self.now.saturating_sub(client.since),
+            application_name: client.session.settings.get("application_name").unwrap_or_default().to_owned(),
+            statements: client.session.named.len(),
+        });
+        let servers = self.servers.iter().map(|(_, server)| ServerView {
+            pid: server.key.pid,
+            node: server.node.clone(),
+            pool: self.pools.get(server.pool).map(|pool| pool.key.clone()),
+            client: server.client.map(|client| self.client_pid(client)),
+            pinned: server.link.pinned,
+            age: self.now.saturating_sub(server.opened),
+        });
+        WorkerView { pools: pools.collect(), clients: clients.collect(), servers: servers.collect() }
+    }
+}

@@ -1,0 +1,455 @@
+//! One thread with its own clients and its own servers: an edge-triggered loop that never waits but for events.
+//!
+//! Invariants: nothing here blocks, and nothing in a turn of the loop takes a lock or wakes another thread, except where
+//! a connection is opened, cancelled or handed over. Logging in, TLS handshakes and opening connections are done
+//! elsewhere ([`crate::login`], [`crate::connect`]) and arrive as [`Inbox`] messages.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    net::SocketAddr,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use millrace_base::Clock;
+use mio::{Events, Poll, Token, Waker, event::Event};
+use slab::Slab;
+use tokio::sync::{mpsc as control, oneshot};
+
+use crate::{
+    backends::{Backends, Node},
+    link::Session,
+    peer::{CancelKey, Client, ClientState, Line, Server},
+    pool::{Pool, PoolKey, PoolLimits, PoolShared},
+    settings::Settings,
+    statements::Statements,
+    transport::Transport,
+    view::WorkerView,
+    walk::WHOLE_BYTES_MAX,
+};
+
+/// What reaches a worker from outside.
+#[derive(Debug)]
+pub(crate) enum Inbox {
+    /// A client that has logged in.
+    Client(Box<NewClient>),
+    /// A connection that was asked for, or that a login made.
+    Server(Box<NewServer>),
+    /// A connection that was asked for and could not be had.
+    OpenFailed {
+        pool: PoolKey,
+        error: OpenError,
+    },
+    /// A client wants its statement cancelled.
+    Cancel {
+        client: usize,
+        secret: i32,
+    },
+    /// A cancel request has reached the server and done whatever it does.
+    Cancelled {
+        server: usize,
+        serial: u64,
+    },
+    Backends(Arc<Backends>),
+    Command(Command),
+    Inspect(oneshot::Sender<WorkerView>),
+    Stop,
+}
+
+/// What an operator asks for; for one database, or all.
+#[derive(Debug, Clone)]
+pub(crate) enum Command {
+    /// New statements wait; `done` is dropped when no server is in use.
+    Pause {
+        database: Option<Arc<str>>,
+        done: control::Sender<()>,
+    },
+    Resume {
+        database: Option<Arc<str>>,
+    },
+    /// Connections are replaced when their transactions end.
+    Reconnect {
+        database: Option<Arc<str>>,
+    },
+}
+
+/// A client that has logged in, on its way to its worker.
+#[derive(Debug)]
+pub(crate) struct NewClient {
+    /// Set when the conversation of the login is over.
+    pub(crate) socket: Option<std::net::TcpStream>,
+    pub(crate) tls: Option<rustls::Connection>,
+    pub(crate) peer: SocketAddr,
+    pub(crate) pool: PoolKey,
+    pub(crate) limits: PoolLimits,
+    pub(crate) shared: Arc<PoolShared>,
+    pub(crate) settings: Settings,
+    /// All that a server says after a login, but for the key and ReadyForQuery.
+    pub(crate) greeting: Vec<u8>,
+    /// What the client has sent already.
+    pub(crate) early: Vec<u8>,
+    /// Given back when the client leaves.
+    pub(crate) permit: Permit,
+}
+
+/// The right to be connected; counts clients while it lives.
+#[derive(Debug)]
+pub(crate) struct Permit(pub(crate) Vec<Arc<std::sync::atomic::AtomicUsize>>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        for count in &self.0 {
+            count.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+}
+
+/// A connection to a server that has said ReadyForQuery.
+#[derive(Debug)]
+pub(crate) struct NewServer {
+    pub(crate) socket: std::net::TcpStream,
+    pub(crate) tls: Option<rustls::Connection>,
+    pub(crate) pool: PoolKey,
+    pub(crate) limits: PoolLimits,
+    pub(crate) shared: Arc<PoolShared>,
+    pub(crate) node: Arc<Node>,
+    pub(crate) key: CancelKey,
+    /// The worker asked for it.
+    pub(crate) asked_for: bool,
+}
+
+/// Why a connection could not be had.
+#[derive(Debug, Clone)]
+pub(crate) struct OpenError {
+    /// SQLSTATE.
+    pub(crate) code: String,
+    pub(crate) message: String,
+    /// Trying again does not help: those who wait are told at once.
+    pub(crate) lasting: bool,
+}
+
+/// What a worker asks of the rest of the proxy.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Open { worker: usize, pool: PoolKey, node: Node },
+    Cancel { worker: usize, server: usize, serial: u64, node: Arc<Node>, key: CancelKey },
+}
+
+const WAKE: Token = Token(usize::MAX);
+const EVENTS: usize = 1024;
+const INBOX_MAX: usize = 4_096;
+/// Deadlines are looked at so often.
+const TICK: Duration = Duration::from_millis(250);
+
+/// The handle of a worker.
+#[derive(Debug, Clone)]
+pub(crate) struct WorkerHandle {
+    sender: mpsc::SyncSender<Inbox>,
+    waker: Arc<Waker>,
+}
+
+impl WorkerHandle {
+    /// Hands over a message; it is lost if the worker has stopped or is overwhelmed.
+    pub(crate) fn send(&self, message: Inbox) -> bool {
+        let sent = self.sender.try_send(message).is_ok();
+        if let Err(error) = self.waker.wake() {
+            tracing::error!(%error, "cannot wake a proxy worker");
+        }
+        sent
+    }
+}
+
+/// A worker, on its thread.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) index: usize,
+    pub(crate) poll: Poll,
+    inbox: mpsc::Receiver<Inbox>,
+    pub(crate) control: control::Sender<Request>,
+    clock: Arc<dyn Clock>,
+    pub(crate) now: Duration,
+    pub(crate) clients: Slab<Client>,
+    pub(crate) servers: Slab<Server>,
+    pub(crate) pools: Vec<Pool>,
+    pub(crate) pool_index: HashMap<PoolKey, usize>,
+    pub(crate) statements: Statements,
+    pub(crate) backends: Arc<Backends>,
+    /// Room for what goes out, used again and again.
+    pub(crate) out: Vec<u8>,
+    pub(crate) replies: Vec<u8>,
+    /// Clients (`false`) and servers (`true`) that are to be received from although no event tells so.
+    pub(crate) again: VecDeque<(usize, bool)>,
+    pub(crate) serial: u64,
+    pub(crate) pausing: Vec<control::Sender<()>>,
+    /// Databases paused; `None` is all.
+    pub(crate) paused: Vec<Option<Arc<str>>>,
+}
+
+/// A worker that is not yet on its thread.
+#[derive(Debug)]
+pub(crate) struct Seed {
+    index: usize,
+    poll: Poll,
+    inbox: mpsc::Receiver<Inbox>,
+    control: control::Sender<Request>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Seed {
+    /// A worker to be, and its handle.
+    ///
+    /// # Errors
+    /// If the system gives no more pollers.
+    pub(crate) fn new(
+        index: usize,
+        control: control::Sender<Request>,
+        clock: Arc<dyn Clock>,
+    ) -> io::Result<(Self, WorkerHandle)> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+        let (sender, inbox) = mpsc::sync_channel(INBOX_MAX);
+        Ok((Self { index, poll, inbox, control, clock }, WorkerHandle { sender, waker }))
+    }
+
+    /// Runs the worker on this thread until it is told to stop.
+    ///
+    /// # Errors
+    /// If the poller fails, which it does not while the process has memory.
+    pub(crate) fn run(self) -> io::Result<()> {
+        let now = self.clock.monotonic();
+        let worker = Worker {
+            index: self.index,
+            poll: self.poll,
+            inbox: self.inbox,
+            control: self.control,
+            clock: self.clock,
+            now,
+            clients: Slab::new(),
+            servers: Slab::new(),
+            pools: Vec::new(),
+            pool_index: HashMap::new(),
+            statements: Statements::default(),
+            backends: Arc::default(),
+            out: Vec::new(),
+            replies: Vec::new(),
+            again: VecDeque::new(),
+            serial: 0,
+            pausing: Vec::new(),
+            paused: Vec::new(),
+        };
+        worker.run()
+    }
+}
+
+impl Worker {
+    fn run(mut self) -> io::Result<()> {
+        let mut buffer = vec![0; WHOLE_BYTES_MAX];
+        let mut events = Events::with_capacity(EVENTS);
+        let mut next_tick = self.now + TICK;
+        loop {
+            let wait = if self.again.is_empty() { next_tick.saturating_sub(self.now) } else { Duration::ZERO };
+            match self.poll.poll(&mut events, Some(wait)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => other?,
+            }
+            self.now = self.clock.monotonic();
+            let mut woken = false;
+            for event in &events {
+                match event.token() {
+                    WAKE => woken = true,
+                    Token(at) if at & 1 == 0 => self.client_event(at >> 1, event, &mut buffer),
+                    Token(at) => self.server_event(at >> 1, event, &mut buffer),
+                }
+            }
+            // last, so that no new connection gets an event of one that was closed in this turn
+            if woken || self.now >= next_tick {
+                loop {
+                    match self.inbox.try_recv() {
+                        // nobody is left who could say it
+                        Ok(Inbox::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
+                            self.stop();
+                            return Ok(());
+                        }
+                        Ok(message) => self.handle(message),
+                        Err(mpsc::TryRecvError::Empty) => break,
+                    }
+                }
+            }
+            for _ in 0..self.again.len() {
+                match self.again.pop_front() {
+                    Some((client, false)) => self.client_readable(client, &mut buffer),
+                    Some((server, true)) => self.server_readable(server, &mut buffer),
+                    None => break,
+                }
+            }
+            if self.now >= next_tick {
+                next_tick = self.now + TICK;
+                self.tick();
+            }
+        }
+    }
+
+    fn client_event(&mut self, at: usize, event: &Event, buffer: &mut [u8]) {
+        let Some(client) = self.clients.get_mut(at) else { return };
+        client.line.hung_up |= event.is_read_closed();
+        if event.is_writable() {
+            self.client_writable(at);
+        }
+        if event.is_readable() || event.is_read_closed() {
+            self.client_readable(at, buffer);
+        }
+    }
+
+    fn server_event(&mut self, at: usize, event: &Event, buffer: &mut [u8]) {
+        let Some(server) = self.servers.get_mut(at) else { return };
+        server.line.hung_up |= event.is_read_closed();
+        if event.is_writable() {
+            self.server_writable(at);
+        }
+        if event.is_readable() || event.is_read_closed() {
+            self.server_readable(at, buffer);
+        }
+    }
+
+    fn handle(&mut self, message: Inbox) {
+        match message {
+            Inbox::Client(client) => self.adopt_client(*client),
+            Inbox::Server(server) => self.adopt_server(*server),
+            Inbox::OpenFailed { pool, error } => self.open_failed(&pool, &error),
+            Inbox::Cancel { client, secret } => self.cancel(client, secret),
+            Inbox::Cancelled { server, serial } => self.cancelled(server, serial),
+            Inbox::Backends(backends) => self.follow(backends),
+            Inbox::Command(command) => self.command(command),
+            Inbox::Inspect(answer) => {
+                // whoever asked may have given up
+                let _gone = answer.send(self.view());
+            }
+            Inbox::Stop => {}
+        }
+    }
+
+    /// The worker's part of a pool.
+    pub(crate) fn pool_of(&mut self, key: &PoolKey, limits: PoolLimits, shared: &Arc<PoolShared>) -> usize {
+        if let Some(at) = self.pool_index.get(key) {
+            return *at;
+        }
+        let mut pool = Pool::new(key.clone(), limits, shared.clone());
+        pool.paused = self.paused.iter().any(|p| p.as_ref().is_none_or(|database| *database == key.database));
+        self.pools.push(pool);
+        self.pool_index.insert(key.clone(), self.pools.len() - 1);
+        self.pools.len() - 1
+    }
+
+    fn adopt_client(&mut self, new: NewClient) {
+        let pool = self.pool_of(&new.pool, new.limits, &new.shared);
+        let Some(Ok(io)) = new.socket.map(|socket| Transport::new(socket, new.tls)) else { return };
+        let secret = rand::random();
+        let client = Client {
+            line: Line::new(io),
+            state: ClientState::Idle,
+            pool,
+            secret,
+            session: Session::new(self.shared_settings(new.settings)),
+            peer: new.peer,
+            _permit: new.permit,
+            since: self.now,
+        };
+        let at = self.clients.insert(client);
+        let pid = self.client_pid(at);
+        let Some(client) = self.clients.get_mut(at) else { return };
+        let mut greeting = new.greeting;
+        crate::message::message(&mut greeting, b'K', |out| {
+            out.extend_from_slice(&pid.to_be_bytes());
+            out.extend_from_slice(&secret.to_be_bytes());
+        });
+        crate::message::ready(&mut greeting, b'I');
+        let begun = client.line.send(&greeting).and_then(|()| {
+            client.line.stash = new.early;
+            client.line.io.register(self.poll.registry(), Token(at << 1))
+        });
+        match begun {
+            Ok(()) => self.resume_client(at),
+            Err(_) => self.drop_client(at),
+        }
+    }
+
+    /// Settings are the same for most clients: they share one copy.
+    fn shared_settings(&self, settings: Settings) -> std::rc::Rc<Settings> {
+        let known = self.clients.iter().take(64).find(|(_, client)| *client.session.startup == settings);
+        known.map_or_else(|| settings.into(), |(_, client)| client.session.startup.clone())
+    }
+
+    /// The process number that a client is told: it leads a cancel request back here.
+    pub(crate) fn client_pid(&self, client: usize) -> i32 {
+        i32::try_from((client << 6) | (self.index & 63)).unwrap_or(i32::MAX)
+    }
+
+    fn adopt_server(&mut self, new: NewServer) {
+        let at_pool = self.pool_of(&new.pool, new.limits, &new.shared);
+        let Some(pool) = self.pools.get_mut(at_pool) else { return };
+        if new.asked_for {
+            pool.opening = pool.opening.saturating_sub(1);
+        }
+        let Ok(io) = Transport::new(new.socket, new.tls) else { return pool.shared.give_back() };
+        pool.owned += 1;
+        pool.retry_at = Duration::ZERO;
+        self.serial += 1;
+        let server = Server {
+            line: Line::new(io),
+            link: crate::link::Link::new(pool.limits.statements),
+            pool: at_pool,
+            client: None,
+            node: new.node,
+            key: new.key,
+            serial: self.serial,
+            opened: self.now,
+            since: self.now,
+            generation: pool.generation,
+            cancelling: false,
+            retire: false,
+        };
+        let at = self.servers.insert(server);
+        let registered = self.servers.get_mut(at).map(|s| s.line.io.register(self.poll.registry(), Token(at << 1 | 1)));
+        match registered {
+            Some(Ok(())) => self.server_free(at),
+            _ => self.drop_server(at),
+        }
+    }
+
+    fn open_failed(&mut self, key: &PoolKey, error: &OpenError) {
+        const RETRY: Duration = Duration::from_millis(200);
+        let Some(at) = self.pool_index.get(key).copied() else { return };
+        let Some(pool) = self.pools.get_mut(at) else { return };
+        pool.opening = pool.opening.saturating_sub(1);
+        pool.shared.give_back();
+        pool.retry_at = self.now + RETRY;
+        if error.lasting && pool.owned == 0 {
+            self.tell_waiting(at, error);
+        }
+        self.note_starving(at);
+    }
+
+    /// Opens as many connections as the pool wants and may have.
+    pub(crate) fn open_more(&mut self, at: usize) {
+        let (now, worker) = (self.now, self.index);
+        loop {
+            let Some(pool) = self.pools.get_mut(at) else { return };
+            if !pool.wants_one_more(now) {
+                return;
+            }
+            let access = pool.key.access;
+            let load = |name: &str| self.servers.iter().filter(|(_, s)| s.pool == at && s.node.name == name).count();
+            let node = self.backends.choose(access, load);
+            let asked = node.is_some_and(|node| {
+                self.control.try_send(Request::Open { worker, pool: pool.key.clone(), node }).is_ok()
+            });
+            if !asked {
+                // no server now: the next topology or tick asks again
+                pool.opening -= 1;
+                pool.shared.give_back();
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! A server, a proxy before it, and clients.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+    time::Duration,
+};
+
+use millrace_base::Secret;
+use millrace_contract::{Topology, TopologyNode, status::NodeRole, topology::NodeHealth};
+use millrace_proxy::{Access, Handle, Options, PoolLimits, Proxy};
+use millrace_testkit::{PASSWORD, TestServer};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_postgres::{Client, Config, NoTls};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub(crate) const LONG: Duration = Duration::from_secs(30);
+
+/// A proxy that goes away when dropped.
+pub(crate) struct Rig {
+    pub(crate) server: TestServer,
+    pub(crate) address: SocketAddr,
+    pub(crate) read_only: SocketAddr,
+    pub(crate) handle: Handle,
+    pub(crate) topology: watch::Sender<Arc<Topology>>,
+    _stop: DropGuard,
+    _run: JoinHandle<()>,
+}
+
+/// As many connections as a test wants, and the superuser's password known.
+pub(crate) fn pool_of(size: usize) -> Options {
+    Options {
+        listen: vec![(([127, 0, 0, 1], 0).into(), Access::ReadWrite), (([127, 0, 0, 1], 0).into(), Access::ReadOnly)],
+        pool: PoolLimits { size, reserve: 0, ..PoolLimits::default() },
+        secrets: [("postgres".to_owned(), Secret::new(PASSWORD))].into(),
+        ..Options::default()
+    }
+}
+
+pub(crate) fn node(server: &TestServer, role: NodeRole, health: NodeHealth) -> TopologyNode {
+    TopologyNode {
+        name: format!("n{}", server.port()),
+        role,
+        address: ([127, 0, 0, 1], server.port()).into(),
+        host: "localhost".to_owned(),
+        timeline: None,
+        replay_lsn: None,
+        health,
+    }
+}
+
+pub(crate) fn alone(server: &TestServer, epoch: u64, health: NodeHealth) -> Arc<Topology> {
+    Arc::new(Topology { epoch, nodes: vec![node(server, NodeRole::Primary, health)] })
+}
+
+impl Rig {
+    pub(crate) async fn start(options: Options) -> Self {
+        Self::before(TestServer::start().await, options).await
+    }
+
+    pub(crate) async fn before(server: TestServer, mut options: Options) -> Self {
+        let _already = tracing_subscriber::fmt().with_test_writer().try_init();
+        options.server_tls = Some(server.client_tls());
+        let (topology, watched) = watch::channel(alone(&server, 1, NodeHealth::Ready));
+        let proxy = Proxy::start(options, watched).await.unwrap();
+        let addresses = proxy.addresses();
+        let (handle, token) = (proxy.handle(), CancellationToken::new());
+        let running = token.clone();
+        #[expect(clippy::disallowed_methods, reason = "a test's own runtime ends with the test")]
+        let run = tokio::spawn(async move { proxy.run(running).await.unwrap() });
+        Self {
+            server,
+            address: addresses[0],
+            read_only: addresses.get(1).copied().unwrap_or(addresses[0]),
+            handle,
+            topology,
+            _stop: token.drop_guard(),
+            _run: run,
+        }
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        let mut config = Config::new();
+        config.host("127.0.0.1").port(self.address.port()).user("postgres").password(PASSWORD).dbname("postgres");
+        config
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        connect(&self.config()).await.unwrap()
+    }
+
+    /// The server process that serves a client now.
+    pub(crate) async fn pid(client: &Client) -> i32 {
+        client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0)
+    }
+}
+
+pub(crate) async fn connect(config: &Config) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = config.connect(NoTls).await?;
+    #[expect(clippy::disallowed_methods, reason = "it ends when the client is dropped")]
+    tokio::spawn(async move {
+        let _ended = connection.await;
+    });
+    Ok(client)
+}
+
+/// The first value of a simple query.
+pub(crate) async fn text(client: &Client, query: &str) -> String {
+    let messages = client.simple_query(query).await.unwrap_or_else(|e| panic!("{query}: {e:?}"));
+    for message in &messages {
+        if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
+            return row.get(0).unwrap_or("NULL").to_owned();
+        }
+    }
+    String::new()
+}
+
+pub(crate) fn code(error: &tokio_postgres::Error) -> String {
+    error.code().map_or_else(|| format!("{error:?}"), |code| code.code().to_owned())
+}
+
+/// A connection that speaks the protocol byte by byte: for what no driver does.
+pub(crate) struct Raw {
+    pub(crate) socket: TcpStream,
+}
+
+impl Raw {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
+        let socket = TcpStream::connect(address).unwrap();
+        socket.set_read_timeout(Some(LONG)).unwrap();
+        socket.set_nodelay(true).unwrap();
+        Self { socket }
+    }
+
+    /// Logs in as the superuser of a [`TestServer`].
+    pub(crate) fn login(address: SocketAddr) -> Self {
+        use postgres_protocol::{authentication::sasl, message::frontend};
+        let mut raw = Self::connect(address);
+        let mut out = bytes::BytesMut::new();
+        frontend::startup_message([("user", "postgres"), ("database", "postgres")], &mut out).unwrap();
+        raw.send(&out);
+        assert_eq!(raw.message().0, b'R');
+        let mut scram = sasl::ScramSha256::new(PASSWORD.as_bytes(), sasl::ChannelBinding::unsupported());
+        out.clear();
+        frontend::sasl_initial_response(sasl::SCRAM_SHA_256, scram.message(), &mut out).unwrap();
+        raw.send(&out);
+        scram.update(&raw.message().1[4..]).unwrap();
+        out.clear();
+        frontend::sasl_response(scram.message(), &mut out).unwrap();
+        raw.send(&out);
+        let tags = raw.until_ready();
+        assert!(tags.ends_with("KZ"), "{tags}");
+        raw
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).unwrap();
+    }
+
+    /// One message: its type and body.
+    pub(crate) fn message(&mut self) -> (u8, Vec<u8>) {
+        let mut head = [0; 5];
+        self.socket.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        let mut body = vec![0; length - 4];
+        self.socket.read_exact(&mut body).unwrap();
+        (head[0], body)
+    }
+
+    /// The types of all messages up to ReadyForQuery.
+    pub(crate) fn until_ready(&mut self) -> String {
+        let mut tags = String::new();
+        while !tags.ends_with('Z') {
+            tags.push(char::from(self.message().0));
+        }
+        tags
+    }
+
+    /// All that comes until the other side closes.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        let mut all = Vec::new();
+        // a reset is an end as well
+        let _reset = self.socket.read_to_end(&mut all);
+        all
+    }
+}
+
+/// A message of the client's.
+pub(crate) fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = vec![tag];
+    out.extend_from_slice(&u32::try_from(body.len() + 4).unwrap().to_be_bytes());
+    out.extend_from_slice(body);
+    out
+}
+
+pub(crate) fn query(text: &str) -> Vec<u8> {
+    message(b'Q', &[text.as_bytes(), b"\0"].concat())
+}
+
+pub(crate) fn parse(name: &str, text: &str) -> Vec<u8> {
+    message(b'P', &[name.as_bytes(), b"\0", text.as_bytes(), b"\0\0\0"].concat())
+}
+
+pub(crate) fn bind(name: &str) -> Vec<u8> {
+    message(b'B', &[b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"].concat())
+}
+
+pub(crate) fn execute() -> Vec<u8> {
+    message(b'E', b"\0\0\0\0\0")
+}
+
+pub(crate) fn sync() -> Vec<u8> {
+    message(b'S', b"")
+}

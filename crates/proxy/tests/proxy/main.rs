@@ -1,0 +1,10 @@
+//! The proxy before a real PostgreSQL: what clients see through it is what they would see without it, and nothing of one
+//! client is there for another.
+
+mod extended;
+mod faults;
+mod harness;
+mod isolation;
+mod logins;
+mod pooling;
+mod topology;
