@@ -69,6 +69,9 @@ pub(crate) enum Command {
     Load(Load),
     /// Act as live customers until stopped
     Simulate(Simulate),
+    /// The address of the databases for applications
+    #[command(subcommand)]
+    Proxy(ProxyCommand),
     /// Database migrations
     #[command(subcommand)]
     Migrate(MigrateCommand),
@@ -92,7 +95,7 @@ pub(crate) struct Init {
     pub(crate) pack: String,
     /// The folder to make
     pub(crate) target: PathBuf,
-    /// First of the ports to use instead of the usual ones (nodes, warehouse, console in a row)
+    /// First of the ports to use instead of the usual ones (nodes, warehouse, console, proxy in a row)
     #[arg(long, value_name = "PORT")]
     pub(crate) base_port: Option<u16>,
     /// Where data goes [default: DIR/data, or /var/lib/millrace/… where DIR is closed to the servers' user]
@@ -140,7 +143,7 @@ pub(crate) struct Logs {
 
 #[derive(Debug, Args)]
 pub(crate) struct Psql {
-    /// primary, replica1, replica2, …, a node's name, or warehouse
+    /// primary, replica1, replica2, …, a node's name, warehouse, or pgbouncer: the proxy's console
     #[arg(default_value = "primary")]
     pub(crate) target: String,
     /// Passed on to psql, after `--`
@@ -175,6 +178,27 @@ pub(crate) struct Simulate {
     /// Stop after so many seconds [default: when interrupted]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) seconds: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ProxyCommand {
+    /// Pools: clients, connections, waits, rates
+    Show,
+    /// Hold back new transactions and wait until none runs
+    Pause {
+        /// A database [default: all]
+        database: Option<String>,
+    },
+    /// Let transactions go on
+    Resume {
+        /// A database [default: all]
+        database: Option<String>,
+    },
+    /// Replace the connections to servers, each when its transaction ends
+    Reconnect {
+        /// A database [default: all]
+        database: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

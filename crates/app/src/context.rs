@@ -145,6 +145,11 @@ impl Context {
         }
     }
 
+    /// Where the nodes are reached.
+    pub(crate) fn cluster_host(&self) -> String {
+        self.host(self.config.cluster.listen)
+    }
+
     /// Superuser access to a node's database `postgres`.
     pub(crate) fn superuser(&self, port: u16) -> anyhow::Result<ConnectParams> {
         Ok(ConnectParams {
@@ -184,6 +189,13 @@ impl Context {
             tls: Some(self.config.tls().client_config()?),
             application_name: "millrace".to_owned(),
         })
+    }
+
+    /// The proxy's administration console.
+    pub(crate) fn proxy_console(&self) -> anyhow::Result<ConnectParams> {
+        let mut params = self.superuser(self.config.proxy.port)?;
+        params.host = self.host(self.config.proxy.listen);
+        Ok(params.to_database(millrace_proxy::CONSOLE_DATABASE))
     }
 
     /// Where the console is.

@@ -19,6 +19,8 @@ const CAPTURE_LAG_MS_MAX: u64 = 30_000;
 const RETRYING_MAX: Duration = Duration::from_secs(30);
 /// A slot that may keep less log than this before the server gives it up is about to be lost (1 GiB).
 const SAFE_WAL_BYTES_MIN: i64 = 1 << 30;
+/// A client that waits for a connection longer than this meets a pool that is too small, or no server.
+const POOL_WAIT_MS_MAX: u64 = 5_000;
 /// Free space on a disk below which to warn, and below which to act now, in bytes.
 const FREE_BYTES_WARN: u64 = 5 << 30;
 const FREE_BYTES_CRITICAL: u64 = 1 << 30;
@@ -31,6 +33,7 @@ pub(crate) fn assess(status: &PlatformStatus, of_parts: Vec<Finding>) -> Vec<Fin
     slots(status, &mut found);
     capture(status, &mut found);
     disks(status, &mut found);
+    pools(status, &mut found);
     if let Some(run) = &status.last_run
         && run.status == "failed"
     {
@@ -160,6 +163,34 @@ fn disks(status: &PlatformStatus, found: &mut Vec<Finding>) {
     }
 }
 
+fn pools(status: &PlatformStatus, found: &mut Vec<Finding>) {
+    for pool in &status.proxy.pools {
+        let port = if pool.read_only { ", read-only" } else { "" };
+        let subject = format!("pool {} of {}{port}", pool.database, pool.user);
+        if pool.paused {
+            found.push(finding(
+                Severity::Warning,
+                subject,
+                format!("is paused; {} clients wait", pool.waiting),
+                "`millrace proxy resume` when the work is done".into(),
+            ));
+        } else if pool.longest_wait_ms > POOL_WAIT_MS_MAX {
+            found.push(finding(
+                Severity::Warning,
+                subject,
+                format!(
+                    "has {} clients that wait for a connection, the first for {} s; {} of {} connections are in use",
+                    pool.waiting,
+                    pool.longest_wait_ms / 1000,
+                    pool.servers - pool.idle.min(pool.servers),
+                    pool.size
+                ),
+                "shorten transactions, or raise pool_size; if none can be opened, `millrace logs` says why".into(),
+            ));
+        }
+    }
+}
+
 /// Remembers since when each finding holds.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
@@ -227,6 +258,7 @@ pub(crate) mod tests {
             last_run: None,
             disks: vec![DiskStatus { path: "/".into(), free_bytes: 50 << 30, total_bytes: 100 << 30, used_bytes: 0 }],
             listeners: vec![],
+            proxy: millrace_contract::status::ProxyStatus::default(),
             memory_bytes: 0,
             findings: vec![],
         }

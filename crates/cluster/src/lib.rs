@@ -22,6 +22,7 @@ pub mod spec;
 pub mod state;
 pub mod status;
 pub mod supervisor;
+pub mod topology;
 
 pub use decide::decide;
 pub use error::ClusterError;

@@ -137,16 +137,16 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), ConfigError> {
 /// `millrace.toml` with what every key means.
 fn render(name: &str, options: &InitOptions) -> Result<String, ConfigError> {
     let ports: Vec<u16> = match options.base_port {
-        None => vec![5440, 5441, 5442, 5435, 8400],
+        None => vec![5440, 5441, 5442, 5435, 8400, 6432, 6433],
         Some(first) => {
-            let last = u32::from(first) + 4;
+            let last = u32::from(first) + 6;
             if last > u32::from(u16::MAX) {
                 return Err(ConfigError::PortRange { first, last });
             }
-            (0..5).map(|n| first + n).collect()
+            (0..7).map(|n| first + n).collect()
         }
     };
-    let [a, b, c, warehouse, console] = ports.as_slice() else {
+    let [a, b, c, warehouse, console, proxy, read_only] = ports.as_slice() else {
         return Err(ConfigError::PortRange { first: 0, last: 0 });
     };
     let quoted = |text: &str| toml_edit::value(text).to_string();
@@ -190,6 +190,15 @@ fn render(name: &str, options: &InitOptions) -> Result<String, ConfigError> {
     line("");
     line("[pack]");
     line("path = \"pack\"");
+    line("");
+    line("# Where applications connect: it pools connections and follows the primary.");
+    line("[proxy]");
+    line("listen = \"127.0.0.1\"");
+    line(&format!("port = {proxy}"));
+    line(&format!("read_only_port = {read_only}"));
+    line("# pool_mode = \"transaction\"");
+    line("# pool_size = 25");
+    line("# max_client_conn = 1000");
     line("");
     line("# Changes on their way to the warehouse: a batch ends with the first limit it meets.");
     line("[capture]");

@@ -139,6 +139,12 @@ pub(crate) const PROXY: Table = Table {
         key("listen", "address", Default("\"127.0.0.1\""), "the address for applications"),
         key("port", "port", Default("6432"), "the port of the primary, whichever node that is"),
         key("read_only_port", "port", Default("6433"), "the port of the replicas; of the primary while there is none"),
+        key(
+            "replica_lag_max",
+            "size",
+            Default("\"64MiB\""),
+            "log that a replica may be behind before it gets no new work; it comes back at half of it",
+        ),
         key("workers", "integer", Default("1"), "threads that serve clients, 1 to 64; one core serves most clusters"),
         key(
             "pool_mode",

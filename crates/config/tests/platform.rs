@@ -120,7 +120,7 @@ fn init_makes_a_platform_that_loads() {
     let config = Config::load(&folder).unwrap();
     assert_eq!(config.platform.name, "small");
     let ports: Vec<u16> = config.listeners().iter().map(|(_, address)| address.port()).collect();
-    assert_eq!(ports, [7000, 7001, 7002, 7003, 7004]);
+    assert_eq!(ports, [7000, 7001, 7002, 7005, 7006, 7003, 7004]);
     let secrets = Secrets::load(&config.secrets_path()).unwrap();
     assert_eq!(secrets.roles.keys().collect::<Vec<_>>(), ["app_user", "etl_reader"]);
     assert_eq!(secrets.superuser.reveal().len(), 32);

@@ -104,6 +104,7 @@ pub fn router(state: ConsoleState) -> Router {
         .route("/reports/{name}", get(pages::report::show))
         .route("/runs", get(pages::runs::show))
         .route("/topology", get(pages::topology::show))
+        .route("/proxy", get(pages::proxy::show))
         .route("/events", get(live::events))
         .route("/logout", post(pages::login::logout))
         .fallback(pages::missing)

@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use millrace_base::Micros;
-use millrace_contract::status::{CaptureState, NodeRole, NodeState, PlatformStatus, Severity};
+use millrace_contract::status::{CaptureState, NodeRole, NodeState, PlatformStatus, PoolStatus, Severity};
 
 use crate::Shared;
 
@@ -71,6 +71,7 @@ fn render(status: &PlatformStatus, as_of: Option<Micros>) -> String {
     );
     nodes(&mut page, status);
     capture(&mut page, status, as_of);
+    proxy(&mut page, status);
     page.metric(
         "millrace_disk_free_bytes",
         "gauge",
@@ -146,6 +147,44 @@ fn nodes(page: &mut Page, status: &PlatformStatus) {
         "Log kept because of a replication slot.",
         status.slots.iter().filter_map(|s| Some((labels(&[("slot_name", &s.name)]), float(s.retained_bytes?)))),
     );
+}
+
+/// Under the names of pgbouncer_exporter; the pools of the read-only address have `:ro` behind the database's name.
+fn proxy(page: &mut Page, status: &PlatformStatus) {
+    let proxy = &status.proxy;
+    page.one("pgbouncer_up", "gauge", "Whether the proxy serves.", 1.0);
+    page.one("pgbouncer_used_clients", "gauge", "Clients connected.", float(proxy.clients));
+    page.one("millrace_proxy_failed_logins_total", "counter", "Logins refused.", float(proxy.failed_logins));
+    let mut each = |name: &str, kind: &str, help: &str, value: &dyn Fn(&PoolStatus) -> f64| {
+        let samples = proxy.pools.iter().map(|pool| {
+            let database = if pool.read_only { format!("{}:ro", pool.database) } else { pool.database.clone() };
+            (labels(&[("database", &database), ("user", &pool.user)]), value(pool))
+        });
+        page.metric(name, kind, help, samples);
+    };
+    each("pgbouncer_pools_client_active_connections", "gauge", "Clients served or at rest.", &|p| {
+        float(p.clients.saturating_sub(p.waiting))
+    });
+    each("pgbouncer_pools_client_waiting_connections", "gauge", "Clients that wait for a connection.", &|p| {
+        float(p.waiting)
+    });
+    each("pgbouncer_pools_client_maxwait_seconds", "gauge", "How long the first of them has waited.", &|p| {
+        float(p.longest_wait_ms) / 1e3
+    });
+    each("pgbouncer_pools_server_active_connections", "gauge", "Connections in use.", &|p| {
+        float(p.servers.saturating_sub(p.idle))
+    });
+    each("pgbouncer_pools_server_idle_connections", "gauge", "Connections unused.", &|p| float(p.idle));
+    each("pgbouncer_databases_pool_size", "gauge", "Connections that the pool may have.", &|p| float(p.size));
+    each("pgbouncer_databases_paused", "gauge", "Whether the pool is paused.", &|p| flag(p.paused));
+    each("pgbouncer_stats_sql_transactions_pooled_total", "counter", "Transactions.", &|p| float(p.transactions));
+    each("pgbouncer_stats_queries_pooled_total", "counter", "Queries.", &|p| float(p.queries));
+    each("pgbouncer_stats_queries_duration_seconds_total", "counter", "Time in queries.", &|p| float(p.query_us) / 1e6);
+    each("pgbouncer_stats_client_wait_seconds_total", "counter", "Time that clients waited for a connection.", &|p| {
+        float(p.wait_us) / 1e6
+    });
+    each("pgbouncer_stats_received_bytes_total", "counter", "Bytes from clients.", &|p| float(p.received_bytes));
+    each("pgbouncer_stats_sent_bytes_total", "counter", "Bytes to clients.", &|p| float(p.sent_bytes));
 }
 
 fn capture(page: &mut Page, status: &PlatformStatus, as_of: Option<Micros>) {

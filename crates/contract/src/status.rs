@@ -178,10 +178,49 @@ pub struct PlatformStatus {
     pub last_run: Option<RunStatus>,
     pub disks: Vec<DiskStatus>,
     pub listeners: Vec<ListenerStatus>,
+    pub proxy: ProxyStatus,
     /// Resident memory of the platform process.
     pub memory_bytes: u64,
     /// Worst first.
     pub findings: Vec<Finding>,
+}
+
+/// What the proxy holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyStatus {
+    /// Applications' connections.
+    pub clients: u64,
+    /// Since the start.
+    pub failed_logins: u64,
+    pub pools: Vec<PoolStatus>,
+}
+
+/// Connections to servers that the clients of one database and user share. Counts are since the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    pub database: String,
+    pub user: String,
+    /// It came by the read-only port.
+    pub read_only: bool,
+    /// `session`, `transaction` or `statement`.
+    pub mode: String,
+    /// Connections that it may have.
+    pub size: u64,
+    pub clients: u64,
+    /// Clients that wait for a connection.
+    pub waiting: u64,
+    pub longest_wait_ms: u64,
+    /// Connections that it has, and those of them that are unused.
+    pub servers: u64,
+    pub idle: u64,
+    pub paused: bool,
+    pub transactions: u64,
+    pub queries: u64,
+    /// Time in queries, and time that clients waited for a connection.
+    pub query_us: u64,
+    pub wait_us: u64,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
 }
 
 impl PlatformStatus {

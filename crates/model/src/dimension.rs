@@ -258,8 +258,8 @@ pub(crate) fn difference(source: &Source, columns: &BTreeSet<String>) -> String 
     )
 }
 
-/// A relation of the keys of `source` whose rows before and after the batch differ in `columns`, and of
-/// `_before`: whether there was one before. `keys` are the source's own.
+/// A relation of the keys of `source` whose rows before and after the batch differ in `columns`. `keys` are the
+/// source's own.
 pub(crate) fn keyed_difference(source: &Source, keys: &[String], columns: &BTreeSet<String>) -> String {
     let names = list(keys.iter().chain(columns.iter().filter(|c| !keys.contains(c))).map(|c| Ident(c).to_string()));
     let differ: String = columns
@@ -269,9 +269,19 @@ pub(crate) fn keyed_difference(source: &Source, keys: &[String], columns: &BTree
         .collect();
     let keys = quoted(keys);
     format!(
-        "(select {keys}, _o._is is not null as _before \
-         from (select {names}, true as _is from {}) as _n full join (select {names}, true as _is from {}) as _o using ({keys}) \
+        "(select {keys} from (select {names}, true as _is from {}) as _n full join (select {names}, true as _is from {}) as _o using ({keys}) \
          where _n._is is null or _o._is is null{differ})",
+        Ident(&format!("new_{}", source.table)),
+        Ident(&format!("old_{}", source.table))
+    )
+}
+
+/// A relation of the keys of `source` that the batch wrote or took away, and of `_before`: whether there was a row before.
+pub(crate) fn keys_written(source: &Source, keys: &[String]) -> String {
+    let keys = quoted(keys);
+    format!(
+        "(select {keys}, _o._is is not null as _before \
+         from (select {keys} from {}) as _n full join (select {keys}, true as _is from {}) as _o using ({keys}))",
         Ident(&format!("new_{}", source.table)),
         Ident(&format!("old_{}", source.table))
     )

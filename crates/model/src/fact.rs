@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use millrace_base::Ident;
 
 use crate::{
-    dimension::{difference, keyed_difference, list_and, relation},
+    dimension::{difference, keys_written, list_and, relation},
     expression::{Expression, qualified},
     star::{Aggregate, Fact, Join, Lookup, LookupInto},
     template::{fill, list},
@@ -336,7 +336,7 @@ impl Fact {
         }
         let written = format!(
             "select {keys}, _before as _existed, false as _elsewhere from {}",
-            keyed_difference(&self.source, &self.grain, &self.row_columns(own))
+            keys_written(&self.source, &self.grain)
         );
         if parts.is_empty() {
             return Some(format!("create or replace temp table {affected} as {written}"));

@@ -105,13 +105,13 @@ impl Models {
         self.models.get(name)
     }
 
-    /// Columns of a source table (bare name) that any model reads.
+    /// Columns of a source table (bare name) whose values before a batch any model compares.
     #[must_use]
-    pub fn columns_of(&self, table: &str) -> BTreeSet<String> {
-        let reads = self.iter().flat_map(|m| {
-            m.sources().into_iter().filter(|s| s.table == table).flat_map(|s| m.columns_of(s)).collect::<Vec<_>>()
+    pub fn columns_before(&self, table: &str) -> BTreeSet<String> {
+        let compared = self.iter().flat_map(|m| {
+            m.sources().into_iter().filter(|s| s.table == table).flat_map(|s| m.columns_before(s)).collect::<Vec<_>>()
         });
-        reads.collect()
+        compared.collect()
     }
 
     /// The names of models that read a column of a source table (bare name).

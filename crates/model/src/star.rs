@@ -177,6 +177,17 @@ impl Model {
     /// Columns of `source` that it reads.
     #[must_use]
     pub fn columns_of(&self, source: &Source) -> BTreeSet<String> {
+        self.columns(source, false)
+    }
+
+    /// Columns of `source` whose values before a batch are compared with those after it. A fact's own rows are not
+    /// compared: each one that was written is made anew.
+    #[must_use]
+    pub fn columns_before(&self, source: &Source) -> BTreeSet<String> {
+        self.columns(source, true)
+    }
+
+    fn columns(&self, source: &Source, before: bool) -> BTreeSet<String> {
         let mut used = BTreeSet::new();
         let mut take = |expressions: &mut dyn Iterator<Item = &Expression>| {
             for (table, column) in expressions.flat_map(|e| &e.columns) {
@@ -191,7 +202,9 @@ impl Model {
                 used.extend(m.key.iter().cloned());
             }
             Self::Fact(m) => {
-                take(&mut m.row_expressions());
+                if !before || m.source != *source {
+                    take(&mut m.row_expressions());
+                }
                 if m.source == *source {
                     used.extend(m.grain.iter().cloned());
                 }

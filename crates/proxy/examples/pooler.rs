@@ -15,7 +15,7 @@ async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
     let mut arguments = std::env::args().skip(1);
     let mut next = |what: &'static str| arguments.next().ok_or_else(|| anyhow::anyhow!("{what} is missing"));
-    let listen = next("LISTEN")?.parse()?;
+    let listen: std::net::SocketAddr = next("LISTEN")?.parse()?;
     let address = next("SERVER")?.parse()?;
     let (user, password) = (next("USER")?, Secret::new(next("PASSWORD")?));
     let workers = next("WORKERS").map_or(Ok(1), |n| n.parse())?;
@@ -30,13 +30,14 @@ async fn main() -> anyhow::Result<()> {
     };
     let (_keep, topology) = watch::channel(Arc::new(Topology { epoch: 1, nodes: vec![node] }));
     let options = Options {
-        listen: vec![(listen, Access::ReadWrite)],
         workers,
         clients: ClientLimits { all: 20_000, user: None, database: None },
         pool: PoolLimits { size: 20, reserve: 0, ..PoolLimits::default() },
         secrets: [(user, password)].into(),
         ..Options::default()
     };
-    Proxy::start(options, topology).await?.run(CancellationToken::new()).await?;
+    let listener = std::net::TcpListener::bind(listen)?;
+    listener.set_nonblocking(true)?;
+    Proxy::start([(listener, Access::ReadWrite)], options, topology)?.run(CancellationToken::new()).await?;
     Ok(())
 }

@@ -8,9 +8,10 @@
 //! Invariants: nothing of one client is left in a connection when another gets it; a statement that was sent is never
 //! sent again; the proxy follows [`millrace_contract::Topology`] and never guesses who is primary; what any client can
 //! make grow has a limit.
-//! Non-goals: deciding where a single statement goes (that is the router's), the console's dialect, changing SQL.
+//! Non-goals: deciding where a single statement goes (that is the router's), changing SQL.
 
 mod access;
+mod admin;
 mod backends;
 mod connect;
 mod conversation;
@@ -39,6 +40,7 @@ mod worker;
 
 pub use crate::{
     access::{ClientLimits, Network, Rule, Rules},
+    admin::DATABASE as CONSOLE_DATABASE,
     backends::{Access, Backends, Node},
     link::PoolMode,
     options::{ClientTls, Options},

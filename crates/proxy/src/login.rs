@@ -9,6 +9,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 use tokio::net::TcpStream;
 
 use crate::{
+    admin,
     backends::Access,
     connect,
     conversation::Conversation,
@@ -45,13 +46,24 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
     let deadline = shared.options.login;
     let served = tokio::time::timeout(deadline, Box::pin(begin(&shared, socket, peer, access))).await;
     match served {
-        Ok(Ok(())) => {}
+        Ok(Ok(None)) => {}
+        Ok(Ok(Some((conversation, user)))) => {
+            if let Err(error) = admin::serve(&shared, conversation, &user).await {
+                tracing::debug!(%peer, %error, "a session of the console broke off");
+            }
+        }
         Ok(Err(error)) => tracing::debug!(%peer, %error, "a client left before it had logged in"),
         Err(_) => tracing::info!(%peer, "a client did not log in in time"),
     }
 }
 
-async fn begin(shared: &Shared, socket: TcpStream, peer: SocketAddr, access: Access) -> io::Result<()> {
+/// To the end of the login. What is left to be served here is a session of the console, and whose it is.
+async fn begin(
+    shared: &Shared,
+    socket: TcpStream,
+    peer: SocketAddr,
+    access: Access,
+) -> io::Result<Option<(Conversation, String)>> {
     socket.set_nodelay(true)?;
     let mut conversation = Conversation::new(socket);
     let wish = loop {
@@ -67,25 +79,29 @@ async fn begin(shared: &Shared, socket: TcpStream, peer: SocketAddr, access: Acc
             Ok(Startup::Gss) => conversation.send(b"N").await?,
             Ok(Startup::Cancel { pid, secret }) => {
                 shared.cancel(pid, secret);
-                return Ok(());
+                return Ok(None);
             }
             Ok(Startup::Session(wish)) => break wish,
             Err(error) => {
                 let refused = refusal("08P01", error.to_string(), "");
-                return refuse(&mut conversation, &refused).await;
+                return refuse(&mut conversation, &refused).await.map(|()| None);
             }
         }
     };
     match admit(shared, &mut conversation, &wish, peer, access).await? {
-        Ok(mut new) => {
+        Ok(Admitted::Console(greeting)) => {
+            conversation.send(&greeting).await?;
+            Ok(Some((conversation, wish.user)))
+        }
+        Ok(Admitted::Client(mut new)) => {
             let parts = conversation.into_parts()?;
             (new.socket, new.tls, new.early) = (Some(parts.socket), parts.tls, parts.early);
             shared.hand_over(new);
-            Ok(())
+            Ok(None)
         }
         Err(refused) => {
             tracing::info!(%peer, user = wish.user, database = wish.database, code = refused.code, "login refused: {}", refused.text);
-            refuse(&mut conversation, &refused).await
+            refuse(&mut conversation, &refused).await.map(|()| None)
         }
     }
 }
@@ -96,6 +112,13 @@ async fn refuse(conversation: &mut Conversation, refused: &Refusal) -> io::Resul
     conversation.send(&bytes).await
 }
 
+/// What a client gets whose login is right.
+enum Admitted {
+    Client(Box<NewClient>),
+    /// The administration console, with this greeting.
+    Console(Vec<u8>),
+}
+
 /// Whether the client may have the session that it wishes.
 async fn admit(
     shared: &Shared,
@@ -103,7 +126,7 @@ async fn admit(
     wish: &Wish,
     peer: SocketAddr,
     access: Access,
-) -> io::Result<Result<Box<NewClient>, Refusal>> {
+) -> io::Result<Result<Admitted, Refusal>> {
     let options = &shared.options;
     if matches!(options.client_tls, ClientTls::Require(_)) && !conversation.is_encrypted() {
         return Ok(Err(refusal(
@@ -132,6 +155,15 @@ async fn admit(
             return Ok(Err(refused));
         }
     };
+    if wish.database == admin::DATABASE {
+        if !options.admins.contains(&wish.user) {
+            let text = format!("user \"{}\" may not use the administration console", wish.user);
+            return Ok(Err(refusal("28000", text, "")));
+        }
+        let mut greeting = proven;
+        admin::greeting(&mut greeting);
+        return Ok(Ok(Admitted::Console(greeting)));
+    }
     let permit = match shared.connected.admit(&wish.user, &wish.database, &options.clients) {
         Ok(permit) => permit,
         Err(limit) => return Ok(Err(refusal("53300", format!("too many clients: {limit} is reached"), ""))),
@@ -148,7 +180,7 @@ async fn admit(
         let own = if name == "application_name" { settings.get(name) } else { None };
         message::parameter_status(&mut greeting, name, own.unwrap_or(value));
     }
-    Ok(Ok(Box::new(NewClient {
+    Ok(Ok(Admitted::Client(Box::new(NewClient {
         socket: None,
         tls: None,
         peer,
@@ -159,7 +191,7 @@ async fn admit(
         greeting,
         early: Vec::new(),
         permit,
-    })))
+    }))))
 }
 
 fn authentication(out: &mut Vec<u8>, kind: u32, data: &[u8]) {

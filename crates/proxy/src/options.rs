@@ -1,12 +1,15 @@
 //! How a proxy is to be.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use millrace_base::Secret;
 
 use crate::{
     access::{ClientLimits, Rules},
-    backends::Access,
     pool::{PoolKey, PoolLimits},
     users::AuthQuery,
 };
@@ -14,8 +17,6 @@ use crate::{
 /// All that a proxy is told when it starts.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where clients connect, and what they come for.
-    pub listen: Vec<(SocketAddr, Access)>,
     /// Threads that serve clients.
     pub workers: usize,
     pub clients: ClientLimits,
@@ -28,6 +29,8 @@ pub struct Options {
     pub server_tls: Option<Arc<rustls::ClientConfig>>,
     /// Users whose password is known.
     pub secrets: BTreeMap<String, Secret>,
+    /// Who may use the administration console; each needs an entry in `secrets`.
+    pub admins: BTreeSet<String>,
     /// Where the verifiers of all others are asked for.
     pub auth_query: Option<AuthQuery>,
     /// From a client's first byte to the end of its login.
@@ -47,10 +50,6 @@ pub enum ClientTls {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            listen: vec![
-                (([127, 0, 0, 1], 6432).into(), Access::ReadWrite),
-                (([127, 0, 0, 1], 6433).into(), Access::ReadOnly),
-            ],
             workers: 1,
             clients: ClientLimits { all: 1_000, user: None, database: None },
             rules: Rules::default(),
@@ -59,6 +58,7 @@ impl Default for Options {
             client_tls: ClientTls::Off,
             server_tls: None,
             secrets: BTreeMap::new(),
+            admins: BTreeSet::new(),
             auth_query: None,
             login: Duration::from_secs(30),
             connect: Duration::from_secs(15),

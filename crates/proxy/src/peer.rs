@@ -51,6 +51,8 @@ pub(crate) struct Server {
     pub(crate) serial: u64,
     pub(crate) opened: Duration,
     pub(crate) since: Duration,
+    /// When its client asked for what it does now.
+    pub(crate) asked: Duration,
     pub(crate) generation: u64,
     /// A cancel request is on its way: it must not hit the next client.
     pub(crate) cancelling: bool,

@@ -132,11 +132,41 @@ pub(crate) struct Waiting {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counts {
     pub transactions: u64,
+    /// Simple queries, and series of extended ones up to their Sync.
+    pub queries: u64,
+    pub query_us: u64,
     pub received_bytes: u64,
     pub sent_bytes: u64,
     pub waits: u64,
     pub wait_us: u64,
     pub transaction_us: u64,
+}
+
+impl Counts {
+    /// Both together.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        self.with(other, u64::saturating_add)
+    }
+
+    /// What came since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        self.with(earlier, u64::saturating_sub)
+    }
+
+    fn with(&self, other: &Self, of: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            transactions: of(self.transactions, other.transactions),
+            queries: of(self.queries, other.queries),
+            query_us: of(self.query_us, other.query_us),
+            received_bytes: of(self.received_bytes, other.received_bytes),
+            sent_bytes: of(self.sent_bytes, other.sent_bytes),
+            waits: of(self.waits, other.waits),
+            wait_us: of(self.wait_us, other.wait_us),
+            transaction_us: of(self.transaction_us, other.transaction_us),
+        }
+    }
 }
 
 impl Pool {

@@ -1,7 +1,7 @@
 //! A proxy as a whole: listeners and logins on the runtime, workers on threads of their own, and what goes between.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     net::SocketAddr,
     sync::{
@@ -22,10 +22,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::{Connected, Throttle},
+    admin,
     backends::{Access, Backends, Node},
     connect, login,
     options::Options,
-    pool::{PoolKey, PoolShared},
+    pool::{Counts, PoolKey, PoolShared},
     users::Users,
     view::WorkerView,
     worker::{Command, Inbox, NewClient, NewServer, OpenError, Request, Seed, WorkerHandle},
@@ -34,12 +35,8 @@ use crate::{
 /// Why a proxy could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    #[error("the proxy cannot listen on {address}")]
-    Listen {
-        address: SocketAddr,
-        #[source]
-        source: io::Error,
-    },
+    #[error("the proxy cannot use its listener")]
+    Listen(#[source] io::Error),
     #[error("the proxy cannot start its workers")]
     Workers(#[source] io::Error),
     #[error("the proxy cannot accept connections")]
@@ -61,6 +58,20 @@ pub(crate) struct Shared {
     workers: Vec<WorkerHandle>,
     next: AtomicUsize,
     pools: Mutex<HashMap<PoolKey, Arc<PoolShared>>>,
+    lately: Mutex<Lately>,
+}
+
+/// Counts by the console's name of a database.
+type Totals = BTreeMap<String, Counts>;
+
+/// What happened in the last whole period, for averages.
+#[derive(Debug, Default)]
+struct Lately {
+    /// Totals at the end of it, and when that was.
+    totals: Totals,
+    ended: Duration,
+    counts: Totals,
+    length: Duration,
 }
 
 /// Settings by name, as they were written or reported.
@@ -157,15 +168,19 @@ pub struct Handle {
 }
 
 impl Proxy {
-    /// Binds the listeners and starts the workers; nothing is served before [`Proxy::run`].
+    /// Starts the workers; nothing is served before [`Proxy::run`]. The listeners, each with what clients come to it
+    /// for, must not block.
     ///
     /// # Errors
-    /// If an address cannot be bound or a thread not started.
-    pub async fn start(options: Options, topology: TopologyWatch) -> Result<Self, ProxyError> {
+    /// If a listener is none, or a thread cannot be started.
+    pub fn start(
+        listening: impl IntoIterator<Item = (std::net::TcpListener, Access)>,
+        options: Options,
+        topology: TopologyWatch,
+    ) -> Result<Self, ProxyError> {
         let mut listeners = Vec::new();
-        for (address, access) in &options.listen {
-            let bound = TcpListener::bind(address).await;
-            listeners.push((bound.map_err(|source| ProxyError::Listen { address: *address, source })?, *access));
+        for (listener, access) in listening {
+            listeners.push((TcpListener::from_std(listener).map_err(ProxyError::Listen)?, access));
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let (control, requests) = mpsc::channel(1_024);
@@ -190,6 +205,7 @@ impl Proxy {
             workers,
             next: AtomicUsize::new(0),
             pools: Mutex::default(),
+            lately: Mutex::default(),
         });
         Ok(Self { shared, listeners, requests, topology, backends, threads })
     }
@@ -216,6 +232,7 @@ impl Proxy {
             tasks.spawn("proxy-listener", accept(self.shared.clone(), listener, access, tasks.token().clone()));
         }
         tasks.spawn("proxy-servers", serve_requests(self.shared.clone(), self.requests, tasks.token().clone()));
+        tasks.spawn("proxy-averages", average(self.shared.clone(), tasks.token().clone()));
         tasks.spawn("proxy-topology", follow(self.shared.clone(), self.topology, self.backends, tasks.token().clone()));
         let ended = tokio::select! {
             () = token.cancelled() => Ok(()),
@@ -279,6 +296,27 @@ impl Handle {
         self.command(&Command::Reconnect { database: database.map(Into::into) });
     }
 
+    pub(crate) fn of(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// How it was told to be.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    /// Counts by database in the last whole period, and how long that was.
+    pub(crate) fn lately(&self) -> (Totals, Duration) {
+        let lately = lock(&self.shared.lately);
+        (lately.counts.clone(), lately.length)
+    }
+
+    /// The pools, each put together from the workers' parts.
+    pub async fn pools(&self) -> Vec<crate::PoolView> {
+        admin::merged(&self.view().await)
+    }
+
     /// Clients connected, and logins failed since the start.
     #[must_use]
     pub fn logins(&self) -> (usize, u64) {
@@ -289,6 +327,29 @@ impl Handle {
         for worker in &self.shared.workers {
             worker.send(Inbox::Command(command.clone()));
         }
+    }
+}
+
+/// As PgBouncer's `stats_period`.
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// Keeps what averages are made from.
+async fn average(shared: Arc<Shared>, token: CancellationToken) -> Result<(), std::convert::Infallible> {
+    let handle = Handle::of(shared.clone());
+    loop {
+        // neither loses anything when dropped
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            () = tokio::time::sleep(PERIOD) => {}
+        }
+        let totals = admin::by_database(&handle.pools().await);
+        let now = shared.clock.monotonic();
+        let mut lately = lock(&shared.lately);
+        let since = |(name, counts): (&String, &Counts)| {
+            (name.clone(), counts.since(&lately.totals.get(name).copied().unwrap_or_default()))
+        };
+        let counts = totals.iter().map(since).collect();
+        *lately = Lately { counts, length: now.saturating_sub(lately.ended), totals, ended: now };
     }
 }
 

@@ -95,6 +95,9 @@ impl Worker {
         };
         let Some(pool) = self.pools.get_mut(client.pool) else { return 0 };
 
+        if server.link.expect.is_empty() {
+            server.asked = self.now;
+        }
         let mut spans = Spans::new(data, &mut self.out);
         let walked = walk::client(
             &mut client.session,
@@ -204,6 +207,13 @@ impl Worker {
             let bytes = spans.finish();
             if let Some(pool) = self.pools.get_mut(server.pool) {
                 pool.counts.sent_bytes += bytes.len() as u64;
+                let answered = walked.as_ref().map_or(0, |step| step.answered);
+                if client_at.is_some() && answered > 0 {
+                    pool.counts.queries += answered;
+                    let took = self.now.saturating_sub(server.asked);
+                    pool.counts.query_us += u64::try_from(took.as_micros()).unwrap_or(0);
+                    server.asked = self.now;
+                }
             }
             let sent = client.map_or(Ok(()), |client| client.line.send(bytes));
             done += consumed;

@@ -136,6 +136,8 @@ fn query(session: &mut Session, link: &mut Link, spans: &mut Spans<'_>, message:
 pub(crate) struct ServerStep {
     /// ReadyForQuery was among them: look whether the server is at rest.
     pub(crate) ready: bool,
+    /// How many of them answered the client.
+    pub(crate) answered: u64,
     /// The server has said that it ends the connection.
     pub(crate) fatal: bool,
     /// A query of ours is answered.
@@ -207,6 +209,7 @@ pub(crate) fn server(
                 link.skips_to_sync = false;
                 link.error_passed = false;
                 step.ready = true;
+                step.answered += 1;
                 answered(link, |front| matches!(front, Expect::Query(_) | Expect::Sync))
             }
             other => return Err(Malformed::Type(other)),

@@ -405,6 +405,7 @@ impl Worker {
             serial: self.serial,
             opened: self.now,
             since: self.now,
+            asked: self.now,
             generation: pool.generation,
             cancelling: false,
             retire: false,

@@ -49,8 +49,8 @@ pub(crate) struct State {
     pub(crate) last_run: i64,
     /// What the last batch took out of each table.
     pub(crate) taken: Taken,
-    /// Tables with an index on their key, as statements write them.
-    pub(crate) indexed: Vec<String>,
+    /// Tables with an index on their key, as statements write them, and up to how many keys are looked up in it.
+    pub(crate) indexed: Vec<(String, u64)>,
 }
 
 impl State {
@@ -459,9 +459,9 @@ fn fail_with(table: &TableName) -> impl Fn(schema_change::Refused) -> BatchError
     }
 }
 
-/// The table's columns that models read, and its key.
+/// The table's columns whose values before the batch matter to models, and its key.
 fn needed<'a>(models: &Models, schema: &'a TableSchema) -> Vec<&'a str> {
-    let read = models.columns_of(&schema.table.name);
+    let read = models.columns_before(&schema.table.name);
     schema.columns.iter().filter(|c| c.key || read.contains(&c.name)).map(|c| c.name.as_str()).collect()
 }
 

@@ -1,7 +1,7 @@
 //! Indexes on the keys of large tables, so that a small batch finds its rows without scanning whole columns.
 //!
 //! DuckDB answers a join with few keys from an ART index once `dynamic_or_filter_threshold` lets the join hand
-//! them down ([`LOOKUP_KEYS_MAX`]). In return taking a row out costs 5 to 10 µs more, and a checkpoint does not close
+//! them down ([`crate::statement::Runner`]). In return taking a row out costs 5 to 10 µs more, and a checkpoint does not close
 //! the gaps of an indexed table: the index is made anew around one when a quarter of the rows are gaps.
 //!
 //! Invariants: an index never changes a result; making and dropping happens between batches, on the writer's
@@ -17,8 +17,10 @@ use crate::{error::WarehouseError, records::Known};
 
 /// Tables with fewer rows are scanned as quickly as looked up.
 pub(crate) const ROWS_MIN: u64 = 2_000_000;
-/// Up to so many keys of a join are looked up; beyond it DuckDB scans. A key costs about 35 µs, a scanned row 20 ns.
-pub(crate) const LOOKUP_KEYS_MAX: u64 = 2_000;
+/// Up to so many keys of a join are looked up at all: DuckDB's `index_scan_max_count` is 2,048.
+const LOOKUP_KEYS_MAX: u64 = 2_000;
+/// A key costs about 35 µs, a scanned row 20 ns.
+const ROWS_PER_LOOKUP: u64 = 1_750;
 /// The tables are counted again after so many batches.
 const COUNT_EVERY: u32 = 64;
 /// A column is worth an index if a value of it stands for no more rows, on average.
@@ -84,10 +86,11 @@ impl Indexes {
         self.until_count = 0;
     }
 
-    /// Tables that have an index, as statements write them.
-    pub(crate) fn indexed(&self) -> Vec<String> {
+    /// Tables that have an index, as statements write them, and up to how many keys a join looks up in it.
+    pub(crate) fn indexed(&self) -> Vec<(String, u64)> {
         let indexed = self.tables.iter().filter(|(_, tended)| tended.indexed);
-        indexed.map(|((schema, table), _)| format!("{schema}.{}", Ident(table))).collect()
+        let keys = |rows: u64| (rows / ROWS_PER_LOOKUP).min(LOOKUP_KEYS_MAX);
+        indexed.map(|((schema, table), tended)| (format!("{schema}.{}", Ident(table)), keys(tended.rows))).collect()
     }
 
     /// After a batch: at most one index is made, so that the next batch does not wait long.

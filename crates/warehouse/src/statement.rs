@@ -2,8 +2,6 @@
 
 use duckdb::Connection;
 
-use crate::index::LOOKUP_KEYS_MAX;
-
 /// Batches of fewer changes are applied by one engine thread: handing their small pieces of work from thread to
 /// thread costs more than it saves (300 ms of processor time instead of 170 for 1,000 scattered changes).
 pub(crate) const ONE_THREAD_ROWS_MAX: u64 = 20_000;
@@ -23,18 +21,19 @@ pub(crate) fn timed(connection: &Connection, sql: &str) -> duckdb::Result<()> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Runner<'a> {
     pub(crate) connection: &'a Connection,
-    /// As they are written in statements: `staging."payments"`.
-    pub(crate) indexed: &'a [String],
+    /// As they are written in statements, `staging."payments"`, and up to how many keys are looked up in it.
+    pub(crate) indexed: &'a [(String, u64)],
 }
 
 impl Runner<'_> {
     /// A join hands its keys down as a filter only up to a number of them. Where there is an index to look them up
     /// in, the number is raised; elsewhere so many would cost more than the scan they might save.
     pub(crate) fn run(&self, sql: &str) -> duckdb::Result<()> {
-        if !self.indexed.iter().any(|table| sql.contains(table.as_str())) {
+        let named = self.indexed.iter().filter(|(table, _)| sql.contains(table.as_str()));
+        let Some(keys) = named.map(|(_, keys)| *keys).max().filter(|keys| *keys > FILTER_KEYS_DEFAULT) else {
             return timed(self.connection, sql);
-        }
-        set_filter_keys(self.connection, LOOKUP_KEYS_MAX)?;
+        };
+        set_filter_keys(self.connection, keys)?;
         let result = timed(self.connection, sql);
         set_filter_keys(self.connection, FILTER_KEYS_DEFAULT)?;
         result

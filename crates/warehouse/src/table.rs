@@ -96,7 +96,7 @@ impl Table<'_> {
         )
     }
 
-    /// Sets aside the staging rows that the batch touches, with the columns that models read; none if it only inserts.
+    /// Sets aside the staging rows that the batch touches, with the columns whose old values matter; none if it only inserts.
     pub(crate) fn create_old(&self, needed: &[&str], only_inserts: bool) -> String {
         let columns = join(needed.iter().map(|c| Ident(c).to_string()), ", ");
         let scope = if only_inserts {

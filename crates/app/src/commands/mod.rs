@@ -21,7 +21,7 @@ use millrace_contract::{
 use millrace_pg::RunAs;
 
 use crate::{
-    cli::{Cli, Command, Init, MigrateCommand, ModelCommand, UserCommand},
+    cli::{Cli, Command, Init, MigrateCommand, ModelCommand, ProxyCommand, UserCommand},
     context::{self, Context, PLATFORM_DATABASE},
     control::Client,
     explain::{Explained, Usage, explain},
@@ -82,6 +82,7 @@ async fn dispatch(cli: Cli, environment: Environment, output: Output) -> anyhow:
         }
         Command::Load(options) => load::run(&load()?, &options).await,
         Command::Simulate(options) => load::simulate(&load()?, &options).await,
+        Command::Proxy(command) => proxy(&load()?, &command).await,
         Command::Migrate(command) => migrate(&load()?, &command).await,
         Command::Model(command) => model(&load()?, &command).await,
         Command::Report(command) => report::run(&load()?, &command).await,
@@ -214,10 +215,35 @@ fn log_files(context: &Context) -> Vec<(String, std::path::PathBuf)> {
     std::iter::once(("millrace".to_owned(), context.layout.platform_log())).chain(nodes).collect()
 }
 
+async fn proxy(context: &Context, command: &ProxyCommand) -> anyhow::Result<u8> {
+    let output = context.output;
+    let (work, database) = match command {
+        ProxyCommand::Show => {
+            let status: PlatformStatus = client(context).get("/status", SHORT).await?;
+            output.json(&status.proxy)?;
+            output.line(show::proxy(&status));
+            return Ok(0);
+        }
+        ProxyCommand::Pause { database } => ("pause", database),
+        ProxyCommand::Resume { database } => ("resume", database),
+        ProxyCommand::Reconnect { database } => ("reconnect", database),
+    };
+    let () = client(context).post(&format!("/proxy/{work}"), database, LONG).await?;
+    output.json(&serde_json::json!({ "done": work, "database": database }))?;
+    output.line(match command {
+        ProxyCommand::Pause { .. } => "no transaction runs; new ones wait until `millrace proxy resume`",
+        ProxyCommand::Resume { .. } => "transactions go on",
+        ProxyCommand::Reconnect { .. } | ProxyCommand::Show => "connections are replaced as their transactions end",
+    });
+    Ok(0)
+}
+
 async fn open_psql(context: &Context, options: &crate::cli::Psql) -> anyhow::Result<u8> {
     let database = context.pack.database.clone();
     let params = if options.target == "warehouse" {
         context.warehouse()?
+    } else if options.target == millrace_proxy::CONSOLE_DATABASE {
+        context.proxy_console()?
     } else {
         let port = node_port(context, &options.target).await?;
         context.superuser(port)?.to_database(database)
@@ -247,7 +273,7 @@ async fn node_port(context: &Context, target: &str) -> anyhow::Result<u16> {
     found.ok_or_else(|| {
         let names: Vec<_> = context.config.cluster.nodes.iter().map(|node| node.name.as_str()).collect();
         Usage(format!(
-            "there is no `{target}`\n  hint: one of primary, replica1, replica2, warehouse, {}",
+            "there is no `{target}`\n  hint: one of primary, replica1, replica2, warehouse, pgbouncer, {}",
             names.join(", ")
         ))
         .into()

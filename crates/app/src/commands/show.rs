@@ -130,6 +130,54 @@ pub(crate) fn status(status: &PlatformStatus, output: Output) -> String {
     text
 }
 
+/// The proxy's pools.
+pub(crate) fn proxy(status: &PlatformStatus) -> String {
+    let proxy = &status.proxy;
+    let up = status.now.since(status.started_at).as_secs_f64().max(1.0);
+    let each_ms = |time_us: u64, count: u64| {
+        if count == 0 { String::new() } else { format!("{:.2} ms", time_us as f64 / count as f64 / 1_000.0) }
+    };
+    let pools: Vec<Vec<String>> = proxy
+        .pools
+        .iter()
+        .map(|pool| {
+            vec![
+                pool.database.clone(),
+                pool.user.clone(),
+                if pool.read_only { "read-only" } else { "read-write" }.into(),
+                if pool.paused { "paused".into() } else { pool.mode.clone() },
+                pool.clients.to_string(),
+                pool.waiting.to_string(),
+                format!("{} of {}", pool.servers.saturating_sub(pool.idle), pool.size),
+                pool.idle.to_string(),
+                pool.transactions.to_string(),
+                format!("{:.1}", pool.transactions as f64 / up),
+                each_ms(pool.query_us, pool.queries),
+                each_ms(pool.wait_us, pool.transactions),
+            ]
+        })
+        .collect();
+    let mut text = table(
+        &[
+            "database",
+            "user",
+            "port",
+            "mode",
+            "clients",
+            "waiting",
+            "in use",
+            "idle",
+            "transactions",
+            "a second",
+            "a query",
+            "a wait",
+        ],
+        &pools,
+    );
+    text.push_str(&format!("{} clients · {} failed logins since the start", proxy.clients, proxy.failed_logins));
+    text
+}
+
 /// One line for each promise looked at.
 pub(crate) fn checks(checks: &[Check], output: Output) -> String {
     let width = checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);

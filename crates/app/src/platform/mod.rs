@@ -4,6 +4,7 @@ mod models;
 mod observe;
 mod operator;
 pub(crate) mod prepare;
+mod proxy;
 mod run;
 mod serve;
 

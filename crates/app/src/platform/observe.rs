@@ -33,6 +33,7 @@ pub(crate) struct Observatory {
     pub(crate) capture: watch::Receiver<CaptureStatus>,
     pub(crate) reader: Arc<dyn Reader>,
     pub(crate) writer: WriterHandle,
+    pub(crate) proxy: millrace_proxy::Handle,
     pub(crate) listeners: Vec<ListenerStatus>,
     /// Folders whose file systems matter; several on one count once.
     pub(crate) folders: Vec<PathBuf>,
@@ -48,6 +49,7 @@ impl Observatory {
         capture: watch::Receiver<CaptureStatus>,
         reader: Arc<dyn Reader>,
         writer: WriterHandle,
+        proxy: millrace_proxy::Handle,
         listeners: Vec<ListenerStatus>,
         folders: Vec<PathBuf>,
     ) -> Self {
@@ -60,6 +62,7 @@ impl Observatory {
             capture,
             reader,
             writer,
+            proxy,
             listeners,
             folders,
             book: Mutex::default(),
@@ -91,6 +94,7 @@ impl Observatory {
             last_run,
             disks: self.disks().await,
             listeners: self.listeners.clone(),
+            proxy: super::proxy::status(&self.proxy).await,
             memory_bytes: ps::own_memory_bytes(),
             findings: Vec::new(),
         };

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     observe::Observatory,
     operator::{Access, PlatformOperator},
-    prepare, serve,
+    prepare, proxy, serve,
 };
 use crate::{
     commands::load,
@@ -167,6 +167,7 @@ async fn live(
     let warehouse_address = (config.warehouse.listen, config.warehouse.port).into();
     let console_listener = serve::bind("console", console_address)?;
     let warehouse_listener = serve::bind("warehouse", warehouse_address)?;
+    let proxy_listeners = proxy::bind(context)?;
     let control_listener = control::bind(&context.layout.run())?;
 
     if start.recopy {
@@ -182,6 +183,8 @@ async fn live(
 
     let (supervisor, mut cluster) =
         Supervisor::new(context.cluster_spec()?, clock.clone()).map_err(|error| explain(&error, error.hint()))?;
+    let (topology, followed) = millrace_cluster::topology::channel();
+    let proxy = millrace_proxy::Proxy::start(proxy_listeners, proxy::options(context)?, followed)?;
     let cluster_token = cluster_tasks.token().clone();
     cluster_tasks.spawn("cluster", supervisor.run(cluster_token));
 
@@ -203,6 +206,7 @@ async fn live(
             capture_watch.clone(),
             reader.clone(),
             writer.clone(),
+            proxy.handle(),
             listeners(context),
             vec![context.layout.data().to_owned(), context.layout.warehouse()],
         ),
@@ -226,6 +230,8 @@ async fn live(
         prepared = Box::pin(prepared(context, start, &primary, &writer, &models)) => prepared?,
         () = stop.cancelled() => return Ok(()),
     };
+    // roles and databases are there: applications may come
+    proxy::spawn(proxy, topology, cluster, proxy::teller(context)?, services);
     operator.access.publish(&prepared.tables);
     let options = capture_options(context, &primary, prepared)?;
     spawn_capture(options, sink, command_receiver, capture_status, clock.clone(), services);
@@ -341,6 +347,11 @@ fn listeners(context: &Context) -> Vec<ListenerStatus> {
     let config = &context.config;
     vec![
         ListenerStatus { name: "console".into(), address: context.console_url() },
+        ListenerStatus { name: "proxy".into(), address: format!("{}:{}", config.proxy.listen, config.proxy.port) },
+        ListenerStatus {
+            name: "read-only".into(),
+            address: format!("{}:{}", config.proxy.listen, config.proxy.read_only_port),
+        },
         ListenerStatus {
             name: "warehouse".into(),
             address: format!("{}:{}", config.warehouse.listen, config.warehouse.port),

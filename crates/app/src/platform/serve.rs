@@ -67,6 +67,7 @@ pub(crate) async fn control(
         .route("/prove", post(prove))
         .route("/resync/{table}", post(resync))
         .route("/model/{work}", post(model))
+        .route("/proxy/{work}", post(proxy))
         .route("/report", post(report))
         .route("/user-changed", post(user_changed))
         .route("/down", post(down))
@@ -125,6 +126,41 @@ async fn resync(State(operator): Shared, Path(table): Path<String>) -> Result<Re
 
 async fn model(State(operator): Shared, Path(work): Path<ModelWork>) -> Result<Response, Refused> {
     Ok(Json(operator.model(work).await?).into_response())
+}
+
+/// What is asked of the proxy.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ProxyWork {
+    Pause,
+    Resume,
+    Reconnect,
+}
+
+/// A pause that transactions do not let happen is given up after this.
+const PAUSE_MAX: Duration = Duration::from_secs(120);
+
+async fn proxy(
+    State(operator): Shared,
+    Path(work): Path<ProxyWork>,
+    Json(database): Json<Option<String>>,
+) -> Result<Json<()>, Refused> {
+    let proxy = &operator.observatory.proxy;
+    let database = database.as_deref();
+    match work {
+        ProxyWork::Pause => {
+            if tokio::time::timeout(PAUSE_MAX, proxy.pause(database)).await.is_err() {
+                proxy.resume(database);
+                return Err(Refused(OperateError {
+                    message: format!("transactions still run after {} s; they go on", PAUSE_MAX.as_secs()),
+                    hint: Some("`millrace psql pgbouncer -- -c 'SHOW SERVERS'` shows whose they are".to_owned()),
+                }));
+            }
+        }
+        ProxyWork::Resume => proxy.resume(database),
+        ProxyWork::Reconnect => proxy.reconnect(database),
+    }
+    Ok(Json(()))
 }
 
 /// A console user was added, removed or got a new password: open sessions are checked at once.

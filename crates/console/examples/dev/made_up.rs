@@ -19,11 +19,33 @@ use millrace_contract::{
     report::{ChartKind, Dashboard, Drill, Format, Param, ParamType, Report, ReportCatalog, Tile},
     status::{
         CaptureState, CaptureStatus, DiskStatus, Finding, ListenerStatus, NodeRole, NodeState, NodeStatus,
-        PlatformStatus, RunStatus, Severity, SlotStatus,
+        PlatformStatus, PoolStatus, ProxyStatus, RunStatus, Severity, SlotStatus,
     },
 };
 
 const FIRST_RUN: i64 = 4200;
+
+fn pool(user: &str, read_only: bool, clients: u64, waiting: u64) -> PoolStatus {
+    PoolStatus {
+        database: "loans".into(),
+        user: user.into(),
+        read_only,
+        mode: "transaction".into(),
+        size: 25,
+        clients,
+        waiting,
+        longest_wait_ms: waiting * 1_200,
+        servers: clients / 8,
+        idle: if waiting > 0 { 0 } else { clients / 10 },
+        paused: false,
+        transactions: clients * 7_919,
+        queries: clients * 15_013,
+        query_us: clients * 15_013 * 640,
+        wait_us: waiting * 9_000_000,
+        received_bytes: clients * 1_204_811,
+        sent_bytes: clients * 9_611_003,
+    }
+}
 
 /// Users in memory, in a store that can be silenced.
 #[derive(Debug, Default)]
@@ -516,8 +538,15 @@ impl Operator for Source {
             }],
             listeners: vec![
                 ListenerStatus { name: "console".into(), address: "127.0.0.1:8400".into() },
+                ListenerStatus { name: "proxy".into(), address: "127.0.0.1:6432".into() },
+                ListenerStatus { name: "read-only".into(), address: "127.0.0.1:6433".into() },
                 ListenerStatus { name: "warehouse".into(), address: "127.0.0.1:5435".into() },
             ],
+            proxy: ProxyStatus {
+                clients: 214,
+                failed_logins: 3,
+                pools: vec![pool("app", false, 180, 2), pool("reporting", true, 34, 0)],
+            },
             memory_bytes: 412_000_000,
             findings: if self.beat() % 40 < 20 {
                 vec![]

@@ -78,6 +78,7 @@ pub(crate) fn page(
                         (entry("/reports", "Reports", page.current))
                         (entry("/runs", "Load runs", page.current))
                         (entry("/topology", "Topology", page.current))
+                        (entry("/proxy", "Proxy", page.current))
                     }
                     div.tools {
                         span.live id="live" role="status" aria-live="off" { span.dot {} span.word { "offline" } }
@@ -112,7 +113,7 @@ fn help() -> Markup {
         ("Esc", "Leave a chart, close a dialog"),
         ("d", "Show or hide the data of the current tile"),
         ("f", "Go to the filters"),
-        ("g, then o d r l t", "Go to overview, main dashboard, reports, load runs, topology"),
+        ("g, then o d r l t p", "Go to overview, main dashboard, reports, load runs, topology, proxy"),
         ("t", "Light or dark"),
         ("?", "This help"),
     ];

@@ -4,6 +4,7 @@ pub(crate) mod dashboard;
 pub(crate) mod home;
 pub(crate) mod layout;
 pub(crate) mod login;
+pub(crate) mod proxy;
 pub(crate) mod report;
 pub(crate) mod runs;
 pub(crate) mod topology;

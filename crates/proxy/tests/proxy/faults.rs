@@ -80,10 +80,10 @@ async fn a_lost_server_is_told_to_who_used_it_and_to_nobody_else() {
     text(&idle, "SELECT 1").await;
     open.batch_execute("BEGIN; SELECT 1 AS open").await.unwrap();
     let kill = async {
-        let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query ~ '^(SELECT pg_sleep|BEGIN; SELECT 1 AS open)' AND usename = 'postgres' AND pid <> pg_backend_pid()";
-        let mut killed = 0;
-        while killed < 2 {
-            killed += admin.query_one(kill, &[]).await.unwrap().get::<_, i64>(0);
+        // one after the other: the first is still listed while it dies
+        for query in ["SELECT pg_sleep", "BEGIN; SELECT 1 AS open"] {
+            let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE starts_with(query, $1)";
+            while admin.query_one(kill, &[&query]).await.unwrap().get::<_, i64>(0) == 0 {}
         }
     };
     let (slept, ()) = tokio::join!(busy.batch_execute("SELECT pg_sleep(60)"), kill);

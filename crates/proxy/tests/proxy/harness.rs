@@ -31,7 +31,6 @@ pub(crate) struct Rig {
 /// As many connections as a test wants, and the superuser's password known.
 pub(crate) fn pool_of(size: usize) -> Options {
     Options {
-        listen: vec![(([127, 0, 0, 1], 0).into(), Access::ReadWrite), (([127, 0, 0, 1], 0).into(), Access::ReadOnly)],
         pool: PoolLimits { size, reserve: 0, ..PoolLimits::default() },
         secrets: [("postgres".to_owned(), Secret::new(PASSWORD))].into(),
         ..Options::default()
@@ -63,7 +62,8 @@ impl Rig {
         let _already = tracing_subscriber::fmt().with_test_writer().try_init();
         options.server_tls = Some(server.client_tls());
         let (topology, watched) = watch::channel(alone(&server, 1, NodeHealth::Ready));
-        let proxy = Proxy::start(options, watched).await.unwrap();
+        let listeners = [Access::ReadWrite, Access::ReadOnly].map(|access| (listener(), access));
+        let proxy = Proxy::start(listeners, options, watched).unwrap();
         let addresses = proxy.addresses();
         let (handle, token) = (proxy.handle(), CancellationToken::new());
         let running = token.clone();
@@ -94,6 +94,12 @@ impl Rig {
     pub(crate) async fn pid(client: &Client) -> i32 {
         client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0)
     }
+}
+
+fn listener() -> std::net::TcpListener {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener
 }
 
 pub(crate) async fn connect(config: &Config) -> Result<Client, tokio_postgres::Error> {

@@ -1,6 +1,7 @@
 //! The proxy before a real PostgreSQL: what clients see through it is what they would see without it, and nothing of one
 //! client is there for another.
 
+mod admin;
 mod extended;
 mod faults;
 mod harness;

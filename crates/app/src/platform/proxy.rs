@@ -1,0 +1,149 @@
+//! The proxy as a part of the platform: what it is told from the configuration, and how its state is told on.
+
+use std::{net::TcpListener, sync::Arc};
+
+use anyhow::Context as _;
+use millrace_cluster::{
+    spec::{REPLICATOR, SUPERUSER},
+    topology::Teller,
+};
+use millrace_contract::status::{PoolStatus, ProxyStatus};
+use millrace_proxy::{
+    Access, AuthQuery, ClientLimits, ClientTls, Handle, Network, Options, PoolLimits, PoolMode, PoolView, Rule, Rules,
+};
+
+use super::serve;
+use crate::context::Context;
+
+/// Both ports, bound at once so that one in use is known before anything starts.
+pub(super) fn bind(context: &Context) -> anyhow::Result<Vec<(TcpListener, Access)>> {
+    let proxy = &context.config.proxy;
+    Ok(vec![
+        (serve::bind("proxy", (proxy.listen, proxy.port).into())?, Access::ReadWrite),
+        (serve::bind("proxy", (proxy.listen, proxy.read_only_port).into())?, Access::ReadOnly),
+    ])
+}
+
+/// Makes the topology that the proxy follows.
+pub(super) fn teller(context: &Context) -> anyhow::Result<Teller> {
+    let host = context.cluster_host();
+    let address = host.parse().with_context(|| format!("{host} is not an address"))?;
+    Ok(Teller::new(address, context.config.proxy.replica_lag_max_bytes))
+}
+
+/// What `[proxy]` says. Roles of the pack log in with the platform's secrets, other roles as the primary knows them.
+pub(super) fn options(context: &Context) -> anyhow::Result<Options> {
+    let config = &context.config.proxy;
+    let tls = context.config.tls();
+    let server_tls = tls.client_config()?;
+    let offered = tls.server_config(&[b"postgresql"])?;
+    let mut secrets: std::collections::BTreeMap<_, _> =
+        context.login_roles()?.into_iter().map(|(role, password, _)| (role, password)).collect();
+    secrets.insert(SUPERUSER.to_owned(), context.secrets.superuser.clone());
+    Ok(Options {
+        workers: config.workers,
+        clients: ClientLimits {
+            all: config.max_client_conn,
+            user: config.max_user_connections,
+            database: config.max_db_connections,
+        },
+        rules: rules(config)?,
+        pool: PoolLimits {
+            mode: match config.pool_mode {
+                millrace_config::PoolMode::Session => PoolMode::Session,
+                millrace_config::PoolMode::Transaction => PoolMode::Transaction,
+                millrace_config::PoolMode::Statement => PoolMode::Statement,
+            },
+            size: config.pool_size,
+            reserve: config.reserve_pool_size,
+            reserve_after: config.reserve_pool_timeout,
+            idle_min: config.min_pool_size,
+            lifetime: config.server_lifetime,
+            idle: config.server_idle_timeout,
+            wait: config.query_wait_timeout,
+            statements: config.max_prepared_statements,
+        },
+        client_tls: if config.require_tls { ClientTls::Require(offered) } else { ClientTls::Offer(offered) },
+        server_tls: Some(server_tls.clone()),
+        secrets,
+        admins: [SUPERUSER.to_owned()].into(),
+        auth_query: Some(AuthQuery {
+            user: SUPERUSER.to_owned(),
+            password: context.secrets.superuser.clone(),
+            database: "postgres".to_owned(),
+            tls: Some(server_tls),
+        }),
+        ..Options::default()
+    })
+}
+
+/// The servers let their superuser and the replicator in from this host alone, and the proxy is on it: so it must be the
+/// one to refuse them. From this host the superuser may use the proxy's console.
+fn rules(config: &millrace_config::Proxy) -> anyhow::Result<Rules> {
+    let network = |text: &str| Network::parse(text).with_context(|| format!("{text} is not a range of addresses"));
+    let here = ["127.0.0.0/8", "::1"].map(network).into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let allowed = config.allow.iter().map(|(address, prefix)| network(&format!("{address}/{prefix}")));
+    let users = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    Ok(Rules(vec![
+        Rule {
+            networks: here,
+            databases: vec![millrace_proxy::CONSOLE_DATABASE.to_owned()],
+            users: users(&[SUPERUSER]),
+            allow: true,
+        },
+        Rule { users: users(&[SUPERUSER, REPLICATOR]), allow: false, ..Rule::default() },
+        Rule { networks: allowed.collect::<anyhow::Result<_>>()?, allow: true, ..Rule::default() },
+    ]))
+}
+
+/// What the proxy holds now.
+pub(super) async fn status(handle: &Handle) -> ProxyStatus {
+    let (clients, failed_logins) = handle.logins();
+    let pools = handle.pools().await.iter().map(pool).collect();
+    ProxyStatus { clients: clients as u64, failed_logins, pools }
+}
+
+fn pool(view: &PoolView) -> PoolStatus {
+    let counts = &view.counts;
+    PoolStatus {
+        database: view.key.database.to_string(),
+        user: view.key.user.to_string(),
+        read_only: view.key.access == Access::ReadOnly,
+        mode: match view.limits.mode {
+            PoolMode::Session => "session",
+            PoolMode::Transaction => "transaction",
+            PoolMode::Statement => "statement",
+        }
+        .to_owned(),
+        size: view.limits.size as u64,
+        clients: view.clients as u64,
+        waiting: view.waiting as u64,
+        longest_wait_ms: u64::try_from(view.longest_wait.as_millis()).unwrap_or(u64::MAX),
+        servers: view.servers as u64,
+        idle: view.idle as u64,
+        paused: view.paused,
+        transactions: counts.transactions,
+        queries: counts.queries,
+        query_us: counts.query_us,
+        wait_us: counts.wait_us,
+        received_bytes: counts.received_bytes,
+        sent_bytes: counts.sent_bytes,
+    }
+}
+
+/// Serves until the platform ends.
+pub(super) fn spawn(
+    proxy: millrace_proxy::Proxy,
+    topology: tokio::sync::watch::Sender<Arc<millrace_contract::Topology>>,
+    cluster: tokio::sync::watch::Receiver<millrace_cluster::ClusterStatus>,
+    teller: Teller,
+    services: &mut millrace_base::Tasks,
+) {
+    let token = services.token().clone();
+    services.spawn("topology", async move {
+        millrace_cluster::topology::publish(cluster, teller, topology, token).await;
+        Ok::<_, std::convert::Infallible>(())
+    });
+    let token = services.token().clone();
+    services.spawn("proxy", proxy.run(token));
+}

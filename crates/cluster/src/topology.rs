@@ -1,0 +1,173 @@
+//! The cluster as those who connect to it may use it: made from the supervisor's status, followed by the proxy.
+//!
+//! Invariants: `epoch` grows with each other primary or timeline; a replica that fell behind comes back only when it
+//! has caught up to half of what is allowed, so that it does not come and go.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use millrace_contract::{
+    Topology, TopologyNode,
+    status::{NodeRole, NodeState, NodeStatus},
+    topology::{NodeHealth, TopologyWatch},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::status::ClusterStatus;
+
+/// Makes topologies, one after the other.
+#[derive(Debug)]
+pub struct Teller {
+    address: IpAddr,
+    /// Bytes.
+    replica_lag_max: u64,
+    epoch: u64,
+    /// Name and timeline of the primary of `epoch`.
+    primary: Option<(String, u32)>,
+    /// Replicas that fell behind.
+    behind: BTreeSet<String>,
+}
+
+impl Teller {
+    /// Of nodes that listen at `address`. Replicas more than `replica_lag_max` bytes behind get nothing new.
+    #[must_use]
+    pub fn new(address: IpAddr, replica_lag_max: u64) -> Self {
+        Self { address, replica_lag_max, epoch: 0, primary: None, behind: BTreeSet::new() }
+    }
+
+    /// What is true now.
+    pub fn tell(&mut self, status: &ClusterStatus) -> Topology {
+        let primary = status.nodes.iter().find(|node| node.role == NodeRole::Primary);
+        if let Some((name, timeline)) = primary.and_then(|node| Some((&node.name, node.timeline?)))
+            && self.primary.as_ref().is_none_or(|(n, t)| n != name || *t != timeline)
+        {
+            self.primary = Some((name.clone(), timeline));
+            self.epoch += 1;
+        }
+        let nodes = status.nodes.iter().map(|node| TopologyNode {
+            name: node.name.clone(),
+            role: node.role,
+            address: (self.address, node.port).into(),
+            host: self.address.to_string(),
+            timeline: node.timeline,
+            replay_lsn: node.lsn,
+            health: match node.role {
+                NodeRole::Primary => of_primary(node, status.primary_ready),
+                NodeRole::Replica => self.of_replica(node),
+            },
+        });
+        let nodes = nodes.collect();
+        Topology { epoch: self.epoch, nodes }
+    }
+
+    fn of_replica(&mut self, node: &NodeStatus) -> NodeHealth {
+        let before = self.behind.contains(&node.name);
+        let max = if before { self.replica_lag_max / 2 } else { self.replica_lag_max };
+        match (node.state, node.lag_bytes) {
+            (NodeState::Stopped | NodeState::Starting, _) => NodeHealth::Down,
+            (NodeState::Running, Some(lag)) if lag <= max && node.streaming == Some(true) => {
+                self.behind.remove(&node.name);
+                NodeHealth::Ready
+            }
+            // without a primary nobody knows how far it is behind: it stays what it was
+            (NodeState::Running, None) if !before => NodeHealth::Ready,
+            _ => {
+                self.behind.insert(node.name.clone());
+                NodeHealth::Draining
+            }
+        }
+    }
+}
+
+fn of_primary(node: &NodeStatus, ready: bool) -> NodeHealth {
+    match node.state {
+        NodeState::Stopped | NodeState::Starting => NodeHealth::Down,
+        NodeState::Running if ready => NodeHealth::Ready,
+        // it does not answer now: nothing new goes there, and what is there may come to its end
+        NodeState::Running | NodeState::Unresponsive => NodeHealth::Draining,
+    }
+}
+
+/// Tells each change of `status` until `token` is cancelled or the supervisor has ended.
+pub async fn publish(
+    mut status: watch::Receiver<ClusterStatus>,
+    mut teller: Teller,
+    topology: watch::Sender<Arc<Topology>>,
+    token: CancellationToken,
+) {
+    loop {
+        let told = teller.tell(&status.borrow_and_update());
+        topology.send_if_modified(|known| {
+            let changed = **known != told;
+            *known = Arc::new(told);
+            changed
+        });
+        // `changed` loses nothing when dropped
+        tokio::select! {
+            changed = status.changed() => if changed.is_err() { return },
+            () = token.cancelled() => return,
+        }
+    }
+}
+
+/// A sender, and what the proxy follows.
+#[must_use]
+pub fn channel() -> (watch::Sender<Arc<Topology>>, TopologyWatch) {
+    watch::channel(Arc::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, role: NodeRole, state: NodeState, lag_bytes: Option<u64>) -> NodeStatus {
+        NodeStatus {
+            name: name.to_owned(),
+            port: 5440,
+            role,
+            state,
+            pid: None,
+            since: None,
+            timeline: Some(1),
+            lsn: None,
+            lag_bytes,
+            streaming: (role == NodeRole::Replica).then_some(true),
+            doing: String::new(),
+        }
+    }
+
+    fn told(teller: &mut Teller, primary_ready: bool, nodes: Vec<NodeStatus>) -> (u64, Vec<NodeHealth>) {
+        let topology = teller.tell(&ClusterStatus { primary_ready, nodes, ..ClusterStatus::default() });
+        (topology.epoch, topology.nodes.iter().map(|node| node.health).collect())
+    }
+
+    #[test]
+    fn the_primary_is_ready_when_the_supervisor_says_so() {
+        let mut teller = Teller::new([127, 0, 0, 1].into(), 100);
+        let primary = |state| vec![node("a", NodeRole::Primary, state, None)];
+        assert_eq!(told(&mut teller, true, primary(NodeState::Running)), (1, vec![NodeHealth::Ready]));
+        assert_eq!(told(&mut teller, false, primary(NodeState::Running)), (1, vec![NodeHealth::Draining]));
+        assert_eq!(told(&mut teller, false, primary(NodeState::Unresponsive)), (1, vec![NodeHealth::Draining]));
+        assert_eq!(told(&mut teller, false, primary(NodeState::Stopped)), (1, vec![NodeHealth::Down]));
+        let mut other = primary(NodeState::Running);
+        other[0].timeline = Some(2);
+        assert_eq!(told(&mut teller, true, other), (2, vec![NodeHealth::Ready]));
+    }
+
+    #[test]
+    fn a_replica_that_fell_behind_comes_back_once_it_has_caught_up() {
+        let mut teller = Teller::new([127, 0, 0, 1].into(), 100);
+        let mut health = |lag, streaming| {
+            let mut replica = node("b", NodeRole::Replica, NodeState::Running, lag);
+            replica.streaming = Some(streaming);
+            told(&mut teller, true, vec![replica]).1[0]
+        };
+        assert_eq!(health(Some(100), true), NodeHealth::Ready);
+        assert_eq!(health(None, false), NodeHealth::Ready);
+        assert_eq!(health(Some(101), true), NodeHealth::Draining);
+        assert_eq!(health(Some(60), true), NodeHealth::Draining);
+        assert_eq!(health(None, true), NodeHealth::Draining);
+        assert_eq!(health(Some(50), true), NodeHealth::Ready);
+        assert_eq!(health(Some(0), false), NodeHealth::Draining);
+    }
+}
