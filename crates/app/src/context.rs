@@ -191,10 +191,15 @@ impl Context {
         })
     }
 
+    /// Where applications connect.
+    pub(crate) fn proxy_host(&self) -> String {
+        self.host(self.config.proxy.listen)
+    }
+
     /// The proxy's administration console.
     pub(crate) fn proxy_console(&self) -> anyhow::Result<ConnectParams> {
         let mut params = self.superuser(self.config.proxy.port)?;
-        params.host = self.host(self.config.proxy.listen);
+        params.host = self.proxy_host();
         Ok(params.to_database(millrace_proxy::CONSOLE_DATABASE))
     }
 

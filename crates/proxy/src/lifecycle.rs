@@ -275,7 +275,7 @@ impl Worker {
         let client_at = server.client.take();
         let pool_at = server.pool;
         let link = &server.link;
-        tracing::info!(node = %server.node.name, in_use = client_at.is_some(), owed = ?link.expect, "a server connection is lost");
+        tracing::info!(node = %server.node.name, in_use = client_at.is_some(), owed = link.expect.len(), "a server connection is lost");
         let partial = link.body_left > 0 || !server.line.stash.is_empty();
         // each of these is an answer that ends with ReadyForQuery
         let ends = link.expect.iter().filter(|e| matches!(e, Expect::Query(_) | Expect::Sync)).count();

@@ -124,7 +124,13 @@ pub(crate) async fn act(
     token: CancellationToken,
     on_progress: impl FnMut(&Progress),
 ) -> anyhow::Result<Progress> {
-    let params = ConnectParams { application_name: "millrace simulate".into(), ..context.as_role(CUSTOMER_ROLE)? };
+    // as an application would: by the proxy
+    let params = ConnectParams {
+        application_name: "millrace simulate".into(),
+        host: context.proxy_host(),
+        port: context.config.proxy.port,
+        ..context.as_role(CUSTOMER_ROLE)?
+    };
     millrace_workload::simulate(&params, &context.pack.simulate, Simulation::new(rate, seed), token, on_progress)
         .await
         .explained()

@@ -45,9 +45,9 @@ fn facts(status: &PlatformStatus) -> Markup {
             dl.facts {
                 div { dt { "Connected" } dd { (proxy.clients) } }
                 div { dt { "Waiting" } dd { @if waiting > 0 { span.state.busy { (waiting) } } @else { "0" } } }
-                div { dt { "Failed logins since the start" } dd { (proxy.failed_logins) } }
+                div { dt { "Failed logins" } dd { (proxy.failed_logins) } }
                 @for listener in addresses {
-                    div { dt { @if listener.name == "proxy" { "Read-write address" } @else { "Read-only address" } } dd { code { (listener.address) } } }
+                    div { dt { @if listener.name == "proxy" { "Read-write" } @else { "Read-only" } } dd { code { (listener.address) } } }
                 }
             }
         }
