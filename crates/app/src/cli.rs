@@ -274,4 +274,6 @@ pub(crate) enum BenchName {
     Capture,
     /// The dashboard's reports beside PostgreSQL, and the time of one batch
     Reports,
+    /// pgbench through the proxy beside PgBouncer
+    Proxy,
 }

@@ -67,7 +67,7 @@ impl RunAs {
 
     /// Makes `command` run as this user. When root, the standard library drops all
     /// supplementary groups together with the change of uid.
-    pub(crate) fn apply(&self, command: &mut std::process::Command) {
+    pub fn apply(&self, command: &mut std::process::Command) {
         if self.switch {
             command.uid(self.uid).gid(self.gid);
         }

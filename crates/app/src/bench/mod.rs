@@ -16,6 +16,7 @@ mod lab;
 mod native;
 mod ours;
 mod peer_star;
+mod proxy;
 mod reports;
 mod rows;
 mod source;
@@ -66,6 +67,7 @@ struct Measured {
 async fn measure(lab: &mut Lab, options: &Bench) -> anyhow::Result<Measured> {
     match options.name {
         BenchName::Capture => Box::pin(capture::measure(lab, options.rows)).await,
+        BenchName::Proxy => Box::pin(proxy::measure(lab)).await,
         BenchName::Reports => Box::pin(reports::measure(lab, options.rows)).await,
     }
 }

@@ -53,6 +53,15 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / TICKS_PER_SECOND
 }
 
+/// Resident memory of a process now, in KiB.
+#[expect(clippy::cast_precision_loss, reason = "a difference of them is shown with two digits")]
+pub(crate) fn resident_kib(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map_or(f64::NAN, |kib| kib as f64)
+}
+
 /// The greatest resident memory of this process since the last [`forget_peak`], in MiB.
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
 pub(crate) fn peak_mib() -> f64 {
