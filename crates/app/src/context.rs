@@ -102,7 +102,14 @@ impl Context {
             .map(|(name, value)| Setting::new(name, value, "from [postgres.settings] of millrace.toml"))
             .collect();
         let mebibytes = config.capture.slot_retention_max_bytes.div_ceil(1 << 20);
-        let limits = Limits { max_slot_wal_keep_mb: u32::try_from(mebibytes).unwrap_or(u32::MAX), ..Limits::default() };
+        // room for four full pools beside the platform's own connections
+        let pool = config.proxy.pool_size + config.proxy.reserve_pool_size;
+        let max_connections = u32::try_from(40 + 4 * pool).unwrap_or(u32::MAX).max(100);
+        let limits = Limits {
+            max_connections,
+            max_slot_wal_keep_mb: u32::try_from(mebibytes).unwrap_or(u32::MAX),
+            ..Limits::default()
+        };
         let spec = ClusterSpec {
             nodes: config
                 .cluster

@@ -24,6 +24,17 @@ use millrace_config::Environment;
 
 use crate::{explain::Usage, output::Output};
 
+/// The proxy's clients take a descriptor each, and the usual soft limit is 1,024. Where the system does not
+/// allow more, what it has must do.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let environment = Environment::read();
@@ -35,6 +46,7 @@ fn main() -> ExitCode {
         output.note(format!("millrace: {error}"));
         return ExitCode::from(2);
     }
+    raise_file_limit();
     match commands::run(cli, environment, output) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

@@ -50,7 +50,6 @@ impl Teller {
             address: (self.address, node.port).into(),
             host: self.address.to_string(),
             timeline: node.timeline,
-            replay_lsn: node.lsn,
             health: match node.role {
                 NodeRole::Primary => of_primary(node, status.primary_ready),
                 NodeRole::Replica => self.of_replica(node),

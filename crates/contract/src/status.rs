@@ -216,8 +216,10 @@ pub struct PoolStatus {
     pub paused: bool,
     pub transactions: u64,
     pub queries: u64,
-    /// Time in queries, and time that clients waited for a connection.
+    /// Time in queries.
     pub query_us: u64,
+    /// How often a client had to wait for a connection, and how long all did together.
+    pub waits: u64,
     pub wait_us: u64,
     pub received_bytes: u64,
     pub sent_bytes: u64,

@@ -5,7 +5,6 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use millrace_base::Lsn;
 use tokio::sync::watch;
 
 use crate::status::NodeRole;
@@ -27,8 +26,6 @@ pub struct TopologyNode {
     /// The host name that the server's certificate is checked against.
     pub host: String,
     pub timeline: Option<u32>,
-    /// Written (primary) or replayed (replica) up to here, when last looked at.
-    pub replay_lsn: Option<Lsn>,
     pub health: NodeHealth,
 }
 
@@ -66,7 +63,6 @@ mod tests {
             address: ([127, 0, 0, 1], 5440).into(),
             host: "localhost".to_owned(),
             timeline: None,
-            replay_lsn: None,
             health,
         };
         let found = |role, health| Topology { epoch: 1, nodes: vec![node(role, health)] }.primary().is_some();

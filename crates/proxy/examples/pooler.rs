@@ -25,7 +25,6 @@ async fn main() -> anyhow::Result<()> {
         address,
         host: "localhost".to_owned(),
         timeline: None,
-        replay_lsn: None,
         health: NodeHealth::Ready,
     };
     let (_keep, topology) = watch::channel(Arc::new(Topology { epoch: 1, nodes: vec![node] }));

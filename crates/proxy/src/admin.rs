@@ -98,7 +98,8 @@ async fn answer(handle: &Handle, user: &str, text: &str, out: &mut Vec<u8>) {
         AdminCommand::Pause(database) => {
             // a transaction that goes on and on would keep the console for ever
             match tokio::time::timeout(PAUSE_MAX, handle.pause(database.as_deref())).await {
-                Ok(()) => message::complete(out, "PAUSE"),
+                Ok(Ok(())) => message::complete(out, "PAUSE"),
+                Ok(Err(error)) => message::error(out, Severity::Error, "55000", &error.to_string(), ""),
                 Err(_) => {
                     let text = format!("transactions still run after {} s; new ones wait", PAUSE_MAX.as_secs());
                     message::error(out, Severity::Error, "55006", &text, "RESUME, or wait for SHOW POOLS to be quiet");

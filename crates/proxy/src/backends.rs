@@ -102,7 +102,6 @@ mod tests {
             address: ([127, 0, 0, 1], port).into(),
             host: "localhost".to_owned(),
             timeline: None,
-            replay_lsn: None,
             health: *health,
         });
         Backends::new(Arc::new(Topology { epoch, nodes: nodes.collect() }))

@@ -23,6 +23,7 @@ mod link;
 mod login;
 mod message;
 mod options;
+mod pause;
 mod peer;
 mod pool;
 mod proxy;
@@ -45,7 +46,7 @@ pub use crate::{
     link::PoolMode,
     options::{ClientTls, Options},
     pool::{Counts, PoolKey, PoolLimits},
-    proxy::{Handle, Proxy, ProxyError},
+    proxy::{Handle, PauseError, Proxy, ProxyError},
     users::AuthQuery,
     view::{Activity, ClientView, PoolView, ServerView, WorkerView},
 };

@@ -39,11 +39,23 @@ pub enum ProxyError {
     Listen(#[source] io::Error),
     #[error("the proxy cannot start its workers")]
     Workers(#[source] io::Error),
-    #[error("the proxy cannot accept connections")]
-    Accept(#[source] io::Error),
     #[error("a worker of the proxy has stopped")]
     WorkerStopped,
 }
+
+/// Why a database is not paused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PauseError {
+    #[error("no client has connected to a database \"{0}\"")]
+    Unknown(String),
+    #[error("it was resumed before the pause was complete")]
+    Resumed,
+}
+
+/// What the console puts behind the name of a database's read-only part.
+pub(crate) const READ_ONLY_SUFFIX: &str = ":ro";
+/// A worker answers between two turns of its loop.
+const INSPECT_MAX: Duration = Duration::from_secs(2);
 
 /// What logins and workers share.
 #[derive(Debug)]
@@ -263,36 +275,58 @@ impl Proxy {
 }
 
 impl Handle {
-    /// What each worker holds now.
+    /// What each worker holds now; nothing of one that does not answer.
     pub async fn view(&self) -> Vec<WorkerView> {
+        self.inspect(false).await
+    }
+
+    async fn inspect(&self, pools_alone: bool) -> Vec<WorkerView> {
         let mut views = Vec::new();
         for worker in &self.shared.workers {
             let (sender, answer) = oneshot::channel();
-            if worker.send(Inbox::Inspect(sender)) {
-                views.extend(answer.await);
+            if worker.send(Inbox::Inspect { pools_alone, answer: sender }) {
+                match tokio::time::timeout(INSPECT_MAX, answer).await {
+                    Ok(answered) => views.extend(answered),
+                    Err(_) => tracing::error!("a worker of the proxy does not answer"),
+                }
             }
         }
         views
     }
 
-    /// Holds back statements for a database, or all, and waits until no server is in use.
-    pub async fn pause(&self, database: Option<&str>) {
+    /// Holds back statements for a database, or all, and waits until no server is in use: clients that keep their
+    /// connection are waited for until they leave.
+    ///
+    /// # Errors
+    /// If nobody has connected to such a database, or if it is resumed before the pause is complete.
+    pub async fn pause(&self, database: Option<&str>) -> Result<(), PauseError> {
+        let database = database.map(|name| name.strip_suffix(READ_ONLY_SUFFIX).unwrap_or(name));
+        if let Some(name) = database
+            && !self.pools().await.iter().any(|pool| *pool.key.database == *name)
+        {
+            return Err(PauseError::Unknown(name.to_owned()));
+        }
         let (done, mut all) = mpsc::channel(1);
         for worker in &self.shared.workers {
             worker.send(Inbox::Command(Command::Pause { database: database.map(Into::into), done: done.clone() }));
         }
         drop(done);
         // ends when the last worker has dropped its sender
-        while all.recv().await.is_some() {}
+        match all.recv().await {
+            None => Ok(()),
+            Some(()) => Err(PauseError::Resumed),
+        }
     }
 
     /// Lets statements go on.
     pub fn resume(&self, database: Option<&str>) {
+        let database = database.map(|name| name.strip_suffix(READ_ONLY_SUFFIX).unwrap_or(name));
         self.command(&Command::Resume { database: database.map(Into::into) });
     }
 
     /// Replaces the connections to servers, each when its transaction ends.
     pub fn reconnect(&self, database: Option<&str>) {
+        let database = database.map(|name| name.strip_suffix(READ_ONLY_SUFFIX).unwrap_or(name));
         self.command(&Command::Reconnect { database: database.map(Into::into) });
     }
 
@@ -314,7 +348,7 @@ impl Handle {
 
     /// The pools, each put together from the workers' parts.
     pub async fn pools(&self) -> Vec<crate::PoolView> {
-        admin::merged(&self.view().await)
+        admin::merged(&self.inspect(true).await)
     }
 
     /// Clients connected, and logins failed since the start.
@@ -355,7 +389,6 @@ async fn average(shared: Arc<Shared>, token: CancellationToken) -> Result<(), st
 
 /// Logins at the same time: those that take longer than others are not to keep all others out.
 const LOGINS_MAX: usize = 2_000;
-const ACCEPT_FAILURES_MAX: u32 = 100;
 
 async fn accept(
     shared: Arc<Shared>,
@@ -364,7 +397,7 @@ async fn accept(
     token: CancellationToken,
 ) -> Result<(), ProxyError> {
     let mut tasks = Tasks::new(token.clone());
-    let (mut logins, mut failures) = (0, 0);
+    let (mut logins, mut failures) = (0, 0u64);
     loop {
         // accept and join_next lose nothing when dropped
         tokio::select! {
@@ -387,11 +420,10 @@ async fn accept(
                 }
                 Err(error) => {
                     failures += 1;
-                    if failures >= ACCEPT_FAILURES_MAX {
-                        return Err(ProxyError::Accept(error));
+                    // out of file descriptors, or a client that has gone: others must have time to end
+                    if failures == 1 {
+                        tracing::error!(%error, "the proxy cannot accept connections for now");
                     }
-                    // out of file descriptors: give others time to end
-                    tracing::warn!(%error, "the proxy cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }

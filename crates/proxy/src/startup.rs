@@ -125,7 +125,12 @@ fn options(text: &str) -> Result<Vec<(String, String)>, StartupError> {
             },
         };
         let (name, value) = setting.split_once('=').ok_or_else(|| StartupError::Option(setting.clone()))?;
-        settings.push((name.replace('-', "_"), value.to_owned()));
+        let name = name.replace('-', "_");
+        // settings go to the server beside these words of the protocol, and must not be taken for one
+        if matches!(name.as_str(), "user" | "database" | "options" | "replication") || name.starts_with("_pq_") {
+            return Err(StartupError::Option(setting));
+        }
+        settings.push((name, value.to_owned()));
     }
     Ok(settings)
 }

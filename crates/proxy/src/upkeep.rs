@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     backends::{Backends, Fit},
     message::Severity,
+    pool::Pool,
     view::{ClientView, PoolView, ServerView, WorkerView},
     worker::{Command, Worker},
 };
@@ -14,11 +15,16 @@ impl Worker {
     pub(crate) fn tick(&mut self) {
         for at in 0..self.pools.len() {
             let Some(pool) = self.pools.get(at) else { continue };
-            let seconds = pool.limits.wait.as_secs();
+            let (seconds, paused) = (pool.limits.wait.as_secs(), pool.paused);
             for client in pool.overdue(self.now) {
-                let text = format!("no server connection was free within {seconds} s");
-                let hint =
-                    "more clients work at once than the pool has connections: shorten transactions, or raise pool_size";
+                let (text, hint) = if paused {
+                    (format!("the database is paused, for more than {seconds} s"), "its operator resumes it")
+                } else {
+                    (
+                        format!("no server connection was free within {seconds} s"),
+                        "more clients work at once than the pool has connections: shorten transactions, or raise pool_size",
+                    )
+                };
                 self.refuse_waiting(client, "53300", &text, hint);
             }
             self.close_spent(at);
@@ -73,15 +79,19 @@ impl Worker {
     pub(crate) fn command(&mut self, command: Command) {
         match command {
             Command::Pause { database, done } => {
-                self.set_paused(database.as_ref(), true);
-                self.paused.push(database);
-                self.pausing.push(done);
+                self.pauses.pause(database.as_ref());
+                self.pausing.push((database, done));
+                self.take_pauses();
                 self.note_paused();
             }
             Command::Resume { database } => {
-                self.paused.retain(|paused| database.is_some() && *paused != database);
-                self.pausing.clear();
-                self.set_paused(database.as_ref(), false);
+                self.pauses.resume(database.as_ref());
+                self.take_pauses();
+                let touched = |of: &Option<Arc<str>>| of.is_none() || database.is_none() || *of == database;
+                for (_, done) in self.pausing.extract_if(.., |(of, _)| touched(of)) {
+                    // whoever waits may have gone; one word is enough
+                    let _told = done.try_send(());
+                }
                 self.serve_waiting();
             }
             Command::Reconnect { database } => {
@@ -100,11 +110,9 @@ impl Worker {
         (0..self.pools.len()).filter(|at| self.pools.get(*at).is_some_and(named)).collect()
     }
 
-    fn set_paused(&mut self, database: Option<&Arc<str>>, paused: bool) {
-        for at in self.pools_of(database) {
-            if let Some(pool) = self.pools.get_mut(at) {
-                pool.paused = paused;
-            }
+    fn take_pauses(&mut self) {
+        for pool in &mut self.pools {
+            pool.paused = self.pauses.holds(&pool.key.database);
         }
     }
 
@@ -112,6 +120,7 @@ impl Worker {
     fn serve_waiting(&mut self) {
         for at in 0..self.pools.len() {
             while let Some(pool) = self.pools.get_mut(at)
+                && !pool.paused
                 && !pool.waiting.is_empty()
                 && let Some(server) = pool.idle.pop()
             {
@@ -121,12 +130,12 @@ impl Worker {
         }
     }
 
-    /// Tells whoever asked for a pause when no paused pool has a server in use.
+    /// Tells whoever asked for a pause when none of its pools has a server in use.
     pub(crate) fn note_paused(&mut self) {
-        let quiet = self.pools.iter().filter(|pool| pool.paused).all(|pool| pool.idle.len() == pool.owned);
-        if quiet {
-            self.pausing.clear();
-        }
+        let busy = |of: &Option<Arc<str>>, pool: &Pool| {
+            of.as_ref().is_none_or(|database| *database == pool.key.database) && pool.idle.len() < pool.owned
+        };
+        self.pausing.retain(|(of, _)| self.pools.iter().any(|pool| pool.paused && busy(of, pool)));
     }
 
     /// Ends all clients and servers.
@@ -142,11 +151,17 @@ impl Worker {
     }
 
     /// What an operator is shown.
-    pub(crate) fn view(&self) -> WorkerView {
+    pub(crate) fn view(&self, pools_alone: bool) -> WorkerView {
+        let mut of_pool = vec![0; self.pools.len()];
+        for (_, client) in &self.clients {
+            if let Some(count) = of_pool.get_mut(client.pool) {
+                *count += 1;
+            }
+        }
         let pools = self.pools.iter().enumerate().map(|(at, pool)| PoolView {
             key: pool.key.clone(),
             limits: pool.limits,
-            clients: self.clients.iter().filter(|(_, client)| client.pool == at).count(),
+            clients: of_pool.get(at).copied().unwrap_or(0),
             waiting: pool.waiting.len(),
             longest_wait: pool.waiting.front().map_or(Duration::ZERO, |w| self.now.saturating_sub(w.since)),
             servers: pool.owned,
@@ -155,6 +170,10 @@ impl Worker {
             paused: pool.paused,
             counts: pool.counts,
         });
+        let pools: Vec<PoolView> = pools.collect();
+        if pools_alone {
+            return WorkerView { pools, ..WorkerView::default() };
+        }
         let clients = self.clients.iter().map(|(at, client)| ClientView {
             pid: self.client_pid(at),
             peer: client.peer,
@@ -172,6 +191,6 @@ impl Worker {
             pinned: server.link.pinned,
             age: self.now.saturating_sub(server.opened),
         });
-        WorkerView { pools: pools.collect(), clients: clients.collect(), servers: servers.collect() }
+        WorkerView { pools, clients: clients.collect(), servers: servers.collect() }
     }
 }

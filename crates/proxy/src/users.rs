@@ -48,6 +48,15 @@ pub(crate) struct Users {
     clock: Arc<dyn Clock>,
 }
 
+/// Why nothing is known about a user now.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error("there is no primary to ask")]
+    NoPrimary,
+    #[error(transparent)]
+    Server(#[from] millrace_pg::PgError),
+}
+
 #[derive(Debug)]
 struct Cached {
     /// `None`: there is no such user, or it may not log in by password.
@@ -131,10 +140,10 @@ impl Users {
         }
     }
 
-    async fn ask(&self, user: &str) -> Result<Option<Verifier>, millrace_pg::PgError> {
+    async fn ask(&self, user: &str) -> Result<Option<Verifier>, AskError> {
         let Some(query) = &self.query else { return Ok(None) };
         let node = self.backends.borrow().choose(Access::ReadWrite, |_| 0);
-        let Some(node) = node else { return Ok(None) };
+        let Some(node) = node else { return Err(AskError::NoPrimary) };
         let mut connection = self.connection.lock().await;
         if let Some(open) = connection.as_ref().filter(|open| !open.is_closed())
             && let Ok(rows) = open.query(QUERY, &[&user]).await
@@ -151,7 +160,7 @@ impl Users {
             application_name: "millrace proxy".to_owned(),
         };
         let open = connection.insert(connect(&params, DEADLINE).await?);
-        let rows = open.query(QUERY, &[&user]).await?;
+        let rows = open.query(QUERY, &[&user]).await.map_err(millrace_pg::PgError::from)?;
         Ok(rows.first().and_then(|row| Verifier::parse(row.get(0))))
     }
 

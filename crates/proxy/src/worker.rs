@@ -20,6 +20,7 @@ use tokio::sync::{mpsc as control, oneshot};
 use crate::{
     backends::{Backends, Node},
     link::Session,
+    pause::Pauses,
     peer::{CancelKey, Client, ClientState, Line, Server},
     pool::{Pool, PoolKey, PoolLimits, PoolShared},
     settings::Settings,
@@ -53,14 +54,18 @@ pub(crate) enum Inbox {
     },
     Backends(Arc<Backends>),
     Command(Command),
-    Inspect(oneshot::Sender<WorkerView>),
+    /// All that it holds, or the pools alone.
+    Inspect {
+        pools_alone: bool,
+        answer: oneshot::Sender<WorkerView>,
+    },
     Stop,
 }
 
 /// What an operator asks for; for one database, or all.
 #[derive(Debug, Clone)]
 pub(crate) enum Command {
-    /// New statements wait; `done` is dropped when no server is in use.
+    /// New statements wait; `done` is dropped when no server is in use, and told if they go on before.
     Pause {
         database: Option<Arc<str>>,
         done: control::Sender<()>,
@@ -181,9 +186,9 @@ pub(crate) struct Worker {
     /// Clients (`false`) and servers (`true`) that are to be received from although no event tells so.
     pub(crate) again: VecDeque<(usize, bool)>,
     pub(crate) serial: u64,
-    pub(crate) pausing: Vec<control::Sender<()>>,
-    /// Databases paused; `None` is all.
-    pub(crate) paused: Vec<Option<Arc<str>>>,
+    /// Who waits for a pause to be complete, and of which database; `None` is all.
+    pub(crate) pausing: Vec<(Option<Arc<str>>, control::Sender<()>)>,
+    pub(crate) pauses: Pauses,
 }
 
 /// A worker that is not yet on its thread.
@@ -236,7 +241,7 @@ impl Seed {
             again: VecDeque::new(),
             serial: 0,
             pausing: Vec::new(),
-            paused: Vec::new(),
+            pauses: Pauses::default(),
         };
         worker.run()
     }
@@ -321,9 +326,9 @@ impl Worker {
             Inbox::Cancelled { server, serial } => self.cancelled(server, serial),
             Inbox::Backends(backends) => self.follow(backends),
             Inbox::Command(command) => self.command(command),
-            Inbox::Inspect(answer) => {
+            Inbox::Inspect { pools_alone, answer } => {
                 // whoever asked may have given up
-                let _gone = answer.send(self.view());
+                let _gone = answer.send(self.view(pools_alone));
             }
             Inbox::Stop => {}
         }
@@ -335,7 +340,7 @@ impl Worker {
             return *at;
         }
         let mut pool = Pool::new(key.clone(), limits, shared.clone());
-        pool.paused = self.paused.iter().any(|p| p.as_ref().is_none_or(|database| *database == key.database));
+        pool.paused = self.pauses.holds(&key.database);
         self.pools.push(pool);
         self.pool_index.insert(key.clone(), self.pools.len() - 1);
         self.pools.len() - 1

@@ -169,10 +169,12 @@ impl Batch {
         })
     }
 
-    /// So few changes that one engine thread is quicker than several.
+    /// So few changes that one engine thread is quicker than several. What a change of a shared row may reach is not
+    /// known before.
     pub(crate) fn is_small(&self) -> bool {
         let rows: u64 = self.touched.values().map(|t| t.facts.rows).sum();
-        self.kind == RunKind::Changes && rows < ONE_THREAD_ROWS_MAX
+        let whole = !self.retyped.is_empty() || self.touched.values().any(|t| t.truncated);
+        self.kind == RunKind::Changes && !whole && rows < ONE_THREAD_ROWS_MAX
     }
 
     pub(crate) fn kind(&self) -> &RunKind {

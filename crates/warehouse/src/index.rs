@@ -19,8 +19,8 @@ use crate::{error::WarehouseError, records::Known};
 pub(crate) const ROWS_MIN: u64 = 2_000_000;
 /// Up to so many keys of a join are looked up at all: DuckDB's `index_scan_max_count` is 2,048.
 const LOOKUP_KEYS_MAX: u64 = 2_000;
-/// A key costs about 35 µs, a scanned row 20 ns.
-const ROWS_PER_LOOKUP: u64 = 1_750;
+/// As many at the least number of rows with an index, and more in proportion: a key costs about 35 µs, a scanned row 20 ns.
+const LOOKUP_KEYS_AT_MIN: u64 = 1_000;
 /// The tables are counted again after so many batches.
 const COUNT_EVERY: u32 = 64;
 /// A column is worth an index if a value of it stands for no more rows, on average.
@@ -89,7 +89,9 @@ impl Indexes {
     /// Tables that have an index, as statements write them, and up to how many keys a join looks up in it.
     pub(crate) fn indexed(&self) -> Vec<(String, u64)> {
         let indexed = self.tables.iter().filter(|(_, tended)| tended.indexed);
-        let keys = |rows: u64| (rows / ROWS_PER_LOOKUP).min(LOOKUP_KEYS_MAX);
+        let keys = |rows: u64| {
+            (LOOKUP_KEYS_AT_MIN.saturating_mul(rows) / self.rows_min.max(1)).clamp(LOOKUP_KEYS_AT_MIN, LOOKUP_KEYS_MAX)
+        };
         indexed.map(|((schema, table), tended)| (format!("{schema}.{}", Ident(table)), keys(tended.rows))).collect()
     }
 

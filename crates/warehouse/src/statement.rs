@@ -34,9 +34,9 @@ impl Runner<'_> {
             return timed(self.connection, sql);
         };
         set_filter_keys(self.connection, keys)?;
-        let result = timed(self.connection, sql);
-        set_filter_keys(self.connection, FILTER_KEYS_DEFAULT)?;
-        result
+        timed(self.connection, sql)?;
+        // after an error it is set back with everything else, when the transaction has ended
+        set_filter_keys(self.connection, FILTER_KEYS_DEFAULT)
     }
 }
 
@@ -44,27 +44,15 @@ fn set_filter_keys(connection: &Connection, keys: u64) -> duckdb::Result<()> {
     connection.execute_batch(&format!("set dynamic_or_filter_threshold = {keys}"))
 }
 
-/// While it lives, the engine works with one thread.
-pub(crate) struct OneThread<'a> {
-    connection: &'a Connection,
-    /// What it is set back to.
-    threads: usize,
+/// Has the engine work with one thread; [`restore`] ends that.
+pub(crate) fn one_thread(connection: &Connection) -> duckdb::Result<()> {
+    set_threads(connection, 1)
 }
 
-impl<'a> OneThread<'a> {
-    pub(crate) fn hold(connection: &'a Connection, threads: usize) -> duckdb::Result<Self> {
-        set_threads(connection, 1)?;
-        Ok(Self { connection, threads })
-    }
-}
-
-impl Drop for OneThread<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = set_threads(self.connection, self.threads) {
-            // the engine has given up, or is about to: what opens it again sets it anew
-            tracing::warn!(%error, "the engine stays at one thread");
-        }
-    }
+/// Sets back what a batch has changed, outside any transaction: in one that failed the engine takes no setting.
+pub(crate) fn restore(connection: &Connection, threads: usize) -> duckdb::Result<()> {
+    set_filter_keys(connection, FILTER_KEYS_DEFAULT)?;
+    set_threads(connection, threads)
 }
 
 fn set_threads(connection: &Connection, threads: usize) -> duckdb::Result<()> {

@@ -25,8 +25,7 @@ use crate::{
     error::{Trouble, WarehouseError},
     force::{Held, HeldModel, Kept, in_force},
     index::Indexes,
-    records,
-    statement::OneThread,
+    records, statement,
     writer::{Built, Command, InForce, Outside, Reply},
 };
 
@@ -273,6 +272,7 @@ impl Writer {
         };
         match result {
             Ok(applied) => {
+                self.restore();
                 self.fatal_in_a_row = 0;
                 self.engine.confirm(self.clock.wall());
                 if kind != RunKind::Changes {
@@ -289,6 +289,7 @@ impl Writer {
             }
             Err(error) => {
                 self.roll_back_transaction();
+                self.restore();
                 let failure = batch::Failure { run_id, kind: kind.name(), started_at, error: batch::words(&error) };
                 // where there is no room, no line a second about that
                 if !error.is_for_want_of_the_engine()
@@ -303,10 +304,18 @@ impl Writer {
     }
 
     fn apply(&mut self, batch: Batch, end: &BatchEnd) -> Result<Applied, BatchError> {
-        let threads = self.engine.threads();
-        let one_thread = (threads > 1 && batch.is_small()).then(|| OneThread::hold(&self.connection, threads));
-        let _one_thread = one_thread.transpose()?;
+        if batch.is_small() && self.engine.threads() > 1 {
+            statement::one_thread(&self.connection)?;
+        }
         batch.commit(&self.connection, &mut self.state, end, &*self.clock)
+    }
+
+    /// Ends what a batch has set for itself.
+    fn restore(&mut self) {
+        if let Err(error) = statement::restore(&self.connection, self.engine.threads()) {
+            tracing::warn!(%error, "the engine's settings stay those of a batch");
+            self.suspect = true;
+        }
     }
 
     /// What capture is told of a failed batch. A model at fault is held first, so that the next try goes without.

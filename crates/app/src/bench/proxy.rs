@@ -81,7 +81,6 @@ fn start_ours(server: SocketAddr, password: Secret, tasks: &mut Tasks) -> anyhow
         address: server,
         host: "localhost".to_owned(),
         timeline: None,
-        replay_lsn: None,
         health: NodeHealth::Ready,
     };
     let (topology, followed) = watch::channel(Arc::new(Topology { epoch: 1, nodes: vec![node] }));

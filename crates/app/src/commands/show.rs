@@ -153,7 +153,7 @@ pub(crate) fn proxy(status: &PlatformStatus) -> String {
                 pool.transactions.to_string(),
                 format!("{:.1}", pool.transactions as f64 / up),
                 each_ms(pool.query_us, pool.queries),
-                each_ms(pool.wait_us, pool.transactions),
+                each_ms(pool.wait_us, pool.waits),
             ]
         })
         .collect();

@@ -9,7 +9,7 @@ use millrace_cluster::{
 };
 use millrace_contract::status::{PoolStatus, ProxyStatus};
 use millrace_proxy::{
-    Access, AuthQuery, ClientLimits, ClientTls, Handle, Network, Options, PoolLimits, PoolMode, PoolView, Rule, Rules,
+    Access, ClientLimits, ClientTls, Handle, Network, Options, PoolLimits, PoolMode, PoolView, Rule, Rules,
 };
 
 use super::serve;
@@ -31,7 +31,7 @@ pub(super) fn teller(context: &Context) -> anyhow::Result<Teller> {
     Ok(Teller::new(address, context.config.proxy.replica_lag_max_bytes))
 }
 
-/// What `[proxy]` says. Roles of the pack log in with the platform's secrets, other roles as the primary knows them.
+/// What `[proxy]` says. The pack's roles log in with the platform's secrets.
 pub(super) fn options(context: &Context) -> anyhow::Result<Options> {
     let config = &context.config.proxy;
     let tls = context.config.tls();
@@ -64,15 +64,11 @@ pub(super) fn options(context: &Context) -> anyhow::Result<Options> {
             statements: config.max_prepared_statements,
         },
         client_tls: if config.require_tls { ClientTls::Require(offered) } else { ClientTls::Offer(offered) },
-        server_tls: Some(server_tls.clone()),
+        server_tls: Some(server_tls),
         secrets,
         admins: [SUPERUSER.to_owned()].into(),
-        auth_query: Some(AuthQuery {
-            user: SUPERUSER.to_owned(),
-            password: context.secrets.superuser.clone(),
-            database: "postgres".to_owned(),
-            tls: Some(server_tls),
-        }),
+        // the servers let nobody in but the pack's roles, whose passwords are known
+        auth_query: None,
         ..Options::default()
     })
 }
@@ -81,7 +77,8 @@ pub(super) fn options(context: &Context) -> anyhow::Result<Options> {
 /// one to refuse them. From this host the superuser may use the proxy's console.
 fn rules(config: &millrace_config::Proxy) -> anyhow::Result<Rules> {
     let network = |text: &str| Network::parse(text).with_context(|| format!("{text} is not a range of addresses"));
-    let here = ["127.0.0.0/8", "::1"].map(network).into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let own = config.listen.to_string();
+    let here = ["127.0.0.0/8", "::1", &own].map(network).into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     let allowed = config.allow.iter().map(|(address, prefix)| network(&format!("{address}/{prefix}")));
     let users = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     Ok(Rules(vec![
@@ -125,6 +122,7 @@ fn pool(view: &PoolView) -> PoolStatus {
         transactions: counts.transactions,
         queries: counts.queries,
         query_us: counts.query_us,
+        waits: counts.waits,
         wait_us: counts.wait_us,
         received_bytes: counts.received_bytes,
         sent_bytes: counts.sent_bytes,

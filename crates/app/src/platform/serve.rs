@@ -137,6 +137,18 @@ enum ProxyWork {
     Reconnect,
 }
 
+/// A pause that is not complete: undone when dropped, as when the operator gives up.
+struct Undone<'a> {
+    proxy: &'a millrace_proxy::Handle,
+    database: Option<&'a str>,
+}
+
+impl Drop for Undone<'_> {
+    fn drop(&mut self) {
+        self.proxy.resume(self.database);
+    }
+}
+
 /// A pause that transactions do not let happen is given up after this.
 const PAUSE_MAX: Duration = Duration::from_secs(120);
 
@@ -149,13 +161,18 @@ async fn proxy(
     let database = database.as_deref();
     match work {
         ProxyWork::Pause => {
-            if tokio::time::timeout(PAUSE_MAX, proxy.pause(database)).await.is_err() {
-                proxy.resume(database);
-                return Err(Refused(OperateError {
-                    message: format!("transactions still run after {} s; they go on", PAUSE_MAX.as_secs()),
-                    hint: Some("`millrace psql pgbouncer -- -c 'SHOW SERVERS'` shows whose they are".to_owned()),
-                }));
-            }
+            let undone = Undone { proxy, database };
+            let paused = tokio::time::timeout(PAUSE_MAX, proxy.pause(database)).await;
+            let message = match paused {
+                Ok(Ok(())) => {
+                    std::mem::forget(undone);
+                    return Ok(Json(()));
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("transactions still run after {} s; they go on", PAUSE_MAX.as_secs()),
+            };
+            let hint = "`millrace psql pgbouncer -- -c 'SHOW SERVERS'` shows who uses which connection".to_owned();
+            return Err(Refused(OperateError { message, hint: Some(hint) }));
         }
         ProxyWork::Resume => proxy.resume(database),
         ProxyWork::Reconnect => proxy.reconnect(database),

@@ -75,7 +75,7 @@ fn secrets_that_others_can_read() {
 #[test]
 fn ports_in_use() {
     let platform = Platform::init();
-    for (offset, what) in [(0, ""), (3, "warehouse"), (4, "console")] {
+    for (offset, what) in [(0, ""), (3, "warehouse"), (4, "console"), (5, "proxy"), (6, "proxy")] {
         let _taken = TcpListener::bind(("127.0.0.1", platform.base_port + offset)).unwrap();
         let text = platform.run(&["up"]).failed(1, &format!("{}", platform.base_port + offset));
         assert!(text.contains("in use") && text.contains(what) && text.contains("ss -ltnp"), "{text}");

@@ -12,7 +12,7 @@ use std::{
 use millrace_testkit::Sandbox;
 use serde_json::Value;
 
-/// Nodes, warehouse and console take five ports in a row; some room is left.
+/// Nodes, warehouse, console and proxy take seven ports in a row; some room is left.
 const PORTS: u16 = 8;
 
 /// What a command said.

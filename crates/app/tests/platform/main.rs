@@ -15,5 +15,6 @@ mod crash;
 mod disk;
 mod harness;
 mod models;
+mod proxy;
 mod source_changes;
 mod whole_path;

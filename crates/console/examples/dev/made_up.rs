@@ -41,6 +41,7 @@ fn pool(user: &str, read_only: bool, clients: u64, waiting: u64) -> PoolStatus {
         transactions: clients * 7_919,
         queries: clients * 15_013,
         query_us: clients * 15_013 * 640,
+        waits: waiting * 31,
         wait_us: waiting * 9_000_000,
         received_bytes: clients * 1_204_811,
         sent_bytes: clients * 9_611_003,

@@ -16,7 +16,7 @@ use crate::{
     backends::Access,
     link::PoolMode,
     pool::{Counts, PoolKey},
-    proxy::Handle,
+    proxy::{Handle, READ_ONLY_SUFFIX},
     view::{Activity, ClientView, PoolView, WorkerView},
 };
 
@@ -47,7 +47,7 @@ impl Table {
 pub(crate) fn database_name(key: &PoolKey) -> String {
     match key.access {
         Access::ReadWrite => key.database.to_string(),
-        Access::ReadOnly => format!("{}:ro", key.database),
+        Access::ReadOnly => format!("{}{READ_ONLY_SUFFIX}", key.database),
     }
 }
 

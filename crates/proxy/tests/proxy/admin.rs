@@ -81,6 +81,41 @@ async fn a_pause_waits_for_transactions_and_holds_back_new_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_of_one_database_leaves_the_others_alone() {
+    let rig = Rig::start(with_admin()).await;
+    rig.server.client().await.batch_execute("CREATE DATABASE other").await.unwrap();
+    let (client, console) = (rig.client().await, console(&rig).await);
+    let mut config = rig.config();
+    let other = connect(config.dbname("other")).await.unwrap();
+    assert_eq!((text(&client, "SELECT 1").await, text(&other, "SELECT 1").await), ("1".to_owned(), "1".to_owned()));
+    assert_eq!(code(&console.batch_execute("PAUSE nonsense").await.unwrap_err()), "55000");
+
+    console.batch_execute("PAUSE postgres:ro").await.unwrap();
+    let resume = async {
+        let waits = async || rig.handle.view().await.iter().flat_map(|v| &v.pools).any(|p| p.waiting == 1);
+        wait_until(LONG, || async { waits().await }).await;
+        // others come and go meanwhile, and are resumed, paused or not
+        console.batch_execute("RESUME other").await.unwrap();
+        assert_eq!(text(&other, "SELECT 2").await, "2");
+        assert!(waits().await);
+        console.batch_execute("RESUME postgres").await.unwrap();
+    };
+    let (two, ()) = tokio::join!(text(&client, "SELECT 2"), resume);
+    assert_eq!(two, "2");
+
+    // a pause that is resumed before it is complete says so
+    client.batch_execute("BEGIN").await.unwrap();
+    let give_up = async {
+        let paused = async || rig.handle.view().await.iter().flat_map(|v| &v.pools).any(|p| p.paused);
+        wait_until(LONG, || async { paused().await }).await;
+        rig.handle.resume(None);
+    };
+    let (paused, ()) = tokio::join!(console.batch_execute("PAUSE"), give_up);
+    assert_eq!(code(&paused.unwrap_err()), "55000");
+    client.batch_execute("COMMIT").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_those_named_may_use_it_and_only_as_it_is() {
     let rig = Rig::start(with_admin()).await;
     let console = console(&rig).await;

@@ -44,7 +44,6 @@ pub(crate) fn node(server: &TestServer, role: NodeRole, health: NodeHealth) -> T
         address: ([127, 0, 0, 1], server.port()).into(),
         host: "localhost".to_owned(),
         timeline: None,
-        replay_lsn: None,
         health,
     }
 }

@@ -76,7 +76,8 @@ async fn pausing_waits_for_transactions_and_holds_back_new_ones() {
     let pid = Rig::pid(&one).await;
     let paused = rig.handle.pause(Some("postgres"));
     let commit = async { one.batch_execute("COMMIT").await };
-    let ((), committed) = tokio::join!(paused, commit);
+    let (paused, committed) = tokio::join!(paused, commit);
+    paused.unwrap();
     committed.unwrap();
     let held_back = async { Rig::pid(&other).await };
     let resume = async {

@@ -1,0 +1,125 @@
+//! Applications by the proxy, on a whole platform: the primary dies, an operator pauses, and clients stay.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, Command, Stdio},
+};
+
+use crate::harness::{Platform, alive, kill, wait_until};
+
+/// psql as an application: one session, statement after statement.
+struct Application {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+fn password(platform: &Platform, secret: &str) -> String {
+    let secrets = std::fs::read_to_string(platform.dir().join("secrets.toml")).unwrap();
+    let line = secrets.lines().find(|line| line.starts_with(&format!("{secret} = "))).unwrap();
+    line.split('"').nth(1).unwrap().to_owned()
+}
+
+fn psql(platform: &Platform, port: u16, role: &str, secret: &str) -> Command {
+    let ca = platform.dir().join("tls/ca.crt");
+    let mut psql = Command::new("psql");
+    psql.arg(format!("host=127.0.0.1 port={port} user={role} dbname=loans_db sslmode=verify-full"))
+        .args(["-X", "-q", "-A", "-t"])
+        .env("PGSSLROOTCERT", ca)
+        .env("PGPASSWORD", password(platform, secret));
+    psql
+}
+
+impl Application {
+    fn connect(platform: &Platform, port: u16) -> Self {
+        let mut psql = psql(platform, port, "app_user", "app_user");
+        let mut child = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        Self { child, input, output }
+    }
+
+    fn send(&mut self, sql: &str) {
+        self.input.write_all(format!("{sql};\n").as_bytes()).unwrap();
+        self.input.flush().unwrap();
+    }
+
+    /// The next line that it shows; empty if it has ended.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn ask(&mut self, sql: &str) -> String {
+        self.send(sql);
+        self.line()
+    }
+
+    /// All lines that a statement brings; none if it fails. The session must outlive it.
+    fn lines(&mut self, sql: &str) -> Vec<String> {
+        const END: &str = "-- end";
+        self.send(&format!("{sql};\n\\echo '{END}'\n"));
+        let mut lines = Vec::new();
+        loop {
+            let line = self.line();
+            assert!(!line.is_empty(), "the session has ended");
+            if line == END {
+                return lines;
+            }
+            lines.push(line);
+        }
+    }
+}
+
+impl Drop for Application {
+    fn drop(&mut self) {
+        // it may have ended by itself
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+#[test]
+fn applications_stay_while_the_primary_dies_and_while_an_operator_pauses() {
+    let platform = Platform::init();
+    platform.up(&["--sample"]);
+    let (read_write, read_only) = (platform.base_port + 5, platform.base_port + 6);
+    let mut application = Application::connect(&platform, read_write);
+    assert_eq!(application.ask("SELECT pg_is_in_recovery()"), "f");
+    let mut reader = Application::connect(&platform, read_only);
+    assert_eq!(reader.ask("SELECT pg_is_in_recovery()"), "t");
+
+    let status = platform.status();
+    let primary = status["nodes"].as_array().unwrap().iter().find(|node| node["role"] == "primary").unwrap();
+    let pid = u32::try_from(primary["pid"].as_u64().unwrap()).unwrap();
+    kill(pid, "KILL");
+    wait_until("the primary to be gone", || !alive(pid));
+    // what reaches the dying server fails, and is not sent again; what comes later waits; the session stays
+    let still_here = || application.lines("SELECT 'still here', pg_is_in_recovery()") == ["still here|f"];
+    wait_until("an answer", still_here);
+    // replicas that do not stream get no work: the primary stands in for a moment
+    wait_until("a replica", || reader.lines("SELECT pg_is_in_recovery()") == ["t"]);
+
+    platform.run(&["proxy", "pause", "loans_db"]).ok();
+    application.send("SELECT 'after the pause'");
+    let waiting = || {
+        let pools = platform.run(&["proxy", "show", "--json"]).json();
+        let pools = pools["pools"].as_array().unwrap().clone();
+        pools.iter().any(|pool| pool["paused"] == true && pool["waiting"] == 1)
+    };
+    wait_until("the statement to wait", waiting);
+    platform.run(&["health"]).failed(1, "");
+    assert!(platform.run(&["status"]).ok().contains("is paused"));
+    platform.run(&["proxy", "resume"]).ok();
+    assert_eq!(application.line(), "after the pause");
+    platform.run(&["proxy", "reconnect"]).ok();
+    assert_eq!(application.ask("SELECT 1"), "1");
+
+    let shown = platform.run(&["psql", "pgbouncer", "--", "-X", "-A", "-t", "-c", "SHOW POOLS"]).ok();
+    assert!(shown.contains("loans_db|app_user|1|0|") && shown.contains("loans_db:ro|app_user|"), "{shown}");
+    // the servers let their superuser in from this host alone: the proxy must not be a way around that
+    let refused = psql(&platform, read_write, "postgres", "superuser").args(["-c", "SELECT 1"]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("may not connect to database"), "{said}");
+    platform.down();
+}

@@ -1,0 +1,58 @@
+//! Which databases an operator holds back. Pure.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+/// Databases paused: some, or all but some.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Pauses {
+    all: bool,
+    /// Those paused; under `all`, those that go on.
+    named: BTreeSet<Arc<str>>,
+}
+
+impl Pauses {
+    pub(crate) fn pause(&mut self, database: Option<&Arc<str>>) {
+        self.set(database, true);
+    }
+
+    pub(crate) fn resume(&mut self, database: Option<&Arc<str>>) {
+        self.set(database, false);
+    }
+
+    fn set(&mut self, database: Option<&Arc<str>>, paused: bool) {
+        match database {
+            None => *self = Self { all: paused, named: BTreeSet::new() },
+            Some(database) if self.all == paused => _ = self.named.remove(database),
+            Some(database) => _ = self.named.insert(database.clone()),
+        }
+    }
+
+    pub(crate) fn holds(&self, database: &str) -> bool {
+        self.all != self.named.contains(database)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_all_may_go_on() {
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let mut pauses = Pauses::default();
+        let held = |pauses: &Pauses| (pauses.holds("a"), pauses.holds("b"));
+        pauses.pause(Some(&a));
+        assert_eq!(held(&pauses), (true, false));
+        pauses.resume(Some(&b));
+        assert_eq!(held(&pauses), (true, false));
+        pauses.resume(Some(&a));
+        assert_eq!(held(&pauses), (false, false));
+        pauses.pause(None);
+        pauses.resume(Some(&b));
+        assert_eq!(held(&pauses), (true, false));
+        pauses.pause(Some(&b));
+        assert_eq!(held(&pauses), (true, true));
+        pauses.resume(None);
+        assert_eq!(pauses, Pauses::default());
+    }
+}
