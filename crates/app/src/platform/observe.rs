@@ -23,17 +23,23 @@ use crate::{commands::ps, findings};
 const DISK_AGE_MAX: Duration = Duration::from_secs(30);
 const QUERY_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Where each part says how it is.
+/// The parts that say how they are.
 #[derive(Debug)]
-pub(crate) struct Observatory {
-    pub(crate) name: String,
-    pub(crate) started_at: Micros,
-    pub(crate) clock: Arc<dyn Clock>,
+pub(crate) struct Parts {
     pub(crate) cluster: watch::Receiver<ClusterStatus>,
     pub(crate) capture: watch::Receiver<CaptureStatus>,
     pub(crate) reader: Arc<dyn Reader>,
     pub(crate) writer: WriterHandle,
     pub(crate) proxy: millrace_proxy::Handle,
+}
+
+/// Puts together what they say.
+#[derive(Debug)]
+pub(crate) struct Observatory {
+    pub(crate) name: String,
+    pub(crate) started_at: Micros,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) parts: Parts,
     pub(crate) listeners: Vec<ListenerStatus>,
     /// Folders whose file systems matter; several on one count once.
     pub(crate) folders: Vec<PathBuf>,
@@ -45,35 +51,18 @@ impl Observatory {
     pub(crate) fn new(
         name: String,
         clock: Arc<dyn Clock>,
-        cluster: watch::Receiver<ClusterStatus>,
-        capture: watch::Receiver<CaptureStatus>,
-        reader: Arc<dyn Reader>,
-        writer: WriterHandle,
-        proxy: millrace_proxy::Handle,
+        parts: Parts,
         listeners: Vec<ListenerStatus>,
         folders: Vec<PathBuf>,
     ) -> Self {
         let started_at = clock.wall();
-        Self {
-            name,
-            started_at,
-            clock,
-            cluster,
-            capture,
-            reader,
-            writer,
-            proxy,
-            listeners,
-            folders,
-            book: Mutex::default(),
-            disks: Mutex::default(),
-        }
+        Self { name, started_at, clock, parts, listeners, folders, book: Mutex::default(), disks: Mutex::default() }
     }
 
     /// The whole platform now.
     pub(crate) async fn status(&self) -> PlatformStatus {
-        let cluster = self.cluster.borrow().clone();
-        let capture = self.capture.borrow().clone();
+        let cluster = self.parts.cluster.borrow().clone();
+        let capture = self.parts.capture.borrow().clone();
         let last_run = match self.runs(1).await {
             Ok(runs) => runs.into_iter().next(),
             Err(error) => {
@@ -94,12 +83,12 @@ impl Observatory {
             last_run,
             disks: self.disks().await,
             listeners: self.listeners.clone(),
-            proxy: super::proxy::status(&self.proxy).await,
+            proxy: super::proxy::status(&self.parts.proxy).await,
             memory_bytes: ps::own_memory_bytes(),
             findings: Vec::new(),
         };
         let mut of_others = cluster.findings;
-        of_others.extend(findings::held_models(&self.writer.in_force().held));
+        of_others.extend(findings::held_models(&self.parts.writer.in_force().held));
         let mut found = findings::assess(&status, of_others);
         self.book.lock().unwrap_or_else(PoisonError::into_inner).note(&mut found, now);
         status.findings = found;
@@ -111,7 +100,7 @@ impl Observatory {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut query = Query::new(include_str!("../../sql/runs.sql")).with(vec![Value::Int(limit)]);
         query.deadline = QUERY_DEADLINE;
-        let rows = self.reader.query(query).await?.collect(10_000).await?;
+        let rows = self.parts.reader.query(query).await?.collect(10_000).await?;
         Ok(rows.rows.iter().map(|row| run(&rows, row)).collect())
     }
 

@@ -338,7 +338,7 @@ impl PlatformOperator {
             .map_err(|error| pg(&error.into()))?
             .parse()
             .map_err(|error: millrace_base::lsn::ParseLsnError| refused(&error, None))?;
-        let mut capture = self.observatory.capture.clone();
+        let mut capture = self.observatory.parts.capture.clone();
         let arrived = tokio::time::timeout(CATCH_UP, capture.wait_for(|status| status.watermark >= lsn)).await;
         Ok((lsn, matches!(arrived, Ok(Ok(_)))))
     }

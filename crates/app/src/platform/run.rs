@@ -30,7 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    observe::Observatory,
+    observe::{Observatory, Parts},
     operator::{Access, PlatformOperator},
     prepare, proxy, serve,
 };
@@ -202,11 +202,13 @@ async fn live(
         observatory: Observatory::new(
             config.platform.name.clone(),
             clock.clone(),
-            cluster.clone(),
-            capture_watch.clone(),
-            reader.clone(),
-            writer.clone(),
-            proxy.handle(),
+            Parts {
+                cluster: cluster.clone(),
+                capture: capture_watch.clone(),
+                reader: reader.clone(),
+                writer: writer.clone(),
+                proxy: proxy.handle(),
+            },
             listeners(context),
             vec![context.layout.data().to_owned(), context.layout.warehouse()],
         ),

@@ -157,7 +157,7 @@ async fn proxy(
     Path(work): Path<ProxyWork>,
     Json(database): Json<Option<String>>,
 ) -> Result<Json<()>, Refused> {
-    let proxy = &operator.observatory.proxy;
+    let proxy = &operator.observatory.parts.proxy;
     let database = database.as_deref();
     match work {
         ProxyWork::Pause => {

@@ -125,5 +125,5 @@ async fn only_those_named_may_use_it_and_only_as_it_is() {
     let rig = Rig::start(pool_of(2)).await;
     let mut config = rig.config();
     config.dbname("pgbouncer");
-    assert_eq!(code(&connect(&config).await.err().unwrap()), "28000");
+    assert_eq!(code(&connect(&config).await.unwrap_err()), "28000");
 }

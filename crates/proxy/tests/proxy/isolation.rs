@@ -76,7 +76,7 @@ async fn startup_settings_are_the_clients_own() {
     one.batch_execute("RESET work_mem").await.unwrap();
     text(&other, "SELECT 1").await;
     assert_eq!(text(&one, "SHOW work_mem").await, "7MB");
-    let refused = connect(rig.config().options("-c no_such_setting=1")).await.err().expect("refused");
+    let refused = connect(rig.config().options("-c no_such_setting=1")).await.expect_err("refused");
     assert_eq!(code(&refused), "42704");
 }
 

@@ -30,7 +30,7 @@ async fn passwords_are_those_of_the_server() {
     let app = connect(rig.config().user("app").password("first")).await.unwrap();
     assert_eq!(text(&app, "SELECT session_user").await, "app");
     for (user, password) in [("app", "second"), ("nobody", "x"), ("nologin", "x"), ("app", "")] {
-        let refused = connect(rig.config().user(user).password(password)).await.err().expect("refused");
+        let refused = connect(rig.config().user(user).password(password)).await.expect_err("refused");
         assert_eq!(code(&refused), "28P01", "{user}");
     }
     assert_eq!(rig.handle.logins().1, 4);
@@ -45,8 +45,7 @@ async fn passwords_are_those_of_the_server() {
 async fn databases_are_closed_to_whom_the_server_closes_them() {
     let rig = with_auth_query().await;
     for (database, expected) in [("other", "42501"), ("absent", "3D000")] {
-        let refused =
-            connect(rig.config().user("app").password("first").dbname(database)).await.err().expect("refused");
+        let refused = connect(rig.config().user("app").password("first").dbname(database)).await.expect_err("refused");
         assert_eq!(code(&refused), expected, "{database}");
     }
 }
@@ -65,13 +64,13 @@ async fn limits_and_rules_hold() {
     };
     let rig = Rig::start(options).await;
     let kept = [rig.client().await, rig.client().await];
-    let refused = connect(&rig.config()).await.err().expect("refused");
+    let refused = connect(&rig.config()).await.expect_err("refused");
     assert_eq!(code(&refused), "53300");
     drop(kept);
     wait_until(LONG, || async { connect(&rig.config()).await.is_ok() }).await;
-    let refused = connect(rig.config().user("app")).await.err().expect("refused");
+    let refused = connect(rig.config().user("app")).await.expect_err("refused");
     assert_eq!(code(&refused), "28000");
-    let refused = rig.config().options("x").connect(NoTls).await.err().expect("refused");
+    let refused = rig.config().options("x").connect(NoTls).await.map(drop).unwrap_err();
     assert_eq!(code(&refused), "08P01");
 }
 
@@ -81,7 +80,7 @@ async fn tls_on_both_sides() {
     let config = server.tls_files().server_config(&[]).unwrap();
     let options = Options { client_tls: ClientTls::Require(config), ..pool_of(1) };
     let rig = Rig::before(server, options).await;
-    let refused = rig.config().ssl_mode(SslMode::Disable).connect(NoTls).await.err().expect("refused");
+    let refused = rig.config().ssl_mode(SslMode::Disable).connect(NoTls).await.map(drop).unwrap_err();
     assert_eq!(code(&refused), "28000");
     let tls = MakeRustlsConnect::new(rig.server.client_tls().as_ref().clone());
     let (client, connection) = rig.config().ssl_mode(SslMode::Require).connect(tls).await.unwrap();
