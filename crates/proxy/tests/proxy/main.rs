@@ -10,4 +10,5 @@ mod harness;
 mod isolation;
 mod logins;
 mod pooling;
+mod python;
 mod topology;
