@@ -58,3 +58,31 @@ pub(crate) fn restore(connection: &Connection, threads: usize) -> duckdb::Result
 fn set_threads(connection: &Connection, threads: usize) -> duckdb::Result<()> {
     timed(connection, &format!("set threads = {}", threads.max(1)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setting(connection: &Connection, name: &str) -> String {
+        let sql = format!("select cast(current_setting('{name}') as varchar)");
+        connection.query_row(&sql, [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn a_statement_that_fails_says_why_and_leaves_nothing_set() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("create table t (i integer); create index k on t (i)").unwrap();
+        let indexed = [("\"t\"".to_owned(), 1_234)];
+        let runner = Runner { connection: &connection, indexed: &indexed };
+        connection.execute_batch("begin transaction").unwrap();
+        one_thread(&connection).unwrap();
+        runner.run("insert into \"t\" values (1)").unwrap();
+        assert_eq!(setting(&connection, "dynamic_or_filter_threshold"), FILTER_KEYS_DEFAULT.to_string());
+        let error = runner.run("insert into \"t\" select cast(w as integer) from (values ('x')) as v(w)").unwrap_err();
+        assert!(error.to_string().contains("Could not convert"), "{error}");
+        connection.execute_batch("rollback").unwrap();
+        restore(&connection, 3).unwrap();
+        assert_eq!(setting(&connection, "dynamic_or_filter_threshold"), FILTER_KEYS_DEFAULT.to_string());
+        assert_eq!(setting(&connection, "threads"), "3");
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Order of a start: folders, lock, log, listeners (a port in use is known before anything runs),
 //! warehouse, cluster, control socket; when the primary is ready: roles, schema, sample data, models; then
-//! capture, endpoint, console. The end is the opposite order. A part that fails ends the platform,
+//! proxy, capture, endpoint, console. The end is the opposite order. A part that fails ends the platform,
 //! except capture: it stops loudly and the rest goes on.
 
 use std::{sync::Arc, time::Duration};
