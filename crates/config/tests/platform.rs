@@ -9,7 +9,9 @@ use std::{
 };
 
 use millrace_base::{Micros, tls::is_private};
-use millrace_config::{Config, ConfigError, InitOptions, Pack, Secrets, fallback_data_dir, init, pack::MigrationKind};
+use millrace_config::{
+    Config, ConfigError, InitOptions, Pack, PoolMode, Secrets, fallback_data_dir, init, pack::MigrationKind,
+};
 use millrace_contract::report::{ChartKind, Format, ParamType};
 
 const NOW: Micros = Micros(1_750_000_000_000_000);
@@ -62,7 +64,13 @@ fn defaults_are_those_of_the_reference() {
     assert_eq!((config.warehouse.port, config.warehouse.memory_limit_bytes), (5435, 1 << 30));
     assert_eq!((config.warehouse.threads, config.warehouse.max_connections), (2, 100));
     assert_eq!(config.console.port, 8400);
-    assert_eq!(config.listeners().len(), 5);
+    assert_eq!(config.listeners().len(), 7);
+    let proxy = &config.proxy;
+    assert_eq!((proxy.port, proxy.read_only_port, proxy.pool_size, proxy.max_client_conn), (6432, 6433, 25, 1_000));
+    assert_eq!(
+        (proxy.pool_mode, proxy.require_tls, proxy.replica_lag_max_bytes),
+        (PoolMode::Transaction, true, 64 << 20)
+    );
 }
 
 #[test]
