@@ -130,8 +130,9 @@ impl Shared {
 
     /// Gives a client to the next worker.
     pub(crate) fn hand_over(&self, client: Box<NewClient>) {
-        if let Some(worker) = self.next_worker() {
-            worker.send(Inbox::Client(client));
+        let peer = client.peer;
+        if self.next_worker().is_none_or(|worker| !worker.send(Inbox::Client(client))) {
+            tracing::error!(%peer, "a client is lost: its worker is overwhelmed");
         }
     }
 
@@ -171,6 +172,8 @@ pub struct Proxy {
     topology: TopologyWatch,
     backends: watch::Sender<Arc<Backends>>,
     threads: Vec<JoinHandle<io::Result<()>>>,
+    /// Cancelled when any worker has ended.
+    ended: CancellationToken,
 }
 
 /// What can be asked of a running proxy, from anywhere.
@@ -197,9 +200,15 @@ impl Proxy {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let (control, requests) = mpsc::channel(1_024);
         let (mut workers, mut threads) = (Vec::new(), Vec::new());
+        let ended = CancellationToken::new();
         for index in 0..options.workers.clamp(1, 64) {
             let (worker, handle) = Seed::new(index, control.clone(), clock.clone()).map_err(ProxyError::Workers)?;
-            let thread = std::thread::Builder::new().name(format!("proxy-{index}")).spawn(move || worker.run());
+            let ended = ended.clone().drop_guard();
+            let thread = std::thread::Builder::new().name(format!("proxy-{index}")).spawn(move || {
+                // says so however it ends, a panic included
+                let _ended = ended;
+                worker.run()
+            });
             threads.push(thread.map_err(ProxyError::Workers)?);
             workers.push(handle);
         }
@@ -219,7 +228,7 @@ impl Proxy {
             pools: Mutex::default(),
             lately: Mutex::default(),
         });
-        Ok(Self { shared, listeners, requests, topology, backends, threads })
+        Ok(Self { shared, listeners, requests, topology, backends, threads, ended })
     }
 
     /// For operating it while it runs.
@@ -247,7 +256,9 @@ impl Proxy {
         tasks.spawn("proxy-averages", average(self.shared.clone(), tasks.token().clone()));
         tasks.spawn("proxy-topology", follow(self.shared.clone(), self.topology, self.backends, tasks.token().clone()));
         let ended = tokio::select! {
+            biased;
             () = token.cancelled() => Ok(()),
+            () = self.ended.cancelled() => Err(ProxyError::WorkerStopped),
             // join_next loses nothing when dropped
             ended = tasks.join_next() => match ended {
                 Some(Err(error)) => {
