@@ -164,6 +164,14 @@ fn disks(status: &PlatformStatus, found: &mut Vec<Finding>) {
 }
 
 fn pools(status: &PlatformStatus, found: &mut Vec<Finding>) {
+    if !status.proxy.up {
+        found.push(finding(
+            Severity::Critical,
+            "proxy".into(),
+            "does not answer: applications may be cut off".into(),
+            "`millrace logs millrace` says more; `millrace down`, then `up`, starts it anew".into(),
+        ));
+    }
     for pool in &status.proxy.pools {
         let port = if pool.read_only { ", read-only" } else { "" };
         let subject = format!("pool {} of {}{port}", pool.database, pool.user);
@@ -258,7 +266,7 @@ pub(crate) mod tests {
             last_run: None,
             disks: vec![DiskStatus { path: "/".into(), free_bytes: 50 << 30, total_bytes: 100 << 30, used_bytes: 0 }],
             listeners: vec![],
-            proxy: millrace_contract::status::ProxyStatus::default(),
+            proxy: millrace_contract::status::ProxyStatus { up: true, ..Default::default() },
             memory_bytes: 0,
             findings: vec![],
         }
@@ -266,6 +274,13 @@ pub(crate) mod tests {
 
     fn subjects(status: &PlatformStatus) -> Vec<(Severity, String)> {
         assess(status, Vec::new()).into_iter().map(|f| (f.severity, f.subject)).collect()
+    }
+
+    #[test]
+    fn a_proxy_that_is_silent_is_found() {
+        let mut status = healthy();
+        status.proxy.up = false;
+        assert_eq!(subjects(&status), [(Severity::Critical, "proxy".to_owned())]);
     }
 
     #[test]

@@ -152,7 +152,7 @@ fn nodes(page: &mut Page, status: &PlatformStatus) {
 /// Under the names of pgbouncer_exporter; the pools of the read-only address have `:ro` behind the database's name.
 fn proxy(page: &mut Page, status: &PlatformStatus) {
     let proxy = &status.proxy;
-    page.one("pgbouncer_up", "gauge", "Whether the proxy serves.", 1.0);
+    page.one("pgbouncer_up", "gauge", "Whether every thread of the proxy answers.", flag(proxy.up));
     page.one("pgbouncer_used_clients", "gauge", "Clients connected.", float(proxy.clients));
     page.one("millrace_proxy_failed_logins_total", "counter", "Logins refused.", float(proxy.failed_logins));
     let mut each = |name: &str, kind: &str, help: &str, value: &dyn Fn(&PoolStatus) -> f64| {

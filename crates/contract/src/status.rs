@@ -188,6 +188,8 @@ pub struct PlatformStatus {
 /// What the proxy holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProxyStatus {
+    /// Every thread that serves clients answers.
+    pub up: bool,
     /// Applications' connections.
     pub clients: u64,
     /// Since the start.

@@ -27,6 +27,18 @@ pub enum PoolMode {
     Statement,
 }
 
+impl PoolMode {
+    /// As configurations and consoles write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Transaction => "transaction",
+            Self::Statement => "statement",
+        }
+    }
+}
+
 /// An answer that the server owes, in order; or one that the proxy gives when its turn comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expect {

@@ -313,7 +313,7 @@ impl Handle {
     pub async fn pause(&self, database: Option<&str>) -> Result<(), PauseError> {
         let database = database.map(|name| name.strip_suffix(READ_ONLY_SUFFIX).unwrap_or(name));
         if let Some(name) = database
-            && !self.pools().await.iter().any(|pool| *pool.key.database == *name)
+            && !self.inspect(true).await.iter().flat_map(|v| &v.pools).any(|pool| *pool.key.database == *name)
         {
             return Err(PauseError::Unknown(name.to_owned()));
         }
@@ -357,9 +357,10 @@ impl Handle {
         (lately.counts.clone(), lately.length)
     }
 
-    /// The pools, each put together from the workers' parts.
-    pub async fn pools(&self) -> Vec<crate::PoolView> {
-        admin::merged(&self.inspect(true).await)
+    /// The pools, each put together from the workers' parts; `None` if a worker does not answer.
+    pub async fn pools(&self) -> Option<Vec<crate::PoolView>> {
+        let views = self.inspect(true).await;
+        (views.len() == self.shared.workers.len()).then(|| admin::merged(&views))
     }
 
     /// Clients connected, and logins failed since the start.
@@ -387,7 +388,8 @@ async fn average(shared: Arc<Shared>, token: CancellationToken) -> Result<(), st
             () = token.cancelled() => return Ok(()),
             () = tokio::time::sleep(PERIOD) => {}
         }
-        let totals = admin::by_database(&handle.pools().await);
+        let Some(pools) = handle.pools().await else { continue };
+        let totals = admin::by_database(&pools);
         let now = shared.clock.monotonic();
         let mut lately = lock(&shared.lately);
         let since = |(name, counts): (&String, &Counts)| {

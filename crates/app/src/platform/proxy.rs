@@ -96,8 +96,10 @@ fn rules(config: &millrace_config::Proxy) -> anyhow::Result<Rules> {
 /// What the proxy holds now.
 pub(super) async fn status(handle: &Handle) -> ProxyStatus {
     let (clients, failed_logins) = handle.logins();
-    let pools = handle.pools().await.iter().map(pool).collect();
-    ProxyStatus { clients: clients as u64, failed_logins, pools }
+    let answered = handle.pools().await;
+    let up = answered.is_some();
+    let pools = answered.iter().flatten().map(pool).collect();
+    ProxyStatus { up, clients: clients as u64, failed_logins, pools }
 }
 
 fn pool(view: &PoolView) -> PoolStatus {
@@ -106,12 +108,7 @@ fn pool(view: &PoolView) -> PoolStatus {
         database: view.key.database.to_string(),
         user: view.key.user.to_string(),
         read_only: view.key.access == Access::ReadOnly,
-        mode: match view.limits.mode {
-            PoolMode::Session => "session",
-            PoolMode::Transaction => "transaction",
-            PoolMode::Statement => "statement",
-        }
-        .to_owned(),
+        mode: view.limits.mode.name().to_owned(),
         size: view.limits.size as u64,
         clients: view.clients as u64,
         waiting: view.waiting as u64,

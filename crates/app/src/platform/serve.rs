@@ -137,15 +137,18 @@ enum ProxyWork {
     Reconnect,
 }
 
-/// A pause that is not complete: undone when dropped, as when the operator gives up.
-struct Undone<'a> {
+/// A pause: undone when dropped before it is complete, as when the operator gives up.
+struct Pause<'a> {
     proxy: &'a millrace_proxy::Handle,
     database: Option<&'a str>,
+    complete: bool,
 }
 
-impl Drop for Undone<'_> {
+impl Drop for Pause<'_> {
     fn drop(&mut self) {
-        self.proxy.resume(self.database);
+        if !self.complete {
+            self.proxy.resume(self.database);
+        }
     }
 }
 
@@ -161,11 +164,11 @@ async fn proxy(
     let database = database.as_deref();
     match work {
         ProxyWork::Pause => {
-            let undone = Undone { proxy, database };
+            let mut pause = Pause { proxy, database, complete: false };
             let paused = tokio::time::timeout(PAUSE_MAX, proxy.pause(database)).await;
             let message = match paused {
                 Ok(Ok(())) => {
-                    std::mem::forget(undone);
+                    pause.complete = true;
                     return Ok(Json(()));
                 }
                 Ok(Err(error)) => error.to_string(),

@@ -544,6 +544,7 @@ impl Operator for Source {
                 ListenerStatus { name: "warehouse".into(), address: "127.0.0.1:5435".into() },
             ],
             proxy: ProxyStatus {
+                up: true,
                 clients: 214,
                 failed_logins: 3,
                 pools: vec![pool("app", false, 180, 2), pool("reporting", true, 34, 0)],

@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     backends::Access,
-    link::PoolMode,
     pool::{Counts, PoolKey},
     proxy::{Handle, READ_ONLY_SUFFIX},
     view::{Activity, ClientView, PoolView, WorkerView},
@@ -96,14 +95,6 @@ pub(crate) fn merged(views: &[WorkerView]) -> Vec<PoolView> {
         }
     }
     pools.into_values().collect()
-}
-
-fn mode(mode: PoolMode) -> &'static str {
-    match mode {
-        PoolMode::Session => "session",
-        PoolMode::Transaction => "transaction",
-        PoolMode::Statement => "statement",
-    }
 }
 
 fn help() -> Table {
@@ -235,7 +226,7 @@ fn pools_table(pools: &[PoolView]) -> Table {
             pool.opening.to_string(),
             pool.longest_wait.as_secs().to_string(),
             pool.longest_wait.subsec_micros().to_string(),
-            mode(pool.limits.mode).to_owned(),
+            pool.limits.mode.name().to_owned(),
         ]);
     }
     table
@@ -358,7 +349,7 @@ fn databases(pools: &[PoolView], views: &[WorkerView]) -> Table {
             Some(pool.limits.size.to_string()),
             Some(pool.limits.idle_min.to_string()),
             Some(pool.limits.reserve.to_string()),
-            Some(mode(pool.limits.mode).to_owned()),
+            Some(pool.limits.mode.name().to_owned()),
             // no limit of its own
             Some("0".to_owned()),
             Some(current.to_string()),
@@ -407,7 +398,7 @@ fn config(handle: &Handle) -> Table {
     let (now, default) = (handle.options(), crate::Options::default());
     let seconds = |time: Duration| time.as_secs().to_string();
     for (key, value, default) in [
-        ("pool_mode", mode(now.pool.mode).to_owned(), mode(default.pool.mode).to_owned()),
+        ("pool_mode", now.pool.mode.name().to_owned(), default.pool.mode.name().to_owned()),
         ("default_pool_size", now.pool.size.to_string(), default.pool.size.to_string()),
         ("min_pool_size", now.pool.idle_min.to_string(), default.pool.idle_min.to_string()),
         ("reserve_pool_size", now.pool.reserve.to_string(), default.pool.reserve.to_string()),

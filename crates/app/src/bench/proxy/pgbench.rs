@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use tokio::process::{Child, Command};
 
-use super::super::figure::percentile;
+use super::super::{figure::percentile, usage};
 
 /// The greatest part of transactions whose latency is written down: more would load the client.
 const SAMPLED: &str = "0.1";
@@ -127,9 +127,17 @@ impl Programs {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        // the last of them may still log in
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        Ok(child)
+        // the last of them may still log in: they have when pgbench has nothing more to do
+        loop {
+            let before = usage::server_cpu_s(pid);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if usage::server_cpu_s(pid) <= before {
+                return Ok(child);
+            }
+            if Instant::now() > deadline {
+                bail!("{clients} clients did not come to rest in time");
+            }
+        }
     }
 }
 
