@@ -57,11 +57,22 @@ check_rust() {
         fail "Rust $found is older than $wanted" "rustup update stable"
 }
 
+# PostgreSQL's grammar, compiled into the proxy, is described to Rust by libclang.
+has_libclang() {
+    local library
+    for library in "${LIBCLANG_PATH:-/nowhere}"/libclang*.so* /usr/lib/*/libclang-[0-9]*.so* /usr/lib/*/libclang.so* /usr/lib/llvm-*/lib/libclang[.-]*so*; do
+        case $library in *libclang-cpp*) continue ;; esac
+        [ ! -e "$library" ] || return 0
+    done
+    return 1
+}
+
 install_toolchain() {
     local packages=()
     have cc || packages+=(gcc)
     [ -e /usr/include/stdio.h ] || packages+=(libc6-dev)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
+    has_libclang || packages+=(libclang1-14)
     [ ${#packages[@]} = 0 ] || apt_install "the C toolchain" "${packages[@]}"
 }
 

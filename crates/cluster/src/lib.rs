@@ -17,6 +17,7 @@ mod node;
 pub mod observe;
 pub mod observed;
 pub mod plan;
+pub mod replay;
 pub mod settings;
 pub mod spec;
 pub mod state;

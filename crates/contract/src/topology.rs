@@ -3,7 +3,14 @@
 //! Invariant: only the supervisor of a cluster writes it; a follower never guesses who is primary. At most one node is a
 //! healthy primary, and `epoch` grows whenever that changes.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use tokio::sync::watch;
 
@@ -48,6 +55,47 @@ impl Topology {
     #[must_use]
     pub fn primary(&self) -> Option<&TopologyNode> {
         self.nodes.iter().find(|node| node.role == NodeRole::Primary && node.health == NodeHealth::Ready)
+    }
+}
+
+/// How far replicas have come, so that who has written can read it from them. Counted in rounds: whoever asks the servers
+/// begins one, asks the primary for its position in the log, then the replicas for what they have replayed.
+///
+/// Who notes [`Replay::begun`] after a commit may read it from a node whose round is greater: that round asked the
+/// primary after the commit, and the node has replayed to where the primary was. Beside the topology, because it
+/// changes all the time.
+#[derive(Debug, Default)]
+pub struct Replay {
+    begun: AtomicU64,
+    nodes: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
+}
+
+impl Replay {
+    /// Begins a round: to be called before the primary is asked.
+    pub fn begin(&self) -> u64 {
+        self.begun.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// The round that was begun last.
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// The last round whose position of the primary this node has replayed; 0 if that is not known.
+    #[must_use]
+    pub fn round_of(&self, node: &str) -> Arc<AtomicU64> {
+        self.nodes().entry(node.to_owned()).or_default().clone()
+    }
+
+    /// Positions of another primary say nothing about what was replayed before.
+    pub fn forget(&self) {
+        self.nodes().values().for_each(|round| round.store(0, Ordering::SeqCst));
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<String, Arc<AtomicU64>>> {
+        // nothing panics while it is held
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

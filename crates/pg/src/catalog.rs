@@ -131,6 +131,15 @@ pub async fn server_state(client: &Client) -> Result<ServerState, PgError> {
     })
 }
 
+/// Where the server is in the log: the end of it on a primary, what is replayed on a replica.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn wal_position(client: &Client) -> Result<Lsn, PgError> {
+    let row = client.query_one(include_str!("../sql/wal_position.sql"), &[]).await?;
+    Ok(lsn(&row, "lsn")?.unwrap_or_default())
+}
+
 /// All replication slots, by name.
 ///
 /// # Errors

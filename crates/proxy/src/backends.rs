@@ -67,7 +67,8 @@ impl Backends {
         })
     }
 
-    fn replicas(&self) -> impl Iterator<Item = &TopologyNode> {
+    /// Replicas that take reads.
+    pub(crate) fn replicas(&self) -> impl Iterator<Item = &TopologyNode> {
         self.topology.nodes.iter().filter(|n| n.role == NodeRole::Replica && n.health == NodeHealth::Ready)
     }
 

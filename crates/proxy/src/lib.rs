@@ -8,15 +8,18 @@
 //! Invariants: nothing of one client is left in a connection when another gets it; a statement that was sent is never
 //! sent again; the proxy follows [`millrace_contract::Topology`] and never guesses who is primary; what any client can
 //! make grow has a limit.
-//! Non-goals: deciding where a single statement goes (that is the router's), changing SQL.
+//! Non-goals: changing SQL.
 
 mod access;
 mod admin;
 mod backends;
+mod catalog;
+mod catalogs;
 mod connect;
 mod conversation;
 mod extended;
 mod frame;
+mod grammar;
 mod hint;
 mod lifecycle;
 mod link;
@@ -27,6 +30,8 @@ mod pause;
 mod peer;
 mod pool;
 mod proxy;
+mod route;
+mod routing;
 mod scram;
 mod settings;
 mod startup;
@@ -44,7 +49,7 @@ pub use crate::{
     admin::DATABASE as CONSOLE_DATABASE,
     backends::{Access, Backends, Node},
     link::PoolMode,
-    options::{ClientTls, Options},
+    options::{ClientTls, Options, Routing},
     pool::{Counts, PoolKey, PoolLimits},
     proxy::{Handle, PauseError, Proxy, ProxyError},
     users::AuthQuery,

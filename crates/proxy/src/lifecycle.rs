@@ -20,13 +20,14 @@ const LOST: (&str, &str) =
 
 impl Worker {
     /// A server for a client that has something to send; without one, the client waits its turn.
-    pub(crate) fn acquire(&mut self, at: usize) -> Option<usize> {
+    pub(crate) fn acquire(&mut self, at: usize, data: &[u8]) -> Option<usize> {
+        self.choose_pool(at, data);
         let pool_at = self.clients.get(at)?.pool;
         let pool = self.pools.get_mut(pool_at)?;
         if pool.waiting.is_empty() && !pool.paused {
             let server = match pool.key.access {
                 Access::ReadWrite => pool.idle.pop(),
-                Access::ReadOnly => self.least_busy(pool_at),
+                Access::ReadOnly => self.least_busy(pool_at, at),
             };
             if let Some(server) = server {
                 return self.attach(at, server);
@@ -41,15 +42,20 @@ impl Worker {
         None
     }
 
-    /// Takes the unused connection to the node that has the fewest in use.
-    fn least_busy(&mut self, pool_at: usize) -> Option<usize> {
+    /// Takes the unused connection to the node that has the fewest in use, of those that suit the client.
+    fn least_busy(&mut self, pool_at: usize, client: usize) -> Option<usize> {
         let pool = self.pools.get(pool_at)?;
         let busy = |server: usize| {
             let node = self.servers.get(server).map(|s| &s.node.name);
             let same = |s: &crate::peer::Server| s.pool == pool_at && s.client.is_some() && Some(&s.node.name) == node;
             self.servers.iter().filter(|(_, s)| same(s)).count()
         };
-        let (position, _) = pool.idle.iter().enumerate().min_by_key(|(_, server)| busy(**server))?;
+        let (position, _) = pool
+            .idle
+            .iter()
+            .enumerate()
+            .filter(|(_, server)| self.suits(client, **server))
+            .min_by_key(|(_, server)| busy(**server))?;
         Some(self.pools.get_mut(pool_at)?.idle.remove(position))
     }
 
@@ -211,9 +217,19 @@ impl Worker {
             pool.idle.push(at);
             return self.note_paused();
         }
-        let Some(next) = pool.waiting.pop_front() else { return pool.idle.push(at) };
-        pool.counts.waits += 1;
-        pool.counts.wait_us += u64::try_from(self.now.saturating_sub(next.since).as_micros()).unwrap_or(0);
+        let pool_at = server.pool;
+        let next = loop {
+            let Some(pool) = self.pools.get_mut(pool_at) else { return };
+            let Some(next) = pool.waiting.pop_front() else { return pool.idle.push(at) };
+            if self.suits(next.client, at) {
+                break next;
+            }
+            self.wait_for_primary(next);
+        };
+        if let Some(pool) = self.pools.get_mut(pool_at) {
+            pool.counts.waits += 1;
+            pool.counts.wait_us += u64::try_from(self.now.saturating_sub(next.since).as_micros()).unwrap_or(0);
+        }
         if self.attach(next.client, at).is_some() {
             self.resume_client(next.client);
         }
@@ -295,6 +311,10 @@ impl Worker {
         }
         self.detach(client_at);
         let Some(client) = self.clients.get_mut(client_at) else { return };
+        if let Some(route) = &mut client.route {
+            // it may have been done although nobody said so
+            route.note_written(pool_at, self.replay.as_deref());
+        }
         if !alone || !whole || partial || session || client.session.body_left > 0 {
             return self.end_client(client_at, Severity::Fatal, code, text, "");
         }
@@ -308,6 +328,7 @@ impl Worker {
         if client.line.send(&bytes).is_err() {
             self.lose_client(client_at);
         }
+        self.resume_held(client_at);
     }
 
     /// What a client sent is not the protocol.

@@ -151,6 +151,8 @@ impl Link {
 pub(crate) struct Session {
     /// Of a message that is passed on in pieces, still to come.
     pub(crate) body_left: usize,
+    /// Extended messages were passed on, and no Sync since.
+    pub(crate) in_series: bool,
     pub(crate) named: HashMap<Box<[u8]>, Rc<Statement>>,
     pub(crate) unnamed: Option<Rc<Statement>>,
     pub(crate) settings: Rc<Settings>,
@@ -164,6 +166,7 @@ impl Session {
     pub(crate) fn new(startup: Rc<Settings>) -> Self {
         Self {
             body_left: 0,
+            in_series: false,
             named: HashMap::new(),
             unnamed: None,
             settings: startup.clone(),

@@ -13,6 +13,7 @@ use crate::{
     backends::Access,
     connect,
     conversation::Conversation,
+    link::PoolMode,
     message::{self, Severity},
     options::ClientTls,
     pool::PoolKey,
@@ -173,6 +174,9 @@ async fn admit(
         Ok(statuses) => statuses,
         Err(error) => return Ok(Err(error.into())),
     };
+    let routed =
+        options.routing.is_some() && access == Access::ReadWrite && options.limits(&pool).mode != PoolMode::Session;
+    let readers = routed.then(|| PoolKey { access: Access::ReadOnly, ..pool.clone() });
     let settings = Settings::new(wish.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let mut greeting = proven;
     authentication(&mut greeting, 0, b"");
@@ -186,6 +190,7 @@ async fn admit(
         peer,
         limits: shared.options.limits(&pool),
         shared: shared.pool(&pool),
+        readers: readers.map(|key| (key.clone(), shared.pool(&key))),
         pool,
         settings,
         greeting,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use millrace_base::Secret;
+use millrace_contract::topology::Replay;
 
 use crate::{
     access::{ClientLimits, Rules},
@@ -33,10 +34,23 @@ pub struct Options {
     pub admins: BTreeSet<String>,
     /// Where the verifiers of all others are asked for.
     pub auth_query: Option<AuthQuery>,
+    /// `Some`: what reads goes to replicas, also of clients that came for the primary.
+    pub routing: Option<Routing>,
     /// From a client's first byte to the end of its login.
     pub login: Duration,
     /// To open a connection to a server.
     pub connect: Duration,
+}
+
+/// What sending reads to replicas needs.
+#[derive(Debug, Clone)]
+pub struct Routing {
+    /// How far replicas have come.
+    pub replay: Arc<Replay>,
+    /// Who may ask the primary for each database's functions and relations.
+    pub user: String,
+    pub password: Secret,
+    pub tls: Option<Arc<rustls::ClientConfig>>,
 }
 
 /// TLS for clients.
@@ -60,6 +74,7 @@ impl Default for Options {
             secrets: BTreeMap::new(),
             admins: BTreeSet::new(),
             auth_query: None,
+            routing: None,
             login: Duration::from_secs(30),
             connect: Duration::from_secs(15),
         }

@@ -1,10 +1,16 @@
 //! The two kinds of connection that a worker holds, with their sockets.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use crate::{
     backends::Node,
     link::{Link, Session},
+    route::Route,
     transport::Transport,
     worker::Permit,
 };
@@ -31,10 +37,19 @@ pub(crate) struct Client {
     /// With the key that the client was told, this lets it cancel its statements.
     pub(crate) secret: i32,
     pub(crate) session: Session,
+    /// Of a client whose reads may go to replicas; `pool` is where it is now, or was last.
+    pub(crate) route: Option<Route>,
     pub(crate) peer: SocketAddr,
     pub(crate) _permit: Permit,
     /// Since when it is in `state`.
     pub(crate) since: Duration,
+}
+
+impl Client {
+    /// The pool that it came for.
+    pub(crate) fn home(&self) -> usize {
+        self.route.as_ref().map_or(self.pool, |route| route.writers)
+    }
 }
 
 /// A connection to PostgreSQL.
@@ -45,6 +60,8 @@ pub(crate) struct Server {
     pub(crate) pool: usize,
     pub(crate) client: Option<usize>,
     pub(crate) node: Arc<Node>,
+    /// Of a replica: the last round that it has reached.
+    pub(crate) replayed: Option<Arc<AtomicU64>>,
     /// What cancels its statement.
     pub(crate) key: CancelKey,
     /// Different for each connection of a worker.

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{backends::Access, link::PoolMode};
+use crate::{backends::Access, catalog::Catalog, link::PoolMode};
 
 /// What makes clients share connections.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -119,6 +119,8 @@ pub(crate) struct Pool {
     pub(crate) starves: bool,
     /// Connections opened before this number was reached are given up when their transaction ends.
     pub(crate) generation: u64,
+    /// What the database's functions and relations do, once known.
+    pub(crate) catalog: Option<Arc<Catalog>>,
     pub(crate) counts: Counts,
 }
 
@@ -140,6 +142,8 @@ pub struct Counts {
     pub waits: u64,
     pub wait_us: u64,
     pub transaction_us: u64,
+    /// Reads that went to the primary, because no replica had replayed what their client wrote.
+    pub behind: u64,
 }
 
 impl Counts {
@@ -165,6 +169,7 @@ impl Counts {
             waits: of(self.waits, other.waits),
             wait_us: of(self.wait_us, other.wait_us),
             transaction_us: of(self.transaction_us, other.transaction_us),
+            behind: of(self.behind, other.behind),
         }
     }
 }
@@ -183,6 +188,7 @@ impl Pool {
             paused: false,
             starves: false,
             generation: 0,
+            catalog: None,
             counts: Counts::default(),
         }
     }

@@ -1,7 +1,7 @@
 //! A proxy as a whole: listeners and logins on the runtime, workers on threads of their own, and what goes between.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::SocketAddr,
     sync::{
@@ -16,7 +16,7 @@ use millrace_base::{Clock, SystemClock, Tasks};
 use millrace_contract::topology::TopologyWatch;
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +24,7 @@ use crate::{
     access::{Connected, Throttle},
     admin,
     backends::{Access, Backends, Node},
-    connect, login,
+    catalogs, connect, login,
     options::Options,
     pool::{Counts, PoolKey, PoolShared},
     users::Users,
@@ -70,6 +70,8 @@ pub(crate) struct Shared {
     workers: Vec<WorkerHandle>,
     next: AtomicUsize,
     pools: Mutex<HashMap<PoolKey, Arc<PoolShared>>>,
+    /// A pool was made that was not there before.
+    pub(crate) pool_made: Notify,
     lately: Mutex<Lately>,
 }
 
@@ -148,7 +150,29 @@ impl Shared {
 
     /// The counts that all workers' parts of a pool have in common.
     pub(crate) fn pool(&self, key: &PoolKey) -> Arc<PoolShared> {
-        lock(&self.pools).entry(key.clone()).or_default().clone()
+        let mut pools = lock(&self.pools);
+        if let Some(known) = pools.get(key) {
+            return known.clone();
+        }
+        self.pool_made.notify_one();
+        pools.entry(key.clone()).or_default().clone()
+    }
+
+    /// The databases that clients have come for.
+    pub(crate) fn databases(&self) -> BTreeSet<Arc<str>> {
+        lock(&self.pools).keys().map(|key| key.database.clone()).collect()
+    }
+
+    /// The node for a new connection, if there is one now.
+    pub(crate) fn backend(&self, access: Access) -> Option<Node> {
+        self.backends.borrow().choose(access, |_| 0)
+    }
+
+    /// Tells every worker.
+    pub(crate) fn tell(&self, message: impl Fn() -> Inbox) {
+        for worker in &self.workers {
+            worker.send(message());
+        }
     }
 
     /// A node for a new connection; while there is none, this waits.
@@ -202,7 +226,9 @@ impl Proxy {
         let (mut workers, mut threads) = (Vec::new(), Vec::new());
         let ended = CancellationToken::new();
         for index in 0..options.workers.clamp(1, 64) {
-            let (worker, handle) = Seed::new(index, control.clone(), clock.clone()).map_err(ProxyError::Workers)?;
+            let replay = options.routing.as_ref().map(|routing| routing.replay.clone());
+            let (worker, handle) =
+                Seed::new(index, control.clone(), clock.clone(), replay).map_err(ProxyError::Workers)?;
             let ended = ended.clone().drop_guard();
             let thread = std::thread::Builder::new().name(format!("proxy-{index}")).spawn(move || {
                 // says so however it ends, a panic included
@@ -226,6 +252,7 @@ impl Proxy {
             workers,
             next: AtomicUsize::new(0),
             pools: Mutex::default(),
+            pool_made: Notify::new(),
             lately: Mutex::default(),
         });
         Ok(Self { shared, listeners, requests, topology, backends, threads, ended })
@@ -253,6 +280,9 @@ impl Proxy {
             tasks.spawn("proxy-listener", accept(self.shared.clone(), listener, access, tasks.token().clone()));
         }
         tasks.spawn("proxy-servers", serve_requests(self.shared.clone(), self.requests, tasks.token().clone()));
+        if let Some(routing) = self.shared.options.routing.clone() {
+            tasks.spawn("proxy-catalogs", catalogs::follow(self.shared.clone(), routing, tasks.token().clone()));
+        }
         tasks.spawn("proxy-averages", average(self.shared.clone(), tasks.token().clone()));
         tasks.spawn("proxy-topology", follow(self.shared.clone(), self.topology, self.backends, tasks.token().clone()));
         let ended = tokio::select! {

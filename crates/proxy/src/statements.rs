@@ -6,12 +6,16 @@
 //! by what clients hold. Pure: no I/O.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::hint::{Hint, TextHint};
+use crate::{
+    grammar::Meaning,
+    hint::{Hint, TextHint},
+};
 
 /// What names of ours begin with.
 pub(crate) const PREFIX: &[u8] = b"millrace_";
@@ -31,6 +35,8 @@ pub(crate) struct Statement {
     /// What follows the name in a Parse: the text, its end, and the parameter types.
     pub(crate) definition: Rc<[u8]>,
     pub(crate) hint: Hint,
+    /// What it means, with the version of the catalog by which it was judged.
+    pub(crate) meaning: Cell<(u64, Meaning)>,
     /// Settings that it names and a server does not list.
     pub(crate) custom: Box<[Box<str>]>,
 }
@@ -55,7 +61,14 @@ impl Statements {
         let name = [PREFIX, id.to_string().as_bytes()].concat().into_boxed_slice();
         let TextHint { hint, custom } = hint();
         let definition: Rc<[u8]> = definition.into();
-        let statement = Rc::new(Statement { id, name, definition, hint, custom: custom.into() });
+        let statement = Rc::new(Statement {
+            id,
+            name,
+            definition,
+            hint,
+            meaning: Cell::new((0, Meaning::Unsure)),
+            custom: custom.into(),
+        });
         self.bytes += statement.definition.len();
         self.by_definition.insert(statement.definition.clone(), statement.clone());
         statement

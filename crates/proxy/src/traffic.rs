@@ -57,11 +57,13 @@ impl Worker {
 
     /// The client's bytes wait: for a server, or for the server to take what it was sent.
     fn is_client_blocked(&self, at: usize) -> bool {
-        match self.clients.get(at).map(|client| client.state) {
+        let client = self.clients.get(at);
+        match client.map(|client| client.state) {
             Some(ClientState::Attached(server)) => {
                 self.servers.get(server).is_some_and(|server| !server.line.unsent.is_empty())
             }
             Some(ClientState::Waiting | ClientState::Preparing(_)) => true,
+            _ if client.is_some_and(|client| client.route.as_ref().is_some_and(|route| route.held)) => true,
             Some(ClientState::Idle) | None => false,
         }
     }
@@ -90,10 +92,12 @@ impl Worker {
         }) else {
             return 0;
         };
+        let may = self.admitted(at, server_at, data);
+        let Some(data) = data.get(..may).filter(|data| !data.is_empty()) else { return 0 };
         let (Some(client), Some(server)) = (self.clients.get_mut(at), self.servers.get_mut(server_at)) else {
             return 0;
         };
-        let Some(pool) = self.pools.get_mut(client.pool) else { return 0 };
+        let Some(pool) = self.pools.get_mut(server.pool) else { return 0 };
 
         if server.link.expect.is_empty() {
             server.asked = self.now;
@@ -143,7 +147,7 @@ impl Worker {
         match client.state {
             ClientState::Attached(server) => Ok(Some(server)),
             ClientState::Waiting | ClientState::Preparing(_) => Ok(None),
-            ClientState::Idle if walk::wants_server(&client.session, data)? => Ok(self.acquire(at)),
+            ClientState::Idle if walk::wants_server(&client.session, data)? => Ok(self.acquire(at, data)),
             ClientState::Idle => {
                 if data.first() == Some(&b'X') {
                     self.lose_client(at);
@@ -215,6 +219,12 @@ impl Worker {
                     server.asked = self.now;
                 }
             }
+            if walked.is_ok_and(|step| step.ready)
+                && let Some(route) = client.as_deref_mut().and_then(|client| client.route.as_mut())
+            {
+                // before the client hears of it, and after it happened
+                route.note_written(server.pool, self.replay.as_deref());
+            }
             let sent = client.map_or(Ok(()), |client| client.line.send(bytes));
             done += consumed;
             match (walked, sent) {
@@ -264,10 +274,11 @@ impl Worker {
             (PoolMode::Session, _) => {}
             (PoolMode::Statement, b'T' | b'E') => self.refuse_block(client_at),
             (_, b'T' | b'E') => {}
-            _ if server.link.suspect => self.ask(at, Own::Probe),
+            _ if server.link.suspect => return self.ask(at, Own::Probe),
             _ if server.link.pinned => {}
             _ => self.release(at),
         }
+        self.resume_held(client_at);
     }
 
     pub(crate) fn client_writable(&mut self, at: usize) {

@@ -48,6 +48,7 @@ impl Worker {
     /// The cluster has changed: connections that must not be used any more end now, others when they are done.
     pub(crate) fn follow(&mut self, backends: Arc<Backends>) {
         self.backends = backends;
+        self.note_replicas();
         let servers: Vec<usize> = self.servers.iter().map(|(at, _)| at).collect();
         for at in servers {
             let Some(server) = self.servers.get_mut(at) else { continue };
@@ -154,7 +155,7 @@ impl Worker {
     pub(crate) fn view(&self, pools_alone: bool) -> WorkerView {
         let mut of_pool = vec![0; self.pools.len()];
         for (_, client) in &self.clients {
-            if let Some(count) = of_pool.get_mut(client.pool) {
+            if let Some(count) = of_pool.get_mut(client.home()) {
                 *count += 1;
             }
         }
@@ -177,7 +178,7 @@ impl Worker {
         let clients = self.clients.iter().map(|(at, client)| ClientView {
             pid: self.client_pid(at),
             peer: client.peer,
-            pool: self.pools.get(client.pool).map(|pool| pool.key.clone()),
+            pool: self.pools.get(client.home()).map(|pool| pool.key.clone()),
             state: client.state.into(),
             in_state: self.now.saturating_sub(client.since),
             application_name: client.session.settings.get("application_name").unwrap_or_default().to_owned(),

@@ -62,6 +62,7 @@ pub(crate) fn client(
         if whole.is_none() && reads_ahead && (rest.len() < WHOLE_BYTES_MAX || head.tag == b'P') {
             return extended::may_wait(head).map(|()| ClientStep::More);
         }
+        session.in_series = matches!(head.tag, b'P' | b'B' | b'D' | b'C' | b'E' | b'H');
         match head.tag {
             b'Q' | b'F' | b'P' | b'B' | b'D' | b'C' | b'E' if link.skips_to_sync => {}
             b'Q' if mode == PoolMode::Session => expect(link, Expect::Query(Hint::default())),

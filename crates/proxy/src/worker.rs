@@ -8,21 +8,24 @@ use std::{
     collections::{HashMap, VecDeque},
     io,
     net::SocketAddr,
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::AtomicU64, mpsc},
     time::Duration,
 };
 
 use millrace_base::Clock;
+use millrace_contract::topology::Replay;
 use mio::{Events, Poll, Token, Waker, event::Event};
 use slab::Slab;
 use tokio::sync::{mpsc as control, oneshot};
 
 use crate::{
     backends::{Backends, Node},
+    catalog::Catalog,
     link::Session,
     pause::Pauses,
     peer::{CancelKey, Client, ClientState, Line, Server},
     pool::{Pool, PoolKey, PoolLimits, PoolShared},
+    route::{Route, Texts},
     settings::Settings,
     statements::Statements,
     transport::Transport,
@@ -53,6 +56,11 @@ pub(crate) enum Inbox {
         serial: u64,
     },
     Backends(Arc<Backends>),
+    /// What a database's functions and relations do.
+    Catalog {
+        database: Arc<str>,
+        catalog: Arc<Catalog>,
+    },
     Command(Command),
     /// All that it holds, or the pools alone.
     Inspect {
@@ -89,6 +97,8 @@ pub(crate) struct NewClient {
     pub(crate) pool: PoolKey,
     pub(crate) limits: PoolLimits,
     pub(crate) shared: Arc<PoolShared>,
+    /// The replicas' pool, if what the client reads may come from there.
+    pub(crate) readers: Option<(PoolKey, Arc<PoolShared>)>,
     pub(crate) settings: Settings,
     /// All that a server says after a login, but for the key and ReadyForQuery.
     pub(crate) greeting: Vec<u8>,
@@ -189,6 +199,11 @@ pub(crate) struct Worker {
     /// Who waits for a pause to be complete, and of which database; `None` is all.
     pub(crate) pausing: Vec<(Option<Arc<str>>, control::Sender<()>)>,
     pub(crate) pauses: Pauses,
+    pub(crate) replay: Option<Arc<Replay>>,
+    /// How far those replicas are that take reads.
+    pub(crate) replicas: Vec<Arc<AtomicU64>>,
+    pub(crate) texts: Texts,
+    catalogs: HashMap<Arc<str>, Arc<Catalog>>,
 }
 
 /// A worker that is not yet on its thread.
@@ -199,6 +214,7 @@ pub(crate) struct Seed {
     inbox: mpsc::Receiver<Inbox>,
     control: control::Sender<Request>,
     clock: Arc<dyn Clock>,
+    replay: Option<Arc<Replay>>,
 }
 
 impl Seed {
@@ -210,11 +226,12 @@ impl Seed {
         index: usize,
         control: control::Sender<Request>,
         clock: Arc<dyn Clock>,
+        replay: Option<Arc<Replay>>,
     ) -> io::Result<(Self, WorkerHandle)> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         let (sender, inbox) = mpsc::sync_channel(INBOX_MAX);
-        Ok((Self { index, poll, inbox, control, clock }, WorkerHandle { sender, waker }))
+        Ok((Self { index, poll, inbox, control, clock, replay }, WorkerHandle { sender, waker }))
     }
 
     /// Runs the worker on this thread until it is told to stop.
@@ -242,6 +259,10 @@ impl Seed {
             serial: 0,
             pausing: Vec::new(),
             pauses: Pauses::default(),
+            replay: self.replay,
+            replicas: Vec::new(),
+            texts: Texts::default(),
+            catalogs: HashMap::new(),
         };
         worker.run()
     }
@@ -325,6 +346,12 @@ impl Worker {
             Inbox::Cancel { client, secret } => self.cancel(client, secret),
             Inbox::Cancelled { server, serial } => self.cancelled(server, serial),
             Inbox::Backends(backends) => self.follow(backends),
+            Inbox::Catalog { database, catalog } => {
+                for pool in self.pools.iter_mut().filter(|pool| pool.key.database == database) {
+                    pool.catalog = Some(catalog.clone());
+                }
+                self.catalogs.insert(database, catalog);
+            }
             Inbox::Command(command) => self.command(command),
             Inbox::Inspect { pools_alone, answer } => {
                 // whoever asked may have given up
@@ -341,6 +368,7 @@ impl Worker {
         }
         let mut pool = Pool::new(key.clone(), limits, shared.clone());
         pool.paused = self.pauses.holds(&key.database);
+        pool.catalog = self.catalogs.get(&key.database).cloned();
         self.pools.push(pool);
         self.pool_index.insert(key.clone(), self.pools.len() - 1);
         self.pools.len() - 1
@@ -349,6 +377,8 @@ impl Worker {
     fn adopt_client(&mut self, new: NewClient) {
         let pool = self.pool_of(&new.pool, new.limits, &new.shared);
         let Some(Ok(io)) = new.socket.map(|socket| Transport::new(socket, new.tls)) else { return };
+        let readers = new.readers.map(|(key, shared)| self.pool_of(&key, new.limits, &shared));
+        let route = readers.map(|readers| Route::new(pool, readers, self.round()));
         let secret = rand::random();
         let client = Client {
             line: Line::new(io),
@@ -356,6 +386,7 @@ impl Worker {
             pool,
             secret,
             session: Session::new(self.shared_settings(new.settings)),
+            route,
             peer: new.peer,
             _permit: new.permit,
             since: self.now,
@@ -392,6 +423,7 @@ impl Worker {
 
     fn adopt_server(&mut self, new: NewServer) {
         let at_pool = self.pool_of(&new.pool, new.limits, &new.shared);
+        let replayed = self.round_of(&new.node);
         let Some(pool) = self.pools.get_mut(at_pool) else { return };
         if new.asked_for {
             pool.opening = pool.opening.saturating_sub(1);
@@ -405,6 +437,7 @@ impl Worker {
             link: crate::link::Link::new(pool.limits.statements),
             pool: at_pool,
             client: None,
+            replayed,
             node: new.node,
             key: new.key,
             serial: self.serial,
@@ -430,6 +463,8 @@ impl Worker {
         pool.opening = pool.opening.saturating_sub(1);
         pool.shared.give_back();
         pool.retry_at = self.now + RETRY;
+        self.leave_replicas(at);
+        let Some(pool) = self.pools.get(at) else { return };
         if error.lasting && pool.owned == 0 {
             self.tell_waiting(at, error);
         }

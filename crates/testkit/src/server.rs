@@ -13,7 +13,7 @@ use millrace_base::{
 };
 use millrace_pg::{
     Binaries, ConnectParams, Connection, HbaDatabase, HbaRule, HbaSource, Postmaster, RunAs, ServerError, ServerSpec,
-    Setting, StopMode, connect,
+    Setting, StopMode, catalog, connect, server::Upstream,
 };
 
 use crate::{PASSWORD, Sandbox, free_port, template};
@@ -136,6 +136,44 @@ impl TestServer {
     #[must_use]
     pub fn builder() -> TestServerBuilder {
         TestServerBuilder::default()
+    }
+
+    /// A streaming replica of this server, with the same certificates.
+    ///
+    /// # Panics
+    /// If it cannot be made: a test cannot go on.
+    pub async fn replica(&self) -> Self {
+        let sandbox = Sandbox::new();
+        let slot = format!("replica_{}", free_port());
+        let client = self.client().await;
+        catalog::create_physical_slot(&client, &slot).await.expect("a slot");
+        let upstream = Upstream {
+            host: "127.0.0.1".to_owned(),
+            port: self.spec.port,
+            user: "postgres".to_owned(),
+            password: Secret::new(PASSWORD),
+            application_name: slot.clone(),
+            slot,
+        };
+        let folder = sandbox.path().join("server");
+        std::fs::create_dir(&folder).expect("the replica's folder");
+        self.spec.run_as.own(&folder).expect("the replica's folder");
+        let log_file = sandbox.path().join("server.log");
+        let mut spec = ServerSpec { folder, log_file, port: free_port(), ..self.spec.clone() };
+        spec.base_backup(&upstream, READY).await.expect("a base backup");
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            spec.configure(Some(&upstream)).expect("the configuration");
+            match start(&spec).await {
+                Ok(postmaster) => {
+                    return Self { spec, postmaster: Some(postmaster), client_tls: self.client_tls.clone(), sandbox };
+                }
+                // another test took the port in between
+                Err(ServerError::PortInUse { .. }) if tries < 10 => spec.port = free_port(),
+                Err(error) => panic!("the replica does not start: {error}"),
+            }
+        }
     }
 
     /// The superuser on database `postgres`.

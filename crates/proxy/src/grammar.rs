@@ -1,0 +1,319 @@
+//! What a statement does to data, by PostgreSQL's own grammar (libpg_query), as far as its text can say.
+//!
+//! Only what is known to read is called reading: each kind of node, each function and each relation must be known.
+//! Whatever is not, a text that does not parse included, is [`Meaning::Unsure`]. Pure: no I/O.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use pg_raw_parse::{
+    ConstValue, Node, nodes,
+    raw::TransactionStmtKind,
+    walk::{self, Recurse},
+};
+
+use crate::catalog::Catalog;
+
+/// A longer text is not looked at.
+const TEXT_BYTES_MAX: usize = 32 << 10;
+
+/// What a text, of one statement or several, is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Meaning {
+    /// It writes, locks, belongs to a session, or cannot be judged.
+    Unsure,
+    /// It reads, and a replica can do that as well.
+    Read,
+}
+
+/// Where a comment at the front of the text sends it: `/* millrace: primary */` or `/* millrace: replica */`.
+fn hinted(text: &str) -> Option<Meaning> {
+    let comment = text.trim_start().strip_prefix("/*")?;
+    let (comment, _) = comment.split_once("*/")?;
+    let (_, told) = comment.split_once("millrace:")?;
+    match told.split_whitespace().next()? {
+        "primary" => Some(Meaning::Unsure),
+        "replica" => Some(Meaning::Read),
+        _ => None,
+    }
+}
+
+/// Judges a text.
+pub(crate) fn meaning(text: &[u8], catalog: &Catalog) -> Meaning {
+    let Ok(text) = std::str::from_utf8(text) else { return Meaning::Unsure };
+    if let Some(told) = hinted(text) {
+        return told;
+    }
+    if text.len() > TEXT_BYTES_MAX {
+        return Meaning::Unsure;
+    }
+    // the walk over the tree panics at what it does not know: then it is not known
+    let reads = catch_unwind(AssertUnwindSafe(|| reads(text, catalog)));
+    if reads.unwrap_or(false) { Meaning::Read } else { Meaning::Unsure }
+}
+
+fn reads(text: &str, catalog: &Catalog) -> bool {
+    let Ok(tree) = pg_raw_parse::parse(text) else { return false };
+    let mut statements = tree.stmts().peekable();
+    if statements.peek().is_none() {
+        return false;
+    }
+    let first = tree.stmts().next();
+    if let (Some(Node::TransactionStmt(begin)), 1) = (first, tree.len()) {
+        return begins_read_only(begin);
+    }
+    statements.all(|statement| match statement {
+        Node::SelectStmt(_) => selects(statement, catalog),
+        Node::CopyStmt(copy) => copies_out(copy, catalog),
+        _ => false,
+    })
+}
+
+/// `BEGIN READ ONLY`, and not serializable, which a replica refuses.
+fn begins_read_only(begin: &nodes::TransactionStmt) -> bool {
+    let begins = matches!(begin.kind, TransactionStmtKind::TRANS_STMT_BEGIN | TransactionStmtKind::TRANS_STMT_START);
+    let mut read_only = false;
+    for option in begin.options() {
+        let Node::DefElem(option) = option else { return false };
+        let Node::A_Const(value) = option.arg() else { return false };
+        match (option.defname(), value.val()) {
+            (Some("transaction_read_only"), Some(ConstValue::Integer(on))) => read_only = on != 0,
+            (Some("transaction_read_only"), Some(ConstValue::Boolean(on))) => read_only = on,
+            (Some("transaction_isolation"), Some(ConstValue::String(level))) if level != "serializable" => {}
+            _ => return false,
+        }
+    }
+    begins && read_only
+}
+
+/// `COPY … TO STDOUT`.
+fn copies_out(copy: &nodes::CopyStmt, catalog: &Catalog) -> bool {
+    let out = !copy.is_from && !copy.is_program && copy.filename().is_none();
+    let reads = match copy.relation() {
+        Some(relation) => readable(relation, catalog),
+        None => matches!(copy.query(), Node::SelectStmt(_)) && selects(copy.query(), catalog),
+    };
+    out && reads
+}
+
+fn readable(relation: &nodes::RangeVar, catalog: &Catalog) -> bool {
+    relation.relname().is_some_and(|name| catalog.reads_relation(relation.schemaname(), name))
+}
+
+fn calls_reader(call: &nodes::FuncCall, catalog: &Catalog) -> bool {
+    let name = call.funcname().iter().last().and_then(Node::as_str);
+    name.is_some_and(|name| catalog.reads_function(name))
+}
+
+/// Whether every part of a query is known to read. No deeper on the stack for a deeper query.
+fn selects<'a>(select: Node<'a>, catalog: &Catalog) -> bool {
+    let (mut named, mut doubtful) = (Vec::new(), Vec::new());
+    let mut left = vec![select];
+    while let Some(node) = left.pop() {
+        let reads = match node {
+            Node::FuncCall(call) => calls_reader(call, catalog),
+            Node::RangeVar(relation) => {
+                if !readable(relation, catalog) {
+                    doubtful.push(relation);
+                }
+                true
+            }
+            Node::CommonTableExpr(table) => {
+                named.extend(table.ctename());
+                true
+            }
+            other => harmless(other),
+        };
+        if !reads {
+            return false;
+        }
+        walk::walk_manual::<()>(node, |child| {
+            left.push(child);
+            Recurse::no()
+        });
+    }
+    let defined = |relation: &&nodes::RangeVar| {
+        relation.schemaname().is_none() && relation.relname().is_some_and(|name| named.contains(&name))
+    };
+    doubtful.iter().all(defined)
+}
+
+/// Kinds of nodes that do nothing but read. Not among them: INTO, FOR UPDATE, and all statements but SELECT.
+fn harmless(node: Node<'_>) -> bool {
+    matches!(
+        node,
+        Node::SelectStmt(_)
+            | Node::None
+            | Node::NodeList(_)
+            | Node::Alias(_)
+            | Node::RawStmt(_)
+            | Node::ResTarget(_)
+            | Node::ColumnRef(_)
+            | Node::ParamRef(_)
+            | Node::A_Const(_)
+            | Node::A_Expr(_)
+            | Node::A_Star(_)
+            | Node::A_Indices(_)
+            | Node::A_Indirection(_)
+            | Node::A_ArrayExpr(_)
+            | Node::BoolExpr(_)
+            | Node::NullTest(_)
+            | Node::BooleanTest(_)
+            | Node::CaseExpr(_)
+            | Node::CaseWhen(_)
+            | Node::CoalesceExpr(_)
+            | Node::MinMaxExpr(_)
+            | Node::RowExpr(_)
+            | Node::SubLink(_)
+            | Node::TypeCast(_)
+            | Node::TypeName(_)
+            | Node::CollateClause(_)
+            | Node::NamedArgExpr(_)
+            | Node::SQLValueFunction(_)
+            | Node::GroupingFunc(_)
+            | Node::GroupingSet(_)
+            | Node::JoinExpr(_)
+            | Node::FromExpr(_)
+            | Node::RangeSubselect(_)
+            | Node::RangeFunction(_)
+            | Node::RangeTableSample(_)
+            | Node::SortBy(_)
+            | Node::WindowDef(_)
+            | Node::WithClause(_)
+            | Node::CTESearchClause(_)
+            | Node::CTECycleClause(_)
+            | Node::Integer(_)
+            | Node::Float(_)
+            | Node::Boolean(_)
+            | Node::String(_)
+            | Node::BitString(_)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalog() -> Catalog {
+        Catalog::new(
+            1,
+            ["count", "sum", "lower", "now", "generate_series", "row_number"],
+            [("payments", true), ("loans", true), ("unlogged", false), ("s", true)],
+        )
+    }
+
+    fn reads(text: &str) -> bool {
+        meaning(text.as_bytes(), &catalog()) == Meaning::Read
+    }
+
+    #[test]
+    fn what_reads() {
+        for text in [
+            "SELECT 1",
+            "select sum(amount) FROM payments WHERE id = $1 GROUP BY 2 ORDER BY lower(name) LIMIT 5",
+            "TABLE payments",
+            "VALUES (1), (2)",
+            "SELECT * FROM public.payments p JOIN loans l USING (id) LEFT JOIN LATERAL (SELECT 1) x ON true",
+            "WITH x AS (SELECT * FROM payments) SELECT * FROM x, loans",
+            "WITH RECURSIVE x AS (SELECT 1 UNION ALL SELECT n + 1 FROM x) SELECT * FROM x",
+            "SELECT 1; SELECT 2",
+            "SELECT count(*) FILTER (WHERE a), row_number() OVER (PARTITION BY b ORDER BY c) FROM payments",
+            "SELECT ARRAY[1, 2], (ROW(1, 2)).f1, CASE WHEN a THEN 1 END, a::int, CURRENT_DATE, a[1:2] FROM payments",
+            "SELECT * FROM generate_series(1, 3) WHERE EXISTS (SELECT FROM loans) AND x IN (1, 2)",
+            "SELECT a FROM payments UNION SELECT b FROM loans EXCEPT TABLE s",
+            "COPY payments TO STDOUT",
+            "COPY (SELECT * FROM payments) TO STDOUT (FORMAT csv)",
+            "BEGIN READ ONLY",
+            "START TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+            "/* millrace: replica */ SELECT anything()",
+            "-- a comment\nSELECT 1",
+        ] {
+            assert!(reads(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_for_the_primary() {
+        for text in [
+            "",
+            ";",
+            "SELEC 1",
+            "INSERT INTO payments VALUES (1)",
+            "UPDATE payments SET a = 1",
+            "DELETE FROM payments",
+            "MERGE INTO payments USING loans ON true WHEN MATCHED THEN DELETE",
+            "SELECT * FROM payments FOR UPDATE",
+            "SELECT * FROM (SELECT * FROM payments FOR SHARE) x",
+            "SELECT * INTO copy FROM payments",
+            "CREATE TABLE x AS SELECT 1",
+            "WITH x AS (DELETE FROM payments RETURNING *) SELECT * FROM x",
+            "WITH x AS (INSERT INTO payments SELECT 1 RETURNING *) SELECT count(*) FROM x",
+            "SELECT nextval('s')",
+            "SELECT 1 WHERE (SELECT setval('s', 1)) > 0",
+            "SELECT 1 ORDER BY pay(1)",
+            "SELECT count(*) FILTER (WHERE pay(1)) FROM payments",
+            "SELECT row_number() OVER (ORDER BY pay(1)) FROM payments",
+            "SELECT 1 LIMIT pay(1)",
+            "SELECT 1 GROUP BY GROUPING SETS ((pay(1)))",
+            "SELECT ARRAY[pay(1)], ROW(pay(1))",
+            "SELECT * FROM pay(1)",
+            "SELECT * FROM ROWS FROM (pay(1), generate_series(1, 2))",
+            "SELECT CASE WHEN true THEN pay(1) END",
+            "VALUES (pay(1))",
+            "SELECT * FROM payments JOIN loans ON pay(1)",
+            "SELECT a[pay(1)] FROM payments",
+            "SELECT lower(x => pay(1)::text)",
+            "SELECT * FROM unlogged",
+            "SELECT * FROM never_heard_of",
+            "SELECT * FROM other.payments_log",
+            "SELECT * FROM pg_catalog.pg_class",
+            "SELECT * FROM pg_stat_activity",
+            "SELECT * FROM information_schema.tables",
+            "SELECT 1; UPDATE payments SET a = 1",
+            "BEGIN",
+            "BEGIN READ WRITE",
+            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY",
+            "BEGIN READ ONLY; SELECT 1",
+            "COMMIT",
+            "COPY payments FROM STDIN",
+            "COPY payments TO '/tmp/file'",
+            "COPY payments TO PROGRAM 'cat'",
+            "COPY (DELETE FROM payments RETURNING *) TO STDOUT",
+            "EXPLAIN SELECT 1",
+            "SET work_mem = 1",
+            "SHOW work_mem",
+            "DO 'BEGIN END'",
+            "CALL pay(1)",
+            "LOCK payments",
+            "LISTEN x",
+            "PREPARE p AS SELECT 1",
+            "EXECUTE p",
+            "DECLARE c CURSOR FOR SELECT 1",
+            "/* millrace: primary */ SELECT 1",
+            "/* something else */ UPDATE payments SET a = 1",
+        ] {
+            assert!(!reads(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_makes_it_fall() {
+        let deep = format!("SELECT {}1{}", "(".repeat(15_000), ")".repeat(15_000));
+        let long = format!("SELECT {}1", "1 + ".repeat(8_000));
+        let nots = format!("SELECT {} true", "NOT ".repeat(8_000));
+        let cases = format!("SELECT {} 1 {}", "CASE WHEN ".repeat(2_000), "THEN 1 END".repeat(2_000));
+        let selects = format!("SELECT 1 {}", " UNION SELECT 1".repeat(2_000));
+        for text in [&deep, &long, &nots, &cases, &selects] {
+            let _any = meaning(text.as_bytes(), &catalog());
+        }
+        assert_eq!(meaning(b"SELECT 1\0", &catalog()), Meaning::Unsure);
+        assert_eq!(meaning(b"SELECT '\xff'", &catalog()), Meaning::Unsure);
+        assert!(reads("SELECT XMLELEMENT(NAME x)") || !reads("SELECT XMLELEMENT(NAME x)"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics(text in "[A-Za-z0-9 ,;()'\"$*=<>\\[\\]:.-]{0,60}") {
+            let _any = meaning(text.as_bytes(), &catalog());
+        }
+    }
+}

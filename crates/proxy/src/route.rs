@@ -1,0 +1,201 @@
+//! Which of a client's statements a replica can do: from the bytes it sent, before they go anywhere.
+//!
+//! A client's messages come in series: a simple query, or extended messages up to their Sync. A series goes to a replica
+//! only if all of it is here, every statement of it reads ([`crate::grammar`]), and it cannot leave anything in the
+//! session. Pure: no I/O.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+};
+
+use millrace_contract::topology::Replay;
+
+use crate::{
+    catalog::Catalog,
+    frame::{Header, header},
+    grammar::{self, Meaning},
+    hint,
+    link::{Link, Session},
+    message::{self, read_cstr},
+};
+
+/// What holds for a client whose statements are looked at.
+#[derive(Debug)]
+pub(crate) struct Route {
+    /// The pool of the primary.
+    pub(crate) writers: usize,
+    /// The pool of replicas.
+    pub(crate) readers: usize,
+    /// The round of [`millrace_contract::topology::Replay`] that was begun when the client wrote last: it reads only
+    /// from replicas that have reached a later one.
+    pub(crate) wrote: u64,
+    /// The series that it waits with, or has a server for, reads.
+    pub(crate) reads: bool,
+    /// The first series is judged already.
+    pub(crate) admitted: bool,
+    /// Part of what it sent waits until the replica it has is given back.
+    pub(crate) held: bool,
+}
+
+impl Route {
+    /// Of a client that has seen nothing yet: it reads what was committed before it came.
+    pub(crate) fn new(writers: usize, readers: usize, wrote: u64) -> Self {
+        Self { writers, readers, wrote, reads: false, admitted: false, held: false }
+    }
+
+    /// What it did on a server of `pool` is done: if it may have written, that was before the next round.
+    pub(crate) fn note_written(&mut self, pool: usize, replay: Option<&Replay>) {
+        if pool == self.writers && !self.reads {
+            self.wrote = replay.map_or(0, Replay::begun);
+        }
+    }
+}
+
+/// What texts mean, kept for those that come again.
+#[derive(Debug)]
+pub(crate) struct Texts {
+    known: HashMap<Box<[u8]>, (u64, Meaning)>,
+    bytes: usize,
+    /// Hashes of texts that were seen once: one that never comes again is not kept.
+    seen: Box<[u64]>,
+    hasher: RandomState,
+}
+
+const TEXTS_MAX: usize = 4_096;
+const TEXT_BYTES_MAX: usize = 4 << 20;
+const SEEN: usize = 4_096;
+
+impl Default for Texts {
+    fn default() -> Self {
+        Self { known: HashMap::new(), bytes: 0, seen: vec![0; SEEN].into(), hasher: RandomState::new() }
+    }
+}
+
+impl Texts {
+    /// What `text` means where `catalog` holds.
+    pub(crate) fn meaning(&mut self, text: &[u8], catalog: &Catalog) -> Meaning {
+        let text = text.strip_suffix(b"\0").unwrap_or(text);
+        if let Some((version, meaning)) = self.known.get_mut(text) {
+            if *version != catalog.version {
+                (*version, *meaning) = (catalog.version, judge(text, catalog));
+            }
+            return *meaning;
+        }
+        let meaning = judge(text, catalog);
+        let hash = self.hasher.hash_one(text) | 1;
+        let Some(seen) = usize::try_from(hash >> 32).ok().and_then(|at| self.seen.get_mut(at % SEEN)) else {
+            return meaning;
+        };
+        if std::mem::replace(seen, hash) == hash {
+            if self.known.len() >= TEXTS_MAX || self.bytes + text.len() > TEXT_BYTES_MAX {
+                self.known.clear();
+                self.bytes = 0;
+            }
+            self.bytes += text.len();
+            self.known.insert(text.into(), (catalog.version, meaning));
+        }
+        meaning
+    }
+}
+
+/// What leaves something in the session is for the primary, where the session is asked about it.
+fn judge(text: &[u8], catalog: &Catalog) -> Meaning {
+    if hint::of_text(text).hint.suspect { Meaning::Unsure } else { grammar::meaning(text, catalog) }
+}
+
+/// Whether the first series in `data` reads, and how long it is; `None` if not all of it is here.
+pub(crate) fn series(session: &Session, data: &[u8], texts: &mut Texts, catalog: &Catalog) -> Option<(Meaning, usize)> {
+    let (mut at, mut reads, mut says_anything) = (0, true, false);
+    let mut parsed: Option<&[u8]> = None;
+    loop {
+        let rest = data.get(at..)?;
+        let Header { tag, len } = header(rest).ok()??;
+        let whole = rest.get(..len)?;
+        at += len;
+        let mut body = message::body(whole);
+        let meaning = |reads: bool| if reads { Meaning::Read } else { Meaning::Unsure };
+        match tag {
+            b'Q' => return Some((texts.meaning(body, catalog), at)),
+            b'S' => return Some((meaning(reads && says_anything), at)),
+            b'P' => {
+                let name = read_cstr(&mut body).ok()?;
+                let (text, _) = message::take_cstr(body)?;
+                reads &= texts.meaning(text, catalog) == Meaning::Read;
+                (says_anything, parsed) = (true, Some(name));
+            }
+            b'B' => {
+                let _portal = read_cstr(&mut body).ok()?;
+                let name = read_cstr(&mut body).ok()?;
+                reads &= parsed == Some(name) || reads_prepared(session, name, texts, catalog);
+                says_anything = true;
+            }
+            b'D' => {
+                if let Some((b'S', mut name)) = body.split_first() {
+                    let name = read_cstr(&mut name).ok()?;
+                    reads &= parsed == Some(name) || reads_prepared(session, name, texts, catalog);
+                }
+            }
+            b'E' | b'C' | b'H' => {}
+            _ => return Some((Meaning::Unsure, at)),
+        }
+    }
+}
+
+fn reads_prepared(session: &Session, name: &[u8], texts: &mut Texts, catalog: &Catalog) -> bool {
+    let statement = if name.is_empty() { session.unnamed.as_ref() } else { session.named.get(name) };
+    let Some(statement) = statement else { return false };
+    let (version, meaning) = statement.meaning.get();
+    if version == catalog.version {
+        return meaning == Meaning::Read;
+    }
+    let text = message::take_cstr(&statement.definition).map_or(&b""[..], |(text, _)| text);
+    let meaning = texts.meaning(text, catalog);
+    statement.meaning.set((catalog.version, meaning));
+    meaning == Meaning::Read
+}
+
+/// How many bytes of `data` may go to the replica that a client has. Further series go there if they read; what does not
+/// waits until all before it is answered, unless a transaction is open then.
+pub(crate) fn for_replica(
+    session: &Session,
+    link: &Link,
+    route: &mut Route,
+    data: &[u8],
+    texts: &mut Texts,
+    catalog: &Catalog,
+) -> usize {
+    let mut owed = !link.expect.is_empty();
+    let mut at = 0;
+    if session.body_left > 0 || session.in_series || link.copy_in {
+        at = session.body_left.min(data.len());
+        at += rest_of_series(data.get(at..).unwrap_or_default(), link.copy_in);
+        owed = true;
+    }
+    while let Some(rest) = data.get(at..).filter(|rest| !rest.is_empty()) {
+        let whole = rest_of_series(rest, false);
+        let may = if owed {
+            rest.first() == Some(&b'X') || matches!(series(session, rest, texts, catalog), Some((Meaning::Read, _)))
+        } else {
+            std::mem::take(&mut route.admitted) || link.status != b'I'
+        };
+        if !may {
+            break;
+        }
+        at += whole;
+        owed = true;
+    }
+    at
+}
+
+/// Up to the end of a series, or all.
+fn rest_of_series(data: &[u8], copy_in: bool) -> usize {
+    let mut at = 0;
+    while let Some(Ok(Some(head))) = data.get(at..).map(header) {
+        at += head.len;
+        if matches!(head.tag, b'Q' | b'S' | b'F') && !copy_in {
+            return at.min(data.len());
+        }
+    }
+    data.len()
+}
