@@ -18,6 +18,7 @@ mod conversation;
 mod extended;
 mod frame;
 mod hint;
+mod inbox;
 mod lifecycle;
 mod link;
 mod login;

@@ -20,7 +20,7 @@ use crate::{
     scram::{self, Credential, ScramError, ServerExchange},
     settings::Settings,
     startup::{self, Startup, Wish},
-    worker::{NewClient, NewServer, OpenError},
+    worker::{Inbox, NewClient, NewServer, OpenError},
 };
 
 /// The session is refused; the client is told in these words.
@@ -78,7 +78,7 @@ async fn begin(
             },
             Ok(Startup::Gss) => conversation.send(b"N").await?,
             Ok(Startup::Cancel { pid, secret }) => {
-                shared.cancel(pid, secret);
+                shared.cancel(pid, secret).await;
                 return Ok(None);
             }
             Ok(Startup::Session(wish)) => break wish,
@@ -94,9 +94,14 @@ async fn begin(
             Ok(Some((conversation, wish.user)))
         }
         Ok(Admitted::Client(mut new)) => {
+            let Some(room) = shared.room().await else {
+                tracing::error!(%peer, "a client is refused: its worker is overwhelmed");
+                let refused = refusal("53300", "the proxy has no room for the client", "try again later");
+                return refuse(&mut conversation, &refused).await.map(|()| None);
+            };
             let parts = conversation.into_parts()?;
             (new.socket, new.tls, new.early) = (Some(parts.socket), parts.tls, parts.early);
-            shared.hand_over(new);
+            room.fill(Inbox::Client(new));
             Ok(None)
         }
         Err(refused) => {

@@ -24,12 +24,14 @@ use crate::{
     access::{Connected, Throttle},
     admin,
     backends::{Access, Backends, Node},
-    connect, login,
+    connect,
+    inbox::{Orders, Room, WorkerHandle},
+    login,
     options::Options,
     pool::{Counts, PoolKey, PoolShared},
     users::Users,
     view::WorkerView,
-    worker::{Command, Inbox, NewClient, NewServer, OpenError, Request, Seed, WorkerHandle},
+    worker::{Command, Inbox, NewServer, OpenError, Request, Seed},
 };
 
 /// Why a proxy could not start or go on.
@@ -56,6 +58,8 @@ pub enum PauseError {
 pub(crate) const READ_ONLY_SUFFIX: &str = ":ro";
 /// A worker answers between two turns of its loop.
 const INSPECT_MAX: Duration = Duration::from_secs(2);
+/// A client that has logged in is told after this that its worker takes nobody.
+const ROOM_MAX: Duration = Duration::from_secs(5);
 
 /// What logins and workers share.
 #[derive(Debug)]
@@ -121,25 +125,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     /// Leads a cancel request to the worker that the process number names.
-    pub(crate) fn cancel(&self, pid: i32, secret: i32) {
+    pub(crate) async fn cancel(&self, pid: i32, secret: i32) {
         let Ok(pid) = usize::try_from(pid) else { return };
         if let Some(worker) = self.workers.get(pid & 63) {
-            worker.send(Inbox::Cancel { client: pid >> 6, secret });
+            worker.send(Inbox::Cancel { client: pid >> 6, secret }).await;
         }
     }
 
-    /// Gives a client to the next worker.
-    pub(crate) fn hand_over(&self, client: Box<NewClient>) {
-        let peer = client.peer;
-        if self.next_worker().is_none_or(|worker| !worker.send(Inbox::Client(client))) {
-            tracing::error!(%peer, "a client is lost: its worker is overwhelmed");
-        }
+    /// A place for one more client at the next worker; none if that is overwhelmed.
+    pub(crate) async fn room(&self) -> Option<Room<'_>> {
+        self.next_worker()?.room(ROOM_MAX).await
     }
 
+    /// Gives a connection that a login has made to the next worker.
     pub(crate) fn give_server(&self, server: NewServer) {
         if let Some(worker) = self.next_worker() {
-            worker.send(Inbox::Server(Box::new(server)));
+            worker.offer(server);
         }
+    }
+
+    fn order(&self, say: impl Fn(&mut Orders)) {
+        self.workers.iter().for_each(|worker| worker.order(&say));
     }
 
     fn next_worker(&self) -> Option<&WorkerHandle> {
@@ -271,9 +277,7 @@ impl Proxy {
         for error in tasks.shutdown(Duration::from_secs(5)).await {
             tracing::warn!(%error, "a task of the proxy failed");
         }
-        for worker in &self.shared.workers {
-            worker.send(Inbox::Stop);
-        }
+        self.shared.order(|orders| orders.stop = true);
         let threads = self.threads;
         let joined =
             tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| matches!(thread.join(), Ok(Ok(())))));
@@ -295,11 +299,13 @@ impl Handle {
         let mut views = Vec::new();
         for worker in &self.shared.workers {
             let (sender, answer) = oneshot::channel();
-            if worker.send(Inbox::Inspect { pools_alone, answer: sender }) {
-                match tokio::time::timeout(INSPECT_MAX, answer).await {
-                    Ok(answered) => views.extend(answered),
-                    Err(_) => tracing::error!("a worker of the proxy does not answer"),
-                }
+            let asking = async {
+                worker.send(Inbox::Inspect { pools_alone, answer: sender }).await;
+                answer.await
+            };
+            match tokio::time::timeout(INSPECT_MAX, asking).await {
+                Ok(answered) => views.extend(answered),
+                Err(_) => tracing::error!("a worker of the proxy does not answer"),
             }
         }
         views
@@ -318,10 +324,7 @@ impl Handle {
             return Err(PauseError::Unknown(name.to_owned()));
         }
         let (done, mut all) = mpsc::channel(1);
-        for worker in &self.shared.workers {
-            worker.send(Inbox::Command(Command::Pause { database: database.map(Into::into), done: done.clone() }));
-        }
-        drop(done);
+        self.command(Command::Pause { database: database.map(Into::into), done });
         // ends when the last worker has dropped its sender
         match all.recv().await {
             None => Ok(()),
@@ -332,13 +335,13 @@ impl Handle {
     /// Lets statements go on.
     pub fn resume(&self, database: Option<&str>) {
         let database = database.map(|name| name.strip_suffix(READ_ONLY_SUFFIX).unwrap_or(name));
-        self.command(&Command::Resume { database: database.map(Into::into) });
+        self.command(Command::Resume { database: database.map(Into::into) });
     }
 
     /// Replaces the connections to servers, each when its transaction ends.
     pub fn reconnect(&self, database: Option<&str>) {
         let database = database.map(|name| name.strip_suffix(READ_ONLY_SUFFIX).unwrap_or(name));
-        self.command(&Command::Reconnect { database: database.map(Into::into) });
+        self.command(Command::Reconnect { database: database.map(Into::into) });
     }
 
     pub(crate) fn of(shared: Arc<Shared>) -> Self {
@@ -369,10 +372,8 @@ impl Handle {
         (self.shared.connected.all(), self.shared.throttle.total())
     }
 
-    fn command(&self, command: &Command) {
-        for worker in &self.shared.workers {
-            worker.send(Inbox::Command(command.clone()));
-        }
+    fn command(&self, command: Command) {
+        self.shared.order(|orders| orders.commands.push(command.clone()));
     }
 }
 
@@ -479,7 +480,7 @@ async fn serve_requests(
                 }
             };
             if let Some(worker) = shared.workers.get(worker) {
-                worker.send(answer);
+                worker.send(answer).await;
             }
             Ok::<_, std::convert::Infallible>(())
         });
@@ -519,9 +520,7 @@ async fn follow(
         let now = Arc::new(Backends::new(topology.borrow_and_update().clone()));
         // another server may have other settings
         shared.greetings.clear();
-        for worker in &shared.workers {
-            worker.send(Inbox::Backends(now.clone()));
-        }
+        shared.order(|orders| orders.backends = Some(now.clone()));
         // there is always a receiver: `shared` has one
         let _received = backends.send(now);
         // changed loses nothing when dropped

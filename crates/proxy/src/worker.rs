@@ -8,7 +8,7 @@ use std::{
     collections::{HashMap, VecDeque},
     io,
     net::SocketAddr,
-    sync::{Arc, mpsc},
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc as control, oneshot};
 
 use crate::{
     backends::{Backends, Node},
+    inbox::{INBOX_MAX, OrderBook, WorkerHandle},
     link::Session,
     pause::Pauses,
     peer::{CancelKey, Client, ClientState, Line, Server},
@@ -30,7 +31,7 @@ use crate::{
     walk::WHOLE_BYTES_MAX,
 };
 
-/// What reaches a worker from outside.
+/// What reaches a worker from outside, beyond its orders ([`crate::inbox`]).
 #[derive(Debug)]
 pub(crate) enum Inbox {
     /// A client that has logged in.
@@ -38,28 +39,13 @@ pub(crate) enum Inbox {
     /// A connection that was asked for, or that a login made.
     Server(Box<NewServer>),
     /// A connection that was asked for and could not be had.
-    OpenFailed {
-        pool: PoolKey,
-        error: OpenError,
-    },
+    OpenFailed { pool: PoolKey, error: OpenError },
     /// A client wants its statement cancelled.
-    Cancel {
-        client: usize,
-        secret: i32,
-    },
+    Cancel { client: usize, secret: i32 },
     /// A cancel request has reached the server and done whatever it does.
-    Cancelled {
-        server: usize,
-        serial: u64,
-    },
-    Backends(Arc<Backends>),
-    Command(Command),
+    Cancelled { server: usize, serial: u64 },
     /// All that it holds, or the pools alone.
-    Inspect {
-        pools_alone: bool,
-        answer: oneshot::Sender<WorkerView>,
-    },
-    Stop,
+    Inspect { pools_alone: bool, answer: oneshot::Sender<WorkerView> },
 }
 
 /// What an operator asks for; for one database, or all.
@@ -143,34 +129,16 @@ pub(crate) enum Request {
 
 const WAKE: Token = Token(usize::MAX);
 const EVENTS: usize = 1024;
-const INBOX_MAX: usize = 4_096;
 /// Deadlines are looked at so often.
 const TICK: Duration = Duration::from_millis(250);
-
-/// The handle of a worker.
-#[derive(Debug, Clone)]
-pub(crate) struct WorkerHandle {
-    sender: mpsc::SyncSender<Inbox>,
-    waker: Arc<Waker>,
-}
-
-impl WorkerHandle {
-    /// Hands over a message; it is lost if the worker has stopped or is overwhelmed.
-    pub(crate) fn send(&self, message: Inbox) -> bool {
-        let sent = self.sender.try_send(message).is_ok();
-        if let Err(error) = self.waker.wake() {
-            tracing::error!(%error, "cannot wake a proxy worker");
-        }
-        sent
-    }
-}
 
 /// A worker, on its thread.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) index: usize,
     pub(crate) poll: Poll,
-    inbox: mpsc::Receiver<Inbox>,
+    inbox: control::Receiver<Inbox>,
+    orders: OrderBook,
     pub(crate) control: control::Sender<Request>,
     clock: Arc<dyn Clock>,
     pub(crate) now: Duration,
@@ -196,7 +164,8 @@ pub(crate) struct Worker {
 pub(crate) struct Seed {
     index: usize,
     poll: Poll,
-    inbox: mpsc::Receiver<Inbox>,
+    inbox: control::Receiver<Inbox>,
+    orders: OrderBook,
     control: control::Sender<Request>,
     clock: Arc<dyn Clock>,
 }
@@ -213,8 +182,10 @@ impl Seed {
     ) -> io::Result<(Self, WorkerHandle)> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
-        let (sender, inbox) = mpsc::sync_channel(INBOX_MAX);
-        Ok((Self { index, poll, inbox, control, clock }, WorkerHandle { sender, waker }))
+        let (sender, inbox) = control::channel(INBOX_MAX);
+        let orders = OrderBook::default();
+        let handle = WorkerHandle::new(sender, &orders, waker);
+        Ok((Self { index, poll, inbox, orders, control, clock }, handle))
     }
 
     /// Runs the worker on this thread until it is told to stop.
@@ -227,6 +198,7 @@ impl Seed {
             index: self.index,
             poll: self.poll,
             inbox: self.inbox,
+            orders: self.orders,
             control: self.control,
             clock: self.clock,
             now,
@@ -268,18 +240,9 @@ impl Worker {
                 }
             }
             // last, so that no new connection gets an event of one that was closed in this turn
-            if woken || self.now >= next_tick {
-                loop {
-                    match self.inbox.try_recv() {
-                        // nobody is left who could say it
-                        Ok(Inbox::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
-                            self.stop();
-                            return Ok(());
-                        }
-                        Ok(message) => self.handle(message),
-                        Err(mpsc::TryRecvError::Empty) => break,
-                    }
-                }
+            if (woken || self.now >= next_tick) && !self.take_in() {
+                self.stop();
+                return Ok(());
             }
             for _ in 0..self.again.len() {
                 match self.again.pop_front() {
@@ -291,6 +254,28 @@ impl Worker {
             if self.now >= next_tick {
                 next_tick = self.now + TICK;
                 self.tick();
+            }
+        }
+    }
+
+    /// Carries out orders and takes messages in; whether the worker is to go on.
+    fn take_in(&mut self) -> bool {
+        let orders = self.orders.take();
+        if let Some(backends) = orders.backends {
+            self.follow(backends);
+        }
+        for command in orders.commands {
+            self.command(command);
+        }
+        if orders.stop {
+            return false;
+        }
+        loop {
+            match self.inbox.try_recv() {
+                Ok(message) => self.handle(message),
+                Err(control::error::TryRecvError::Empty) => return true,
+                // nobody is left who could say it
+                Err(control::error::TryRecvError::Disconnected) => return false,
             }
         }
     }
@@ -324,13 +309,10 @@ impl Worker {
             Inbox::OpenFailed { pool, error } => self.open_failed(&pool, &error),
             Inbox::Cancel { client, secret } => self.cancel(client, secret),
             Inbox::Cancelled { server, serial } => self.cancelled(server, serial),
-            Inbox::Backends(backends) => self.follow(backends),
-            Inbox::Command(command) => self.command(command),
             Inbox::Inspect { pools_alone, answer } => {
                 // whoever asked may have given up
                 let _gone = answer.send(self.view(pools_alone));
             }
-            Inbox::Stop => {}
         }
     }
 
