@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     backends::Backends,
+    options::Options,
     worker::{Command, Inbox, NewServer},
 };
 
@@ -23,6 +24,7 @@ pub(crate) const INBOX_MAX: usize = 4_096;
 #[derive(Debug, Default)]
 pub(crate) struct Orders {
     pub(crate) backends: Option<Arc<Backends>>,
+    pub(crate) options: Option<Arc<Options>>,
     pub(crate) commands: Vec<Command>,
     pub(crate) stop: bool,
 }

@@ -17,6 +17,7 @@ mod connect;
 mod conversation;
 mod extended;
 mod frame;
+mod handle;
 mod hint;
 mod inbox;
 mod lifecycle;
@@ -28,6 +29,7 @@ mod pause;
 mod peer;
 mod pool;
 mod proxy;
+mod reload;
 mod scram;
 mod settings;
 mod startup;
@@ -44,10 +46,12 @@ pub use crate::{
     access::{ClientLimits, Network, Rule, Rules},
     admin::DATABASE as CONSOLE_DATABASE,
     backends::{Access, Backends, Node},
+    handle::{Handle, PauseError},
     link::PoolMode,
     options::{ClientTls, Options},
     pool::{Counts, PoolKey, PoolLimits},
-    proxy::{Handle, PauseError, Proxy, ProxyError},
+    proxy::{Proxy, ProxyError},
+    reload::{Read, Reading, Reloaded},
     users::AuthQuery,
     view::{Activity, ClientView, PoolView, ServerView, WorkerView},
 };

@@ -43,7 +43,7 @@ impl From<OpenError> for Refusal {
 
 /// Serves one new connection until a worker has it or it is gone.
 pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, access: Access) {
-    let deadline = shared.options.login;
+    let deadline = shared.options().login;
     let served = tokio::time::timeout(deadline, Box::pin(begin(&shared, socket, peer, access))).await;
     match served {
         Ok(Ok(None)) => {}
@@ -69,7 +69,7 @@ async fn begin(
     let wish = loop {
         let packet = conversation.packet().await?;
         match startup::parse(&packet) {
-            Ok(Startup::Tls) => match (&shared.options.client_tls, conversation.is_encrypted()) {
+            Ok(Startup::Tls) => match (&shared.options().client_tls, conversation.is_encrypted()) {
                 (ClientTls::Offer(config) | ClientTls::Require(config), false) => {
                     conversation.send(b"S").await?;
                     conversation = conversation.accept_tls(config.clone()).await?;
@@ -132,7 +132,7 @@ async fn admit(
     peer: SocketAddr,
     access: Access,
 ) -> io::Result<Result<Admitted, Refusal>> {
-    let options = &shared.options;
+    let options = shared.options();
     if matches!(options.client_tls, ClientTls::Require(_)) && !conversation.is_encrypted() {
         return Ok(Err(refusal(
             "28000",
@@ -169,6 +169,10 @@ async fn admit(
         admin::greeting(&mut greeting);
         return Ok(Ok(Admitted::Console(greeting)));
     }
+    if shared.gates.borrow().disabled.contains(wish.database.as_str()) {
+        let text = format!("database \"{}\" is disabled", wish.database);
+        return Ok(Err(refusal("57P03", text, "its operator enables it again")));
+    }
     let permit = match shared.connected.admit(&wish.user, &wish.database, &options.clients) {
         Ok(permit) => permit,
         Err(limit) => return Ok(Err(refusal("53300", format!("too many clients: {limit} is reached"), ""))),
@@ -189,7 +193,7 @@ async fn admit(
         socket: None,
         tls: None,
         peer,
-        limits: shared.options.limits(&pool),
+        limits: shared.options().limits(&pool),
         shared: shared.pool(&pool),
         pool,
         settings,
@@ -255,6 +259,19 @@ fn initial_response((tag, body): &(u8, bytes::BytesMut)) -> Option<String> {
     ours.then(|| String::from_utf8(data.to_vec()).ok())?
 }
 
+/// While its database is paused, a client that would need a server to log in waits.
+async fn resumed(shared: &Shared, pool: &PoolKey) -> Result<(), OpenError> {
+    let mut gates = shared.gates.subscribe();
+    // half of the time for all of the login: it must be told
+    let wait = shared.options().login / 2;
+    let resumed = gates.wait_for(|gates| !gates.pauses.holds(&pool.database));
+    if tokio::time::timeout(wait, resumed).await.is_ok() {
+        return Ok(());
+    }
+    let message = format!("database \"{}\" is paused", pool.database);
+    Err(OpenError { code: "57P03".to_owned(), message, lasting: false })
+}
+
 /// What a server says about its settings to a client that wishes `settings`. Asked once for each combination; it also
 /// tells whether there is such a database, and whether the user may use it.
 async fn greeting(
@@ -269,15 +286,16 @@ async fn greeting(
         return Ok(known);
     }
     let wished = &asked.1;
+    resumed(shared, pool).await?;
     let node = shared.node_for(pool.access).await?;
     let credential = shared.users.credential(&pool.user);
     let login = (&*pool.user, &*pool.database, credential.as_ref());
-    let tls = shared.options.server_tls.clone();
-    let opened = connect::open(&node, login, wished, tls, shared.options.connect).await?;
+    let options = shared.options();
+    let opened = connect::open(&node, login, wished, options.server_tls.clone(), options.connect).await?;
     let statuses = Arc::new(opened.statuses);
     shared.greetings.put(asked.clone(), statuses.clone());
     let counts = shared.pool(pool);
-    let limits = shared.options.limits(pool);
+    let limits = options.limits(pool);
     if wished.is_empty() && counts.reserve(limits.size) {
         let server = NewServer {
             socket: opened.parts.socket,

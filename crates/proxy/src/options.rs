@@ -14,7 +14,7 @@ use crate::{
     users::AuthQuery,
 };
 
-/// All that a proxy is told when it starts.
+/// All that a proxy is told when it starts, and again by a reload.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Threads that serve clients.
@@ -25,6 +25,8 @@ pub struct Options {
     /// Instead of `pool`, for some databases.
     pub databases: BTreeMap<String, PoolLimits>,
     pub client_tls: ClientTls,
+    /// What clients are shown in `client_tls`, as it is in its file: it tells whether a reload brings another.
+    pub certificate: Vec<u8>,
     /// `Some`: servers must offer TLS with a certificate that this trusts.
     pub server_tls: Option<Arc<rustls::ClientConfig>>,
     /// Users whose password is known.
@@ -56,6 +58,7 @@ impl Default for Options {
             pool: PoolLimits::default(),
             databases: BTreeMap::new(),
             client_tls: ClientTls::Off,
+            certificate: Vec::new(),
             server_tls: None,
             secrets: BTreeMap::new(),
             admins: BTreeSet::new(),

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::{
     backends::Node,
-    link::{Link, Session},
+    link::{Link, PoolMode, Session},
     transport::Transport,
     worker::Permit,
 };
@@ -28,6 +28,8 @@ pub(crate) struct Client {
     pub(crate) line: Line,
     pub(crate) state: ClientState,
     pub(crate) pool: usize,
+    /// As it was when the client came: a reload changes it for others.
+    pub(crate) mode: PoolMode,
     /// With the key that the client was told, this lets it cancel its statements.
     pub(crate) secret: i32,
     pub(crate) session: Session,

@@ -18,9 +18,10 @@ use slab::Slab;
 use tokio::sync::{mpsc as control, oneshot};
 
 use crate::{
-    backends::{Backends, Node},
+    backends::{Backends, Fit, Node},
     inbox::{INBOX_MAX, OrderBook, WorkerHandle},
     link::Session,
+    options::Options,
     pause::Pauses,
     peer::{CancelKey, Client, ClientState, Line, Server},
     pool::{Pool, PoolKey, PoolLimits, PoolShared},
@@ -62,6 +63,21 @@ pub(crate) enum Command {
     /// Connections are replaced when their transactions end.
     Reconnect {
         database: Option<Arc<str>>,
+    },
+    /// Ends all clients and servers at once, and holds back those who come; `done` is dropped then.
+    Kill {
+        database: Option<Arc<str>>,
+        done: control::Sender<()>,
+    },
+    /// Ends one client; `done` is told if there is one.
+    KillClient {
+        client: usize,
+        done: control::Sender<()>,
+    },
+    /// `done` is dropped when all connections that are to be replaced have been.
+    WaitClose {
+        database: Option<Arc<str>>,
+        done: control::Sender<()>,
     },
 }
 
@@ -157,6 +173,10 @@ pub(crate) struct Worker {
     /// Who waits for a pause to be complete, and of which database; `None` is all.
     pub(crate) pausing: Vec<(Option<Arc<str>>, control::Sender<()>)>,
     pub(crate) pauses: Pauses,
+    /// Who waits for outdated connections to be gone.
+    pub(crate) closing: Vec<(Option<Arc<str>>, control::Sender<()>)>,
+    /// Since the first reload: what was handed over before it does not count.
+    pub(crate) options: Option<Arc<Options>>,
 }
 
 /// A worker that is not yet on its thread.
@@ -214,6 +234,8 @@ impl Seed {
             serial: 0,
             pausing: Vec::new(),
             pauses: Pauses::default(),
+            closing: Vec::new(),
+            options: None,
         };
         worker.run()
     }
@@ -263,6 +285,9 @@ impl Worker {
         let orders = self.orders.take();
         if let Some(backends) = orders.backends {
             self.follow(backends);
+        }
+        if let Some(options) = orders.options {
+            self.adapt(options);
         }
         for command in orders.commands {
             self.command(command);
@@ -321,6 +346,7 @@ impl Worker {
         if let Some(at) = self.pool_index.get(key) {
             return *at;
         }
+        let limits = self.options.as_ref().map_or(limits, |options| options.limits(key));
         let mut pool = Pool::new(key.clone(), limits, shared.clone());
         pool.paused = self.pauses.holds(&key.database);
         self.pools.push(pool);
@@ -330,12 +356,14 @@ impl Worker {
 
     fn adopt_client(&mut self, new: NewClient) {
         let pool = self.pool_of(&new.pool, new.limits, &new.shared);
+        let mode = new.limits.mode;
         let Some(Ok(io)) = new.socket.map(|socket| Transport::new(socket, new.tls)) else { return };
         let secret = rand::random();
         let client = Client {
             line: Line::new(io),
             state: ClientState::Idle,
             pool,
+            mode,
             secret,
             session: Session::new(self.shared_settings(new.settings)),
             peer: new.peer,
@@ -377,6 +405,10 @@ impl Worker {
         let Some(pool) = self.pools.get_mut(at_pool) else { return };
         if new.asked_for {
             pool.opening = pool.opening.saturating_sub(1);
+        }
+        // the world may have changed while it was opened
+        if pool.paused || self.backends.fit(pool.key.access, &new.node) == Fit::Cut {
+            return pool.shared.give_back();
         }
         let Ok(io) = Transport::new(new.socket, new.tls) else { return pool.shared.give_back() };
         pool.owned += 1;
