@@ -60,9 +60,13 @@ check_rust() {
 # PostgreSQL's grammar, compiled into the proxy, is described to Rust by libclang.
 has_libclang() {
     local library
-    for library in "${LIBCLANG_PATH:-/nowhere}"/libclang*.so* /usr/lib/*/libclang-[0-9]*.so* /usr/lib/*/libclang.so* /usr/lib/llvm-*/lib/libclang[.-]*so*; do
-        case $library in *libclang-cpp*) continue ;; esac
-        [ ! -e "$library" ] || return 0
+    [ -z "${LIBCLANG_PATH:-}" ] || return 0
+    for library in /usr/lib/*/libclang-[0-9]*.so* /usr/lib/*/libclang.so* /usr/lib/llvm-*/lib/libclang[.-][0-9s]*; do
+        if [ -e "$library" ]; then
+            # its own headers, or a compiler that knows where they are
+            have clang || compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h' >/dev/null
+            return
+        fi
     done
     return 1
 }
@@ -72,7 +76,7 @@ install_toolchain() {
     have cc || packages+=(gcc)
     [ -e /usr/include/stdio.h ] || packages+=(libc6-dev)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
-    has_libclang || packages+=(libclang1-14)
+    has_libclang || packages+=(libclang1-14 libclang-common-14-dev)
     [ ${#packages[@]} = 0 ] || apt_install "the C toolchain" "${packages[@]}"
 }
 

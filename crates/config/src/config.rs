@@ -89,6 +89,8 @@ pub struct Proxy {
     pub port: u16,
     pub read_only_port: u16,
     pub replica_lag_max_bytes: u64,
+    /// Reads of the read-write port go to replicas.
+    pub route_reads: bool,
     pub workers: usize,
     pub pool_mode: PoolMode,
     pub pool_size: usize,
@@ -295,6 +297,7 @@ fn proxy(table: &Reader<'_>, ports: &mut Ports<'_>) -> Proxy {
         port: ports.take(table, "port", || "the proxy".to_owned()),
         read_only_port: ports.take(table, "read_only_port", || "the proxy, read-only".to_owned()),
         replica_lag_max_bytes: table.size("replica_lag_max", 1 << 20..=u64::MAX),
+        route_reads: table.boolean("route_reads"),
         workers: count(table, "workers", 64),
         pool_mode: pool_mode.map_or(PoolMode::Transaction, |mode| mode.value),
         pool_size: count(table, "pool_size", 10_000),

@@ -145,6 +145,12 @@ pub(crate) const PROXY: Table = Table {
             Default("\"64MiB\""),
             "log that a replica may be behind before it gets no new work; it comes back at half of it",
         ),
+        key(
+            "route_reads",
+            "boolean",
+            Default("false"),
+            "whether statements that only read go to replicas also from `port`; a client reads what it has written itself, and may not yet see what others wrote a moment ago",
+        ),
         key("workers", "integer", Default("1"), "threads that serve clients, 1 to 64; one core serves most clusters"),
         key(
             "pool_mode",

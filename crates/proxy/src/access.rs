@@ -95,12 +95,9 @@ impl Connected {
             taken.map(|_| permit.0.push(count)).map_err(|_| what)
         };
         take(self.all.clone(), limits.all, "max_client_conn")?;
-        if let Some(max) = limits.user {
-            take(counter(&self.users, user), max, "max_user_connections")?;
-        }
-        if let Some(max) = limits.database {
-            take(counter(&self.databases, database), max, "max_db_connections")?;
-        }
+        // counted without a limit as well: there may be one soon
+        take(counter(&self.users, user), limits.user.unwrap_or(usize::MAX), "max_user_connections")?;
+        take(counter(&self.databases, database), limits.database.unwrap_or(usize::MAX), "max_db_connections")?;
         Ok(permit)
     }
 
@@ -109,8 +106,15 @@ impl Connected {
     }
 }
 
+/// Names counted before those that nobody uses are forgotten.
+const COUNTERS_MAX: usize = 1_000;
+
 fn counter(counters: &Mutex<HashMap<String, Arc<AtomicUsize>>>, name: &str) -> Arc<AtomicUsize> {
     let mut counters = counters.lock().unwrap_or_else(PoisonError::into_inner);
+    if counters.len() >= COUNTERS_MAX {
+        // those that nobody is counted by
+        counters.retain(|_, count| Arc::strong_count(count) > 1);
+    }
     counters.entry(name.to_owned()).or_default().clone()
 }
 

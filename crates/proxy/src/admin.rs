@@ -13,8 +13,9 @@ use std::{io, sync::Arc, time::Duration};
 
 use crate::{
     conversation::Conversation,
+    handle::Handle,
     message::{self, Severity},
-    proxy::{Handle, Shared},
+    proxy::Shared,
 };
 
 use command::{AdminCommand, parse};
@@ -113,6 +114,58 @@ async fn answer(handle: &Handle, user: &str, text: &str, out: &mut Vec<u8>) {
         AdminCommand::Reconnect(database) => {
             handle.reconnect(database.as_deref());
             message::complete(out, "RECONNECT");
+        }
+        AdminCommand::WaitClose(database) => {
+            match tokio::time::timeout(PAUSE_MAX, handle.wait_close(database.as_deref())).await {
+                Ok(()) => message::complete(out, "WAIT_CLOSE"),
+                Err(_) => {
+                    let text = format!("old connections are still in use after {} s", PAUSE_MAX.as_secs());
+                    message::error(out, Severity::Error, "55006", &text, "SHOW SERVERS names their clients");
+                }
+            }
+        }
+        AdminCommand::Kill(database) => match handle.kill(database.as_deref()).await {
+            Ok(()) => {
+                message::notice(out, "who comes now waits for RESUME");
+                message::complete(out, "KILL");
+            }
+            Err(error) => message::error(out, Severity::Error, "55000", &error.to_string(), ""),
+        },
+        AdminCommand::KillClient(id) => {
+            if handle.kill_client(id).await {
+                message::complete(out, "KILL_CLIENT");
+            } else {
+                let text = format!("there is no client {id}");
+                message::error(out, Severity::Error, "55000", &text, "SHOW CLIENTS has their ids");
+            }
+        }
+        AdminCommand::Disable(database) => {
+            handle.disable(&database);
+            message::complete(out, "DISABLE");
+        }
+        AdminCommand::Enable(database) => {
+            handle.enable(&database);
+            message::complete(out, "ENABLE");
+        }
+        AdminCommand::Reload => reload(handle, out).await,
+    }
+}
+
+/// Each difference is a notice.
+async fn reload(handle: &Handle, out: &mut Vec<u8>) {
+    match handle.reread().await {
+        Ok(reloaded) => {
+            for change in &reloaded.changed {
+                message::notice(out, change);
+            }
+            for waits in &reloaded.waits {
+                message::notice(out, &format!("from the next start: {waits}"));
+            }
+            message::complete(out, "RELOAD");
+        }
+        Err(error) => {
+            let (text, hint) = error.split_once("\n  hint: ").unwrap_or((&error, ""));
+            message::error(out, Severity::Error, "F0000", text, hint);
         }
     }
 }

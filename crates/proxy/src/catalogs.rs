@@ -10,7 +10,6 @@ use crate::{
     catalog::{Catalog, Row},
     options::Routing,
     proxy::Shared,
-    worker::Inbox,
 };
 
 /// Between two looks at a database. Until the next one, what was created since is for the primary.
@@ -60,7 +59,9 @@ async fn look(shared: &Shared, routing: &Routing, database: &Arc<str>, known: &m
     match tokio::task::spawn_blocking(move || Catalog::of_rows(&rows)).await {
         Ok(catalog) => {
             let catalog = Arc::new(catalog);
-            shared.tell(|| Inbox::Catalog { database: database.clone(), catalog: catalog.clone() });
+            for worker in &shared.workers {
+                worker.order(|orders| drop(orders.catalogs.insert(database.clone(), catalog.clone())));
+            }
         }
         Err(error) => tracing::error!(%error, %database, "a database's functions and relations cannot be judged"),
     }

@@ -19,8 +19,12 @@ mod connect;
 mod conversation;
 mod extended;
 mod frame;
+#[cfg(test)]
+mod fuzz;
 mod grammar;
+mod handle;
 mod hint;
+mod inbox;
 mod lifecycle;
 mod link;
 mod login;
@@ -30,6 +34,7 @@ mod pause;
 mod peer;
 mod pool;
 mod proxy;
+mod reload;
 mod route;
 mod routing;
 mod scram;
@@ -48,10 +53,12 @@ pub use crate::{
     access::{ClientLimits, Network, Rule, Rules},
     admin::DATABASE as CONSOLE_DATABASE,
     backends::{Access, Backends, Node},
+    handle::{Handle, PauseError},
     link::PoolMode,
     options::{ClientTls, Options, Routing},
     pool::{Counts, PoolKey, PoolLimits},
-    proxy::{Handle, PauseError, Proxy, ProxyError},
+    proxy::{Proxy, ProxyError},
+    reload::{Read, Reading, Reloaded},
     users::AuthQuery,
     view::{Activity, ClientView, PoolView, ServerView, WorkerView},
 };

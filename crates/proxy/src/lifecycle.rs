@@ -249,6 +249,7 @@ impl Worker {
     pub(crate) fn lose_client(&mut self, at: usize) {
         let Some(client) = self.clients.get(at) else { return };
         let (state, partial, pool_at) = (client.state, client.session.body_left > 0, client.pool);
+        let session = client.mode == PoolMode::Session;
         self.drop_client(at);
         match state {
             ClientState::Idle => {}
@@ -258,15 +259,14 @@ impl Worker {
                 }
                 self.note_starving(pool_at);
             }
-            ClientState::Preparing(server) | ClientState::Attached(server) => self.abandon(server, partial),
+            ClientState::Preparing(server) | ClientState::Attached(server) => self.abandon(server, partial, session),
         }
     }
 
     /// A server has lost its client: in the middle of something it is of no use any more.
-    fn abandon(&mut self, at: usize, partial: bool) {
+    fn abandon(&mut self, at: usize, partial: bool, session: bool) {
         let Some(server) = self.servers.get_mut(at) else { return };
         server.client = None;
-        let session = self.pools.get(server.pool).is_some_and(|pool| pool.limits.mode == PoolMode::Session);
         let link = &mut server.link;
         link.dirty |= session || link.pinned || link.suspect;
         let owes = link.expect.iter().any(|e| !matches!(e, Expect::Own(_)));
@@ -300,7 +300,7 @@ impl Worker {
         self.drop_server(at);
         let Some(client_at) = client_at else { return };
         let Some(client) = self.clients.get_mut(client_at) else { return };
-        let session = self.pools.get(pool_at).is_some_and(|pool| pool.limits.mode == PoolMode::Session);
+        let session = client.mode == PoolMode::Session;
         if client.state == ClientState::Preparing(at) {
             // nothing of the client's was sent: it waits for another, before all others
             client.state = ClientState::Waiting;
@@ -400,6 +400,7 @@ impl Worker {
         }
         self.note_starving(server.pool);
         self.note_paused();
+        self.note_closed();
     }
 
     /// A client's own cancel request.

@@ -21,7 +21,7 @@ use crate::{
     scram::{self, Credential, ScramError, ServerExchange},
     settings::Settings,
     startup::{self, Startup, Wish},
-    worker::{NewClient, NewServer, OpenError},
+    worker::{Inbox, NewClient, NewServer, OpenError},
 };
 
 /// The session is refused; the client is told in these words.
@@ -44,7 +44,7 @@ impl From<OpenError> for Refusal {
 
 /// Serves one new connection until a worker has it or it is gone.
 pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, access: Access) {
-    let deadline = shared.options.login;
+    let deadline = shared.options().login;
     let served = tokio::time::timeout(deadline, Box::pin(begin(&shared, socket, peer, access))).await;
     match served {
         Ok(Ok(None)) => {}
@@ -70,7 +70,7 @@ async fn begin(
     let wish = loop {
         let packet = conversation.packet().await?;
         match startup::parse(&packet) {
-            Ok(Startup::Tls) => match (&shared.options.client_tls, conversation.is_encrypted()) {
+            Ok(Startup::Tls) => match (&shared.options().client_tls, conversation.is_encrypted()) {
                 (ClientTls::Offer(config) | ClientTls::Require(config), false) => {
                     conversation.send(b"S").await?;
                     conversation = conversation.accept_tls(config.clone()).await?;
@@ -79,7 +79,7 @@ async fn begin(
             },
             Ok(Startup::Gss) => conversation.send(b"N").await?,
             Ok(Startup::Cancel { pid, secret }) => {
-                shared.cancel(pid, secret);
+                shared.cancel(pid, secret).await;
                 return Ok(None);
             }
             Ok(Startup::Session(wish)) => break wish,
@@ -95,9 +95,14 @@ async fn begin(
             Ok(Some((conversation, wish.user)))
         }
         Ok(Admitted::Client(mut new)) => {
+            let Some(room) = shared.room().await else {
+                tracing::error!(%peer, "a client is refused: its worker is overwhelmed");
+                let refused = refusal("53300", "the proxy has no room for the client", "try again later");
+                return refuse(&mut conversation, &refused).await.map(|()| None);
+            };
             let parts = conversation.into_parts()?;
             (new.socket, new.tls, new.early) = (Some(parts.socket), parts.tls, parts.early);
-            shared.hand_over(new);
+            room.fill(Inbox::Client(new));
             Ok(None)
         }
         Err(refused) => {
@@ -128,7 +133,7 @@ async fn admit(
     peer: SocketAddr,
     access: Access,
 ) -> io::Result<Result<Admitted, Refusal>> {
-    let options = &shared.options;
+    let options = shared.options();
     if matches!(options.client_tls, ClientTls::Require(_)) && !conversation.is_encrypted() {
         return Ok(Err(refusal(
             "28000",
@@ -165,6 +170,10 @@ async fn admit(
         admin::greeting(&mut greeting);
         return Ok(Ok(Admitted::Console(greeting)));
     }
+    if shared.gates.borrow().disabled.contains(wish.database.as_str()) {
+        let text = format!("database \"{}\" is disabled", wish.database);
+        return Ok(Err(refusal("57P03", text, "its operator enables it again")));
+    }
     let permit = match shared.connected.admit(&wish.user, &wish.database, &options.clients) {
         Ok(permit) => permit,
         Err(limit) => return Ok(Err(refusal("53300", format!("too many clients: {limit} is reached"), ""))),
@@ -188,7 +197,7 @@ async fn admit(
         socket: None,
         tls: None,
         peer,
-        limits: shared.options.limits(&pool),
+        limits: shared.options().limits(&pool),
         shared: shared.pool(&pool),
         readers: readers.map(|key| (key.clone(), shared.pool(&key))),
         pool,
@@ -255,6 +264,19 @@ fn initial_response((tag, body): &(u8, bytes::BytesMut)) -> Option<String> {
     ours.then(|| String::from_utf8(data.to_vec()).ok())?
 }
 
+/// While its database is paused, a client that would need a server to log in waits.
+async fn resumed(shared: &Shared, pool: &PoolKey) -> Result<(), OpenError> {
+    let mut gates = shared.gates.subscribe();
+    // half of the time for all of the login: it must be told
+    let wait = shared.options().login / 2;
+    let resumed = gates.wait_for(|gates| !gates.pauses.holds(&pool.database));
+    if tokio::time::timeout(wait, resumed).await.is_ok() {
+        return Ok(());
+    }
+    let message = format!("database \"{}\" is paused", pool.database);
+    Err(OpenError { code: "57P03".to_owned(), message, lasting: false })
+}
+
 /// What a server says about its settings to a client that wishes `settings`. Asked once for each combination; it also
 /// tells whether there is such a database, and whether the user may use it.
 async fn greeting(
@@ -269,15 +291,16 @@ async fn greeting(
         return Ok(known);
     }
     let wished = &asked.1;
+    resumed(shared, pool).await?;
     let node = shared.node_for(pool.access).await?;
     let credential = shared.users.credential(&pool.user);
     let login = (&*pool.user, &*pool.database, credential.as_ref());
-    let tls = shared.options.server_tls.clone();
-    let opened = connect::open(&node, login, wished, tls, shared.options.connect).await?;
+    let options = shared.options();
+    let opened = connect::open(&node, login, wished, options.server_tls.clone(), options.connect).await?;
     let statuses = Arc::new(opened.statuses);
     shared.greetings.put(asked.clone(), statuses.clone());
     let counts = shared.pool(pool);
-    let limits = shared.options.limits(pool);
+    let limits = options.limits(pool);
     if wished.is_empty() && counts.reserve(limits.size) {
         let server = NewServer {
             socket: opened.parts.socket,

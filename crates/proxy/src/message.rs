@@ -48,6 +48,17 @@ pub(crate) fn error(out: &mut Vec<u8>, severity: Severity, code: &str, text: &st
     });
 }
 
+/// Appends a NoticeResponse.
+pub(crate) fn notice(out: &mut Vec<u8>, text: &str) {
+    message(out, b'N', |out| {
+        for (field, value) in [(b'S', "NOTICE"), (b'V', "NOTICE"), (b'C', "00000"), (b'M', text)] {
+            out.push(field);
+            cstr(out, value.as_bytes());
+        }
+        out.push(0);
+    });
+}
+
 /// Appends a ReadyForQuery.
 pub(crate) fn ready(out: &mut Vec<u8>, status: u8) {
     out.extend_from_slice(&[b'Z', 0, 0, 0, 5, status]);

@@ -15,7 +15,7 @@ use crate::{
     users::AuthQuery,
 };
 
-/// All that a proxy is told when it starts.
+/// All that a proxy is told when it starts, and again by a reload.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Threads that serve clients.
@@ -26,6 +26,8 @@ pub struct Options {
     /// Instead of `pool`, for some databases.
     pub databases: BTreeMap<String, PoolLimits>,
     pub client_tls: ClientTls,
+    /// What clients are shown in `client_tls`, as it is in its file: it tells whether a reload brings another.
+    pub certificate: Vec<u8>,
     /// `Some`: servers must offer TLS with a certificate that this trusts.
     pub server_tls: Option<Arc<rustls::ClientConfig>>,
     /// Users whose password is known.
@@ -70,6 +72,7 @@ impl Default for Options {
             pool: PoolLimits::default(),
             databases: BTreeMap::new(),
             client_tls: ClientTls::Off,
+            certificate: Vec::new(),
             server_tls: None,
             secrets: BTreeMap::new(),
             admins: BTreeSet::new(),

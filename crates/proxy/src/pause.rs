@@ -1,4 +1,4 @@
-//! Which databases an operator holds back. Pure.
+//! Which databases an operator holds back or closes. Pure.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -30,6 +30,14 @@ impl Pauses {
     pub(crate) fn holds(&self, database: &str) -> bool {
         self.all != self.named.contains(database)
     }
+}
+
+/// What logins heed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Gates {
+    pub(crate) pauses: Pauses,
+    /// Databases that admit no new clients.
+    pub(crate) disabled: BTreeSet<Arc<str>>,
 }
 
 #[cfg(test)]

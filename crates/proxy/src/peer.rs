@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     backends::Node,
-    link::{Link, Session},
+    link::{Link, PoolMode, Session},
     route::Route,
     transport::Transport,
     worker::Permit,
@@ -34,6 +34,8 @@ pub(crate) struct Client {
     pub(crate) line: Line,
     pub(crate) state: ClientState,
     pub(crate) pool: usize,
+    /// As it was when the client came: a reload changes it for others.
+    pub(crate) mode: PoolMode,
     /// With the key that the client was told, this lets it cancel its statements.
     pub(crate) secret: i32,
     pub(crate) session: Session,

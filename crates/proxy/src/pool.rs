@@ -92,7 +92,7 @@ impl PoolShared {
         }
     }
 
-    #[cfg(test)]
+    /// How many are taken.
     pub(crate) fn servers(&self) -> usize {
         self.servers.load(Ordering::Relaxed)
     }
@@ -121,6 +121,8 @@ pub(crate) struct Pool {
     pub(crate) generation: u64,
     /// What the database's functions and relations do, once known.
     pub(crate) catalog: Option<Arc<Catalog>>,
+    /// There may be more connections than the limit of now.
+    shrinks: bool,
     pub(crate) counts: Counts,
 }
 
@@ -189,6 +191,7 @@ impl Pool {
             starves: false,
             generation: 0,
             catalog: None,
+            shrinks: false,
             counts: Counts::default(),
         }
     }
@@ -212,7 +215,26 @@ impl Pool {
     /// Whether a connection is to be given up rather than kept.
     pub(crate) fn is_spent(&self, age: Duration, unused: Duration, generation: u64) -> bool {
         let above_min = self.owned > self.limits.idle_min;
-        age >= self.limits.lifetime || generation < self.generation || (unused >= self.limits.idle && above_min)
+        age >= self.limits.lifetime
+            || self.is_over()
+            || generation < self.generation
+            || (unused >= self.limits.idle && above_min)
+    }
+
+    /// Other limits hold from now on.
+    pub(crate) fn adapt(&mut self, limits: PoolLimits) {
+        self.limits = limits;
+        self.shrinks = true;
+    }
+
+    /// More connections than an operator wants by now. The reserve is not counted: it goes as it came.
+    fn is_over(&self) -> bool {
+        self.shrinks && self.shared.servers() > self.limits.size
+    }
+
+    /// Looks no more for connections beyond the limit when there are none.
+    pub(crate) fn note_shrunk(&mut self) {
+        self.shrinks = self.is_over();
     }
 
     /// Clients whose time to wait is over.

@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
     },
     thread::JoinHandle,
@@ -16,7 +16,7 @@ use millrace_base::{Clock, SystemClock, Tasks};
 use millrace_contract::topology::TopologyWatch;
 use tokio::{
     net::TcpListener,
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{Mutex as AsyncMutex, Notify, mpsc, watch},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -24,12 +24,16 @@ use crate::{
     access::{Connected, Throttle},
     admin,
     backends::{Access, Backends, Node},
-    catalogs, connect, login,
+    catalogs, connect,
+    handle::Handle,
+    inbox::{Orders, Room, WorkerHandle},
+    login,
     options::Options,
+    pause::Gates,
     pool::{Counts, PoolKey, PoolShared},
+    reload::Reread,
     users::Users,
-    view::WorkerView,
-    worker::{Command, Inbox, NewClient, NewServer, OpenError, Request, Seed, WorkerHandle},
+    worker::{Inbox, NewServer, OpenError, Request, Seed},
 };
 
 /// Why a proxy could not start or go on.
@@ -43,49 +47,45 @@ pub enum ProxyError {
     WorkerStopped,
 }
 
-/// Why a database is not paused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PauseError {
-    #[error("no client has connected to a database \"{0}\"")]
-    Unknown(String),
-    #[error("it was resumed before the pause was complete")]
-    Resumed,
-}
-
 /// What the console puts behind the name of a database's read-only part.
 pub(crate) const READ_ONLY_SUFFIX: &str = ":ro";
-/// A worker answers between two turns of its loop.
-const INSPECT_MAX: Duration = Duration::from_secs(2);
+/// A client that has logged in is told after this that its worker takes nobody.
+const ROOM_MAX: Duration = Duration::from_secs(5);
 
 /// What logins and workers share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) options: Options,
+    options: RwLock<Arc<Options>>,
+    /// Set by who knows where the configuration is.
+    pub(crate) reread: OnceLock<Reread>,
+    /// Reloads come one after the other.
+    pub(crate) reloading: AsyncMutex<()>,
     pub(crate) users: Users,
     pub(crate) throttle: Throttle,
     pub(crate) connected: Connected,
     pub(crate) greetings: Greetings,
+    pub(crate) gates: watch::Sender<Gates>,
     pub(crate) clock: Arc<dyn Clock>,
     backends: watch::Receiver<Arc<Backends>>,
-    workers: Vec<WorkerHandle>,
+    pub(crate) workers: Vec<WorkerHandle>,
     next: AtomicUsize,
     pools: Mutex<HashMap<PoolKey, Arc<PoolShared>>>,
     /// A pool was made that was not there before.
     pub(crate) pool_made: Notify,
-    lately: Mutex<Lately>,
+    pub(crate) lately: Mutex<Lately>,
 }
 
 /// Counts by the console's name of a database.
-type Totals = BTreeMap<String, Counts>;
+pub(crate) type Totals = BTreeMap<String, Counts>;
 
 /// What happened in the last whole period, for averages.
 #[derive(Debug, Default)]
-struct Lately {
+pub(crate) struct Lately {
     /// Totals at the end of it, and when that was.
     totals: Totals,
     ended: Duration,
-    counts: Totals,
-    length: Duration,
+    pub(crate) counts: Totals,
+    pub(crate) length: Duration,
 }
 
 /// Settings by name, as they were written or reported.
@@ -114,34 +114,55 @@ impl Greetings {
     fn clear(&self) {
         lock(&self.0).clear();
     }
+
+    /// Forgets a database, or all.
+    pub(crate) fn forget(&self, database: Option<&str>) {
+        lock(&self.0).retain(|(pool, _), _| database.is_some_and(|database| *pool.database != *database));
+    }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // nothing panics while one of these is held
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
+    /// How the proxy is to be now.
+    pub(crate) fn options(&self) -> Arc<Options> {
+        self.options.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another way to be: for logins from now on, and for the workers as soon as they hear of it.
+    pub(crate) fn adopt(&self, options: Options) {
+        self.users.adopt(&options.secrets, options.auth_query.clone());
+        // begun with the workers, and no later
+        let options = Arc::new(Options { routing: self.options().routing.clone(), ..options });
+        *self.options.write().unwrap_or_else(PoisonError::into_inner) = options.clone();
+        self.order(|orders| orders.options = Some(options.clone()));
+    }
+
     /// Leads a cancel request to the worker that the process number names.
-    pub(crate) fn cancel(&self, pid: i32, secret: i32) {
+    pub(crate) async fn cancel(&self, pid: i32, secret: i32) {
         let Ok(pid) = usize::try_from(pid) else { return };
         if let Some(worker) = self.workers.get(pid & 63) {
-            worker.send(Inbox::Cancel { client: pid >> 6, secret });
+            worker.send(Inbox::Cancel { client: pid >> 6, secret }).await;
         }
     }
 
-    /// Gives a client to the next worker.
-    pub(crate) fn hand_over(&self, client: Box<NewClient>) {
-        let peer = client.peer;
-        if self.next_worker().is_none_or(|worker| !worker.send(Inbox::Client(client))) {
-            tracing::error!(%peer, "a client is lost: its worker is overwhelmed");
-        }
+    /// A place for one more client at the next worker; none if that is overwhelmed.
+    pub(crate) async fn room(&self) -> Option<Room<'_>> {
+        self.next_worker()?.room(ROOM_MAX).await
     }
 
+    /// Gives a connection that a login has made to the next worker.
     pub(crate) fn give_server(&self, server: NewServer) {
         if let Some(worker) = self.next_worker() {
-            worker.send(Inbox::Server(Box::new(server)));
+            worker.offer(server);
         }
+    }
+
+    pub(crate) fn order(&self, say: impl Fn(&mut Orders)) {
+        self.workers.iter().for_each(|worker| worker.order(&say));
     }
 
     fn next_worker(&self) -> Option<&WorkerHandle> {
@@ -168,13 +189,6 @@ impl Shared {
         self.backends.borrow().choose(access, |_| 0)
     }
 
-    /// Tells every worker.
-    pub(crate) fn tell(&self, message: impl Fn() -> Inbox) {
-        for worker in &self.workers {
-            worker.send(message());
-        }
-    }
-
     /// A node for a new connection; while there is none, this waits.
     pub(crate) async fn node_for(&self, access: Access) -> Result<Node, OpenError> {
         let mut backends = self.backends.clone();
@@ -198,12 +212,6 @@ pub struct Proxy {
     threads: Vec<JoinHandle<io::Result<()>>>,
     /// Cancelled when any worker has ended.
     ended: CancellationToken,
-}
-
-/// What can be asked of a running proxy, from anywhere.
-#[derive(Debug, Clone)]
-pub struct Handle {
-    shared: Arc<Shared>,
 }
 
 impl Proxy {
@@ -242,11 +250,14 @@ impl Proxy {
         let (backends, watched) = watch::channel(begin);
         let users = Users::new(&options.secrets, options.auth_query.clone(), watched.clone(), clock.clone());
         let shared = Arc::new(Shared {
-            options,
+            options: RwLock::new(Arc::new(options)),
+            reread: OnceLock::new(),
+            reloading: AsyncMutex::new(()),
             users,
             throttle: Throttle::default(),
             connected: Connected::default(),
             greetings: Greetings::default(),
+            gates: watch::Sender::default(),
             clock,
             backends: watched,
             workers,
@@ -261,7 +272,7 @@ impl Proxy {
     /// For operating it while it runs.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle { shared: self.shared.clone() }
+        Handle::of(self.shared.clone())
     }
 
     /// Where it listens: of use if a port was 0.
@@ -280,7 +291,7 @@ impl Proxy {
             tasks.spawn("proxy-listener", accept(self.shared.clone(), listener, access, tasks.token().clone()));
         }
         tasks.spawn("proxy-servers", serve_requests(self.shared.clone(), self.requests, tasks.token().clone()));
-        if let Some(routing) = self.shared.options.routing.clone() {
+        if let Some(routing) = self.shared.options().routing.clone() {
             tasks.spawn("proxy-catalogs", catalogs::follow(self.shared.clone(), routing, tasks.token().clone()));
         }
         tasks.spawn("proxy-averages", average(self.shared.clone(), tasks.token().clone()));
@@ -301,9 +312,7 @@ impl Proxy {
         for error in tasks.shutdown(Duration::from_secs(5)).await {
             tracing::warn!(%error, "a task of the proxy failed");
         }
-        for worker in &self.shared.workers {
-            worker.send(Inbox::Stop);
-        }
+        self.shared.order(|orders| orders.stop = true);
         let threads = self.threads;
         let joined =
             tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| matches!(thread.join(), Ok(Ok(())))));
@@ -311,97 +320,6 @@ impl Proxy {
             (Ok(()), Ok(true)) => Ok(()),
             (Err(error), _) => Err(error),
             _ => Err(ProxyError::WorkerStopped),
-        }
-    }
-}
-
-impl Handle {
-    /// What each worker holds now; nothing of one that does not answer.
-    pub async fn view(&self) -> Vec<WorkerView> {
-        self.inspect(false).await
-    }
-
-    async fn inspect(&self, pools_alone: bool) -> Vec<WorkerView> {
-        let mut views = Vec::new();
-        for worker in &self.shared.workers {
-            let (sender, answer) = oneshot::channel();
-            if worker.send(Inbox::Inspect { pools_alone, answer: sender }) {
-                match tokio::time::timeout(INSPECT_MAX, answer).await {
-                    Ok(answered) => views.extend(answered),
-                    Err(_) => tracing::error!("a worker of the proxy does not answer"),
-                }
-            }
-        }
-        views
-    }
-
-    /// Holds back statements for a database, or all, and waits until no server is in use: clients that keep their
-    /// connection are waited for until they leave.
-    ///
-    /// # Errors
-    /// If nobody has connected to such a database, or if it is resumed before the pause is complete.
-    pub async fn pause(&self, database: Option<&str>) -> Result<(), PauseError> {
-        let database = database.map(|name| name.strip_suffix(READ_ONLY_SUFFIX).unwrap_or(name));
-        if let Some(name) = database
-            && !self.inspect(true).await.iter().flat_map(|v| &v.pools).any(|pool| *pool.key.database == *name)
-        {
-            return Err(PauseError::Unknown(name.to_owned()));
-        }
-        let (done, mut all) = mpsc::channel(1);
-        for worker in &self.shared.workers {
-            worker.send(Inbox::Command(Command::Pause { database: database.map(Into::into), done: done.clone() }));
-        }
-        drop(done);
-        // ends when the last worker has dropped its sender
-        match all.recv().await {
-            None => Ok(()),
-            Some(()) => Err(PauseError::Resumed),
-        }
-    }
-
-    /// Lets statements go on.
-    pub fn resume(&self, database: Option<&str>) {
-        let database = database.map(|name| name.strip_suffix(READ_ONLY_SUFFIX).unwrap_or(name));
-        self.command(&Command::Resume { database: database.map(Into::into) });
-    }
-
-    /// Replaces the connections to servers, each when its transaction ends.
-    pub fn reconnect(&self, database: Option<&str>) {
-        let database = database.map(|name| name.strip_suffix(READ_ONLY_SUFFIX).unwrap_or(name));
-        self.command(&Command::Reconnect { database: database.map(Into::into) });
-    }
-
-    pub(crate) fn of(shared: Arc<Shared>) -> Self {
-        Self { shared }
-    }
-
-    /// How it was told to be.
-    #[must_use]
-    pub fn options(&self) -> &Options {
-        &self.shared.options
-    }
-
-    /// Counts by database in the last whole period, and how long that was.
-    pub(crate) fn lately(&self) -> (Totals, Duration) {
-        let lately = lock(&self.shared.lately);
-        (lately.counts.clone(), lately.length)
-    }
-
-    /// The pools, each put together from the workers' parts; `None` if a worker does not answer.
-    pub async fn pools(&self) -> Option<Vec<crate::PoolView>> {
-        let views = self.inspect(true).await;
-        (views.len() == self.shared.workers.len()).then(|| admin::merged(&views))
-    }
-
-    /// Clients connected, and logins failed since the start.
-    #[must_use]
-    pub fn logins(&self) -> (usize, u64) {
-        (self.shared.connected.all(), self.shared.throttle.total())
-    }
-
-    fn command(&self, command: &Command) {
-        for worker in &self.shared.workers {
-            worker.send(Inbox::Command(command.clone()));
         }
     }
 }
@@ -501,15 +419,15 @@ async fn serve_requests(
             let (worker, answer) = match request {
                 Request::Open { worker, pool, node } => (worker, open(&shared, pool, node).await),
                 Request::Cancel { worker, server, serial, node, key } => {
-                    let tls = shared.options.server_tls.clone();
-                    if let Err(error) = connect::cancel(&node, key, tls, shared.options.connect).await {
+                    let tls = shared.options().server_tls.clone();
+                    if let Err(error) = connect::cancel(&node, key, tls, shared.options().connect).await {
                         tracing::warn!(%error, node = %node.name, "a cancel request did not reach the server");
                     }
                     (worker, Inbox::Cancelled { server, serial })
                 }
             };
             if let Some(worker) = shared.workers.get(worker) {
-                worker.send(answer);
+                worker.send(answer).await;
             }
             Ok::<_, std::convert::Infallible>(())
         });
@@ -519,12 +437,12 @@ async fn serve_requests(
 async fn open(shared: &Shared, pool: PoolKey, node: Node) -> Inbox {
     let credential = shared.users.credential(&pool.user);
     let login = (&*pool.user, &*pool.database, credential.as_ref());
-    let tls = shared.options.server_tls.clone();
-    match connect::open(&node, login, &[], tls, shared.options.connect).await {
+    let tls = shared.options().server_tls.clone();
+    match connect::open(&node, login, &[], tls, shared.options().connect).await {
         Ok(opened) => Inbox::Server(Box::new(NewServer {
             socket: opened.parts.socket,
             tls: opened.parts.tls,
-            limits: shared.options.limits(&pool),
+            limits: shared.options().limits(&pool),
             shared: shared.pool(&pool),
             pool,
             node: Arc::new(node),
@@ -549,9 +467,7 @@ async fn follow(
         let now = Arc::new(Backends::new(topology.borrow_and_update().clone()));
         // another server may have other settings
         shared.greetings.clear();
-        for worker in &shared.workers {
-            worker.send(Inbox::Backends(now.clone()));
-        }
+        shared.order(|orders| orders.backends = Some(now.clone()));
         // there is always a receiver: `shared` has one
         let _received = backends.send(now);
         // changed loses nothing when dropped

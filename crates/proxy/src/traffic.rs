@@ -109,7 +109,7 @@ impl Worker {
             &mut self.statements,
             &mut spans,
             &mut self.replies,
-            pool.limits.mode,
+            client.mode,
         );
         let consumed = spans.consumed();
         let bytes = spans.finish();
@@ -266,11 +266,11 @@ impl Worker {
     fn turn_ended(&mut self, at: usize) {
         let Some(server) = self.servers.get_mut(at) else { return };
         let Some(client_at) = server.client else { return self.rest_alone(at) };
-        let (Some(client), Some(pool)) = (self.clients.get(client_at), self.pools.get(server.pool)) else { return };
+        let Some(client) = self.clients.get(client_at) else { return };
         if client.session.body_left > 0 || client.state != ClientState::Attached(at) {
             return;
         }
-        match (pool.limits.mode, server.link.status) {
+        match (client.mode, server.link.status) {
             (PoolMode::Session, _) => {}
             (PoolMode::Statement, b'T' | b'E') => self.refuse_block(client_at),
             (_, b'T' | b'E') => {}

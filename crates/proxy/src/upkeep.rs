@@ -5,6 +5,8 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     backends::{Backends, Fit},
     message::Severity,
+    options::Options,
+    peer::Server,
     pool::Pool,
     view::{ClientView, PoolView, ServerView, WorkerView},
     worker::{Command, Worker},
@@ -14,7 +16,8 @@ impl Worker {
     /// Looks at deadlines.
     pub(crate) fn tick(&mut self) {
         for at in 0..self.pools.len() {
-            let Some(pool) = self.pools.get(at) else { continue };
+            let Some(pool) = self.pools.get_mut(at) else { continue };
+            pool.note_shrunk();
             let (seconds, paused) = (pool.limits.wait.as_secs(), pool.paused);
             for client in pool.overdue(self.now) {
                 let (text, hint) = if paused {
@@ -76,6 +79,18 @@ impl Worker {
         }
     }
 
+    /// Other options hold from now on: pools grow as they need to, and shrink as connections become free.
+    pub(crate) fn adapt(&mut self, options: Arc<Options>) {
+        for at in 0..self.pools.len() {
+            if let Some(pool) = self.pools.get_mut(at) {
+                pool.adapt(options.limits(&pool.key));
+            }
+            self.close_spent(at);
+            self.open_more(at);
+        }
+        self.options = Some(options);
+    }
+
     /// Carries out what an operator asks for.
     pub(crate) fn command(&mut self, command: Command) {
         match command {
@@ -103,7 +118,49 @@ impl Worker {
                     self.close_spent(at);
                 }
             }
+            Command::Kill { database, done } => {
+                self.pauses.pause(database.as_ref());
+                self.take_pauses();
+                self.kill(database.as_ref());
+                drop(done);
+            }
+            Command::KillClient { client, done } => {
+                if self.clients.contains(client) {
+                    self.end_client(client, Severity::Fatal, "57P01", "an operator has ended the connection", "");
+                    // whoever asked may have gone
+                    let _told = done.try_send(());
+                }
+            }
+            Command::WaitClose { database, done } => {
+                self.closing.push((database, done));
+                self.note_closed();
+            }
         }
+    }
+
+    /// Ends what there is of a database, or of all: statements that run are cancelled.
+    fn kill(&mut self, database: Option<&Arc<str>>) {
+        let pools = self.pools_of(database);
+        let of_it = |pool: usize| pools.contains(&pool);
+        let clients: Vec<usize> = self.clients.iter().filter(|(_, c)| of_it(c.pool)).map(|(at, _)| at).collect();
+        for at in clients {
+            self.end_client(at, Severity::Fatal, "57P01", "an operator has ended all connections to the database", "");
+        }
+        let servers: Vec<usize> = self.servers.iter().filter(|(_, s)| of_it(s.pool)).map(|(at, _)| at).collect();
+        for at in servers {
+            self.drop_server(at);
+        }
+    }
+
+    /// Tells whoever waits for it when no connection is left that is to be replaced.
+    pub(crate) fn note_closed(&mut self) {
+        let outdated = |of: &Option<Arc<str>>, server: &Server| {
+            self.pools.get(server.pool).is_some_and(|pool| {
+                of.as_ref().is_none_or(|database| *database == pool.key.database)
+                    && (server.retire || server.generation < pool.generation)
+            })
+        };
+        self.closing.retain(|(of, _)| self.servers.iter().any(|(_, server)| outdated(of, server)));
     }
 
     fn pools_of(&self, database: Option<&Arc<str>>) -> Vec<usize> {

@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -36,12 +36,33 @@ pub struct AuthQuery {
     pub tls: Option<Arc<rustls::ClientConfig>>,
 }
 
+/// What the proxy was told.
+#[derive(Debug, Default)]
+struct Known {
+    secrets: BTreeMap<String, (Secret, Verifier)>,
+    query: Option<AuthQuery>,
+}
+
+impl Known {
+    /// Verifiers of passwords that `before` knows are not made again.
+    fn new(secrets: &BTreeMap<String, Secret>, query: Option<AuthQuery>, before: &Self) -> Self {
+        let with_verifier = |name: &String, secret: &Secret| match before.secrets.get(name) {
+            Some((same, verifier)) if same == secret => (secret.clone(), verifier.clone()),
+            _ => (secret.clone(), Verifier::of_password(secret.reveal())),
+        };
+        Self {
+            secrets: secrets.iter().map(|(name, secret)| (name.clone(), with_verifier(name, secret))).collect(),
+            query,
+        }
+    }
+}
+
 /// The users of the proxy.
 #[derive(Debug)]
 pub(crate) struct Users {
-    secrets: BTreeMap<String, (Secret, Verifier)>,
-    query: Option<AuthQuery>,
-    connection: AsyncMutex<Option<Connection>>,
+    known: RwLock<Arc<Known>>,
+    /// With what it was opened by.
+    connection: AsyncMutex<Option<(Arc<Known>, Connection)>>,
     backends: watch::Receiver<Arc<Backends>>,
     cache: Mutex<HashMap<String, Cached>>,
     mock: [u8; 32],
@@ -72,10 +93,8 @@ impl Users {
         backends: watch::Receiver<Arc<Backends>>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let with_verifier = |secret: &Secret| (secret.clone(), Verifier::of_password(secret.reveal()));
         Self {
-            secrets: secrets.iter().map(|(name, secret)| (name.clone(), with_verifier(secret))).collect(),
-            query,
+            known: RwLock::new(Arc::new(Known::new(secrets, query, &Known::default()))),
             connection: AsyncMutex::new(None),
             backends,
             cache: Mutex::default(),
@@ -84,10 +103,21 @@ impl Users {
         }
     }
 
+    /// Other passwords hold from now on.
+    pub(crate) fn adopt(&self, secrets: &BTreeMap<String, Secret>, query: Option<AuthQuery>) {
+        let known = Arc::new(Known::new(secrets, query, &self.known()));
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    fn known(&self) -> Arc<Known> {
+        // nothing panics while it is held
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The verifier for `user`, and whether there is such a user; for one that is not, one that nothing opens.
     /// `anew`: what is kept is not believed.
     pub(crate) async fn verifier(&self, user: &str, anew: bool) -> (Verifier, bool) {
-        if let Some((_, verifier)) = self.secrets.get(user) {
+        if let Some((_, verifier)) = self.known().secrets.get(user) {
             return (verifier.clone(), true);
         }
         let now = self.clock.monotonic();
@@ -127,7 +157,7 @@ impl Users {
 
     /// What opens a server for `user`, if it is known.
     pub(crate) fn credential(&self, user: &str) -> Option<Credential> {
-        match self.secrets.get(user) {
+        match self.known().secrets.get(user) {
             Some((secret, _)) => Some(Credential::Password(secret.clone())),
             None => self.lock().get(user).and_then(|cached| cached.credential.clone()),
         }
@@ -141,11 +171,13 @@ impl Users {
     }
 
     async fn ask(&self, user: &str) -> Result<Option<Verifier>, AskError> {
-        let Some(query) = &self.query else { return Ok(None) };
+        let known = self.known();
+        let Some(query) = &known.query else { return Ok(None) };
         let node = self.backends.borrow().choose(Access::ReadWrite, |_| 0);
         let Some(node) = node else { return Err(AskError::NoPrimary) };
         let mut connection = self.connection.lock().await;
-        if let Some(open) = connection.as_ref().filter(|open| !open.is_closed())
+        let kept = connection.as_ref().filter(|(by, open)| Arc::ptr_eq(by, &known) && !open.is_closed());
+        if let Some((_, open)) = kept
             && let Ok(rows) = open.query(QUERY, &[&user]).await
         {
             return Ok(rows.first().and_then(|row| Verifier::parse(row.get(0))));
@@ -159,7 +191,7 @@ impl Users {
             tls: query.tls.clone(),
             application_name: "millrace proxy".to_owned(),
         };
-        let open = connection.insert(connect(&params, DEADLINE).await?);
+        let (_, open) = connection.insert((known.clone(), connect(&params, DEADLINE).await?));
         let rows = open.query(QUERY, &[&user]).await.map_err(millrace_pg::PgError::from)?;
         Ok(rows.first().and_then(|row| Verifier::parse(row.get(0))))
     }

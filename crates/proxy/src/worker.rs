@@ -8,7 +8,7 @@ use std::{
     collections::{HashMap, VecDeque},
     io,
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicU64, mpsc},
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -19,9 +19,11 @@ use slab::Slab;
 use tokio::sync::{mpsc as control, oneshot};
 
 use crate::{
-    backends::{Backends, Node},
+    backends::{Backends, Fit, Node},
     catalog::Catalog,
+    inbox::{INBOX_MAX, OrderBook, WorkerHandle},
     link::Session,
+    options::Options,
     pause::Pauses,
     peer::{CancelKey, Client, ClientState, Line, Server},
     pool::{Pool, PoolKey, PoolLimits, PoolShared},
@@ -33,7 +35,7 @@ use crate::{
     walk::WHOLE_BYTES_MAX,
 };
 
-/// What reaches a worker from outside.
+/// What reaches a worker from outside, beyond its orders ([`crate::inbox`]).
 #[derive(Debug)]
 pub(crate) enum Inbox {
     /// A client that has logged in.
@@ -41,33 +43,13 @@ pub(crate) enum Inbox {
     /// A connection that was asked for, or that a login made.
     Server(Box<NewServer>),
     /// A connection that was asked for and could not be had.
-    OpenFailed {
-        pool: PoolKey,
-        error: OpenError,
-    },
+    OpenFailed { pool: PoolKey, error: OpenError },
     /// A client wants its statement cancelled.
-    Cancel {
-        client: usize,
-        secret: i32,
-    },
+    Cancel { client: usize, secret: i32 },
     /// A cancel request has reached the server and done whatever it does.
-    Cancelled {
-        server: usize,
-        serial: u64,
-    },
-    Backends(Arc<Backends>),
-    /// What a database's functions and relations do.
-    Catalog {
-        database: Arc<str>,
-        catalog: Arc<Catalog>,
-    },
-    Command(Command),
+    Cancelled { server: usize, serial: u64 },
     /// All that it holds, or the pools alone.
-    Inspect {
-        pools_alone: bool,
-        answer: oneshot::Sender<WorkerView>,
-    },
-    Stop,
+    Inspect { pools_alone: bool, answer: oneshot::Sender<WorkerView> },
 }
 
 /// What an operator asks for; for one database, or all.
@@ -84,6 +66,21 @@ pub(crate) enum Command {
     /// Connections are replaced when their transactions end.
     Reconnect {
         database: Option<Arc<str>>,
+    },
+    /// Ends all clients and servers at once, and holds back those who come; `done` is dropped then.
+    Kill {
+        database: Option<Arc<str>>,
+        done: control::Sender<()>,
+    },
+    /// Ends one client; `done` is told if there is one.
+    KillClient {
+        client: usize,
+        done: control::Sender<()>,
+    },
+    /// `done` is dropped when all connections that are to be replaced have been.
+    WaitClose {
+        database: Option<Arc<str>>,
+        done: control::Sender<()>,
     },
 }
 
@@ -153,34 +150,16 @@ pub(crate) enum Request {
 
 const WAKE: Token = Token(usize::MAX);
 const EVENTS: usize = 1024;
-const INBOX_MAX: usize = 4_096;
 /// Deadlines are looked at so often.
 const TICK: Duration = Duration::from_millis(250);
-
-/// The handle of a worker.
-#[derive(Debug, Clone)]
-pub(crate) struct WorkerHandle {
-    sender: mpsc::SyncSender<Inbox>,
-    waker: Arc<Waker>,
-}
-
-impl WorkerHandle {
-    /// Hands over a message; it is lost if the worker has stopped or is overwhelmed.
-    pub(crate) fn send(&self, message: Inbox) -> bool {
-        let sent = self.sender.try_send(message).is_ok();
-        if let Err(error) = self.waker.wake() {
-            tracing::error!(%error, "cannot wake a proxy worker");
-        }
-        sent
-    }
-}
 
 /// A worker, on its thread.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) index: usize,
     pub(crate) poll: Poll,
-    inbox: mpsc::Receiver<Inbox>,
+    inbox: control::Receiver<Inbox>,
+    orders: OrderBook,
     pub(crate) control: control::Sender<Request>,
     clock: Arc<dyn Clock>,
     pub(crate) now: Duration,
@@ -204,6 +183,10 @@ pub(crate) struct Worker {
     pub(crate) replicas: Vec<Arc<AtomicU64>>,
     pub(crate) texts: Texts,
     catalogs: HashMap<Arc<str>, Arc<Catalog>>,
+    /// Who waits for outdated connections to be gone.
+    pub(crate) closing: Vec<(Option<Arc<str>>, control::Sender<()>)>,
+    /// Since the first reload: what was handed over before it does not count.
+    pub(crate) options: Option<Arc<Options>>,
 }
 
 /// A worker that is not yet on its thread.
@@ -211,7 +194,8 @@ pub(crate) struct Worker {
 pub(crate) struct Seed {
     index: usize,
     poll: Poll,
-    inbox: mpsc::Receiver<Inbox>,
+    inbox: control::Receiver<Inbox>,
+    orders: OrderBook,
     control: control::Sender<Request>,
     clock: Arc<dyn Clock>,
     replay: Option<Arc<Replay>>,
@@ -230,8 +214,10 @@ impl Seed {
     ) -> io::Result<(Self, WorkerHandle)> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
-        let (sender, inbox) = mpsc::sync_channel(INBOX_MAX);
-        Ok((Self { index, poll, inbox, control, clock, replay }, WorkerHandle { sender, waker }))
+        let (sender, inbox) = control::channel(INBOX_MAX);
+        let orders = OrderBook::default();
+        let handle = WorkerHandle::new(sender, &orders, waker);
+        Ok((Self { index, poll, inbox, orders, control, clock, replay }, handle))
     }
 
     /// Runs the worker on this thread until it is told to stop.
@@ -244,6 +230,7 @@ impl Seed {
             index: self.index,
             poll: self.poll,
             inbox: self.inbox,
+            orders: self.orders,
             control: self.control,
             clock: self.clock,
             now,
@@ -263,6 +250,8 @@ impl Seed {
             replicas: Vec::new(),
             texts: Texts::default(),
             catalogs: HashMap::new(),
+            closing: Vec::new(),
+            options: None,
         };
         worker.run()
     }
@@ -289,18 +278,9 @@ impl Worker {
                 }
             }
             // last, so that no new connection gets an event of one that was closed in this turn
-            if woken || self.now >= next_tick {
-                loop {
-                    match self.inbox.try_recv() {
-                        // nobody is left who could say it
-                        Ok(Inbox::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
-                            self.stop();
-                            return Ok(());
-                        }
-                        Ok(message) => self.handle(message),
-                        Err(mpsc::TryRecvError::Empty) => break,
-                    }
-                }
+            if (woken || self.now >= next_tick) && !self.take_in() {
+                self.stop();
+                return Ok(());
             }
             for _ in 0..self.again.len() {
                 match self.again.pop_front() {
@@ -312,6 +292,37 @@ impl Worker {
             if self.now >= next_tick {
                 next_tick = self.now + TICK;
                 self.tick();
+            }
+        }
+    }
+
+    /// Carries out orders and takes messages in; whether the worker is to go on.
+    fn take_in(&mut self) -> bool {
+        let orders = self.orders.take();
+        if let Some(backends) = orders.backends {
+            self.follow(backends);
+        }
+        if let Some(options) = orders.options {
+            self.adapt(options);
+        }
+        for (database, catalog) in orders.catalogs {
+            for pool in self.pools.iter_mut().filter(|pool| pool.key.database == database) {
+                pool.catalog = Some(catalog.clone());
+            }
+            self.catalogs.insert(database, catalog);
+        }
+        for command in orders.commands {
+            self.command(command);
+        }
+        if orders.stop {
+            return false;
+        }
+        loop {
+            match self.inbox.try_recv() {
+                Ok(message) => self.handle(message),
+                Err(control::error::TryRecvError::Empty) => return true,
+                // nobody is left who could say it
+                Err(control::error::TryRecvError::Disconnected) => return false,
             }
         }
     }
@@ -345,19 +356,10 @@ impl Worker {
             Inbox::OpenFailed { pool, error } => self.open_failed(&pool, &error),
             Inbox::Cancel { client, secret } => self.cancel(client, secret),
             Inbox::Cancelled { server, serial } => self.cancelled(server, serial),
-            Inbox::Backends(backends) => self.follow(backends),
-            Inbox::Catalog { database, catalog } => {
-                for pool in self.pools.iter_mut().filter(|pool| pool.key.database == database) {
-                    pool.catalog = Some(catalog.clone());
-                }
-                self.catalogs.insert(database, catalog);
-            }
-            Inbox::Command(command) => self.command(command),
             Inbox::Inspect { pools_alone, answer } => {
                 // whoever asked may have given up
                 let _gone = answer.send(self.view(pools_alone));
             }
-            Inbox::Stop => {}
         }
     }
 
@@ -366,6 +368,7 @@ impl Worker {
         if let Some(at) = self.pool_index.get(key) {
             return *at;
         }
+        let limits = self.options.as_ref().map_or(limits, |options| options.limits(key));
         let mut pool = Pool::new(key.clone(), limits, shared.clone());
         pool.paused = self.pauses.holds(&key.database);
         pool.catalog = self.catalogs.get(&key.database).cloned();
@@ -376,6 +379,7 @@ impl Worker {
 
     fn adopt_client(&mut self, new: NewClient) {
         let pool = self.pool_of(&new.pool, new.limits, &new.shared);
+        let mode = new.limits.mode;
         let Some(Ok(io)) = new.socket.map(|socket| Transport::new(socket, new.tls)) else { return };
         let readers = new.readers.map(|(key, shared)| self.pool_of(&key, new.limits, &shared));
         let route = readers.map(|readers| Route::new(pool, readers, self.round()));
@@ -384,6 +388,7 @@ impl Worker {
             line: Line::new(io),
             state: ClientState::Idle,
             pool,
+            mode,
             secret,
             session: Session::new(self.shared_settings(new.settings)),
             route,
@@ -427,6 +432,10 @@ impl Worker {
         let Some(pool) = self.pools.get_mut(at_pool) else { return };
         if new.asked_for {
             pool.opening = pool.opening.saturating_sub(1);
+        }
+        // the world may have changed while it was opened
+        if pool.paused || self.backends.fit(pool.key.access, &new.node) == Fit::Cut {
+            return pool.shared.give_back();
         }
         let Ok(io) = Transport::new(new.socket, new.tls) else { return pool.shared.give_back() };
         pool.owned += 1;

@@ -9,14 +9,18 @@ mod pgbench;
 use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use anyhow::Context as _;
 use millrace_base::{Secret, Tasks, files};
-use millrace_contract::{Topology, TopologyNode, status::NodeRole, topology::NodeHealth};
-use millrace_proxy::{Access, ClientLimits, Options, PoolLimits, Proxy};
+use millrace_contract::{
+    Topology, TopologyNode,
+    status::NodeRole,
+    topology::{NodeHealth, Replay},
+};
+use millrace_proxy::{Access, ClientLimits, Options, PoolLimits, Proxy, Routing};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +44,8 @@ const PEER: &str = "PgBouncer";
 struct Bed {
     programs: pgbench::Programs,
     ours: SocketAddr,
+    /// Ours again, sending reads to a replica.
+    routing: SocketAddr,
     peer: Bouncer,
     direct: SocketAddr,
 }
@@ -65,8 +71,9 @@ pub(crate) async fn measure(lab: &mut Lab) -> anyhow::Result<Measured> {
     let peer = Bouncer::start(lab, direct, &password).await?;
     lab.versions.push(peer.version.clone());
     let mut tasks = Tasks::new(CancellationToken::new());
-    let ours = start_ours(direct, password, &mut tasks)?;
-    let bed = Bed { programs, ours, peer, direct };
+    let ours = start_ours(direct, &password, false, &mut tasks)?;
+    let routing = start_ours(direct, &password, true, &mut tasks)?;
+    let bed = Bed { programs, ours, routing, peer, direct };
     let measured = bed.measure(lab).await;
     for error in tasks.shutdown(Duration::from_secs(10)).await {
         lab.note(format!("our proxy ended badly: {error}"));
@@ -74,21 +81,35 @@ pub(crate) async fn measure(lab: &mut Lab) -> anyhow::Result<Measured> {
     Ok(Measured { figures: measured?, differences: Vec::new() })
 }
 
-fn start_ours(server: SocketAddr, password: Secret, tasks: &mut Tasks) -> anyhow::Result<SocketAddr> {
-    let node = TopologyNode {
-        name: "server".to_owned(),
-        role: NodeRole::Primary,
+/// With `routing`, the same server is a replica as well, one that is never behind: what is measured is the choice.
+fn start_ours(server: SocketAddr, password: &Secret, routing: bool, tasks: &mut Tasks) -> anyhow::Result<SocketAddr> {
+    const REPLICA: &str = "replica";
+    let node = |name: &str, role| TopologyNode {
+        name: name.to_owned(),
+        role,
         address: server,
         host: "localhost".to_owned(),
         timeline: None,
         health: NodeHealth::Ready,
     };
-    let (topology, followed) = watch::channel(Arc::new(Topology { epoch: 1, nodes: vec![node] }));
+    let mut nodes = vec![node("server", NodeRole::Primary)];
+    let replay = Arc::new(Replay::default());
+    if routing {
+        nodes.push(node(REPLICA, NodeRole::Replica));
+        replay.round_of(REPLICA).store(u64::MAX, Ordering::SeqCst);
+    }
+    let (topology, followed) = watch::channel(Arc::new(Topology { epoch: 1, nodes }));
     let options = Options {
         workers: 1,
         clients: ClientLimits { all: 2_000, user: None, database: None },
         pool: PoolLimits { size: POOL, reserve: 0, ..PoolLimits::default() },
-        secrets: [("postgres".to_owned(), password)].into(),
+        secrets: [("postgres".to_owned(), password.clone())].into(),
+        routing: routing.then(|| Routing {
+            replay,
+            user: "postgres".to_owned(),
+            password: password.clone(),
+            tls: None,
+        }),
         ..Options::default()
     };
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
@@ -132,10 +153,12 @@ impl Pair {
 impl Bed {
     async fn measure(&self, lab: &Lab) -> anyhow::Result<Vec<Figure>> {
         let mut figures = Vec::new();
-        for (mode, clients) in [("simple", 32), ("simple", 256), ("extended", 32)] {
+        let loads = [("simple", 32, false), ("simple", 256, false), ("extended", 32, false)];
+        for (mode, clients, routed) in loads.into_iter().chain([("simple", 32, true), ("extended", 32, true)]) {
             let load = Load { mode, clients, seconds: SECONDS, connect_each: false };
-            let pair = self.both(lab, &load).await?;
-            let name = |what: &str| format!("{what}, {mode}, {clients} clients");
+            let pair = self.both(lab, &load, if routed { self.routing } else { self.ours }).await?;
+            let routed = if routed { ", reads routed" } else { "" };
+            let name = |what: &str| format!("{what}, {mode}, {clients} clients{routed}");
             figures.push(pair.figure(&name("throughput"), "tps", true, |run| run.tps));
             figures.push(pair.figure(&name("latency p50"), "ms", false, |run| run.p50_ms));
             figures.push(pair.figure(&name("latency p99"), "ms", false, |run| run.p99_ms));
@@ -146,9 +169,10 @@ impl Bed {
                 Run::cpu_of_100k,
             ));
         }
-        figures.extend(self.prepared(lab).await?);
+        figures.push(self.beside_direct(lab, "prepared", "direct connections (PgBouncer 1.18 cannot)").await?);
+        figures.push(self.beside_direct(lab, "extended", "direct connections").await?);
         let load = Load { mode: "simple", clients: 8, seconds: SECONDS, connect_each: true };
-        let pair = self.both(lab, &load).await?;
+        let pair = self.both(lab, &load, self.ours).await?;
         figures.push(pair.figure("connections, each with one transaction", "a second", true, |run| run.tps));
         figures.push(pair.figure("processor time of 100,000 connections", "cpu s", false, Run::cpu_of_100k));
         figures.push(self.idle(lab).await?);
@@ -156,12 +180,12 @@ impl Bed {
     }
 
     /// Rounds of both, each beginning with the other one.
-    async fn both(&self, lab: &Lab, load: &Load) -> anyhow::Result<Pair> {
+    async fn both(&self, lab: &Lab, load: &Load, address: SocketAddr) -> anyhow::Result<Pair> {
         let mut pair = Pair::default();
         for round in 1..=ROUNDS {
             for turn in 0..2 {
                 let ours = (turn + round) % 2 == 0;
-                let run = if ours { self.ours(load).await? } else { self.theirs(load).await? };
+                let run = if ours { self.ours(load, address).await? } else { self.theirs(load).await? };
                 let who = if ours { "ours" } else { PEER };
                 lab.note(format!(
                     "{load}, round {round}, {who}: {:.0} tps, p99 {:.2} ms, {:.2} processor s for 100,000",
@@ -175,9 +199,9 @@ impl Bed {
         Ok(pair)
     }
 
-    async fn ours(&self, load: &Load) -> anyhow::Result<Run> {
+    async fn ours(&self, load: &Load, address: SocketAddr) -> anyhow::Result<Run> {
         let before = usage::own_cpu_s();
-        let mut run = self.programs.run(self.ours, load).await?;
+        let mut run = self.programs.run(address, load).await?;
         run.cpu_s = usage::own_cpu_s() - before;
         Ok(run)
     }
@@ -189,18 +213,19 @@ impl Bed {
         Ok(run)
     }
 
-    /// Prepared statements, which this PgBouncer cannot pool by transactions: beside a direct connection.
-    async fn prepared(&self, lab: &Lab) -> anyhow::Result<Vec<Figure>> {
-        let load = Load { mode: "prepared", clients: 32, seconds: SECONDS, connect_each: false };
+    /// Beside as many connections to the server itself as there are clients.
+    async fn beside_direct(&self, lab: &Lab, mode: &'static str, peer: &str) -> anyhow::Result<Figure> {
+        let load = Load { mode, clients: 32, seconds: SECONDS, connect_each: false };
         let mut pair = Pair::default();
         for round in 1..=ROUNDS {
-            pair.ours.push(self.ours(&load).await?);
+            pair.ours.push(self.ours(&load, self.ours).await?);
             pair.peer.push(self.programs.run(self.direct, &load).await?);
             lab.note(format!("{load}, round {round}"));
         }
-        let mut figure = pair.figure("throughput, prepared, 32 clients", "tps", true, |run| run.tps);
-        figure.peer_name = "direct connections (PgBouncer 1.18 cannot)".to_owned();
-        Ok(vec![figure])
+        let what = format!("throughput, {mode}, 32 clients, beside direct connections");
+        let mut figure = pair.figure(&what, "tps", true, |run| run.tps);
+        peer.clone_into(&mut figure.peer_name);
+        Ok(figure)
     }
 
     /// What a client costs that does nothing.

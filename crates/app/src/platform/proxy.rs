@@ -7,9 +7,12 @@ use millrace_cluster::{
     spec::{REPLICATOR, SUPERUSER},
     topology::Teller,
 };
-use millrace_contract::status::{PoolStatus, ProxyStatus};
+use millrace_contract::{
+    status::{PoolStatus, ProxyStatus},
+    topology::Replay,
+};
 use millrace_proxy::{
-    Access, ClientLimits, ClientTls, Handle, Network, Options, PoolLimits, PoolMode, PoolView, Rule, Rules,
+    Access, ClientLimits, ClientTls, Handle, Network, Options, PoolLimits, PoolMode, PoolView, Routing, Rule, Rules,
 };
 
 use super::serve;
@@ -31,8 +34,8 @@ pub(super) fn teller(context: &Context) -> anyhow::Result<Teller> {
     Ok(Teller::new(address, context.config.proxy.replica_lag_max_bytes))
 }
 
-/// What `[proxy]` says. The pack's roles log in with the platform's secrets.
-pub(super) fn options(context: &Context) -> anyhow::Result<Options> {
+/// What `[proxy]` says. The pack's roles log in with the platform's secrets. `replay` is kept by [`spawn`].
+pub(super) fn options(context: &Context, replay: Arc<Replay>) -> anyhow::Result<Options> {
     let config = &context.config.proxy;
     let tls = context.config.tls();
     let server_tls = tls.client_config()?;
@@ -40,7 +43,14 @@ pub(super) fn options(context: &Context) -> anyhow::Result<Options> {
     let mut secrets: std::collections::BTreeMap<_, _> =
         context.login_roles()?.into_iter().map(|(role, password, _)| (role, password)).collect();
     secrets.insert(SUPERUSER.to_owned(), context.secrets.superuser.clone());
+    let routing = config.route_reads.then(|| Routing {
+        replay,
+        user: SUPERUSER.to_owned(),
+        password: context.secrets.superuser.clone(),
+        tls: Some(server_tls.clone()),
+    });
     Ok(Options {
+        routing,
         workers: config.workers,
         clients: ClientLimits {
             all: config.max_client_conn,
@@ -124,6 +134,20 @@ fn pool(view: &PoolView) -> PoolStatus {
         received_bytes: counts.received_bytes,
         sent_bytes: counts.sent_bytes,
     }
+}
+
+/// Tells how far replicas are, if reads are routed.
+pub(super) fn spawn_replay(
+    context: &Context,
+    cluster: tokio::sync::watch::Receiver<millrace_cluster::ClusterStatus>,
+    replay: Arc<Replay>,
+    services: &mut millrace_base::Tasks,
+) -> anyhow::Result<()> {
+    if context.config.proxy.route_reads {
+        let (spec, token) = (context.cluster_spec()?, services.token().clone());
+        services.spawn("replay", async move { millrace_cluster::replay::follow(&spec, cluster, replay, token).await });
+    }
+    Ok(())
 }
 
 /// Serves until the platform ends.

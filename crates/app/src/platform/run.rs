@@ -184,7 +184,8 @@ async fn live(
     let (supervisor, mut cluster) =
         Supervisor::new(context.cluster_spec()?, clock.clone()).map_err(|error| explain(&error, error.hint()))?;
     let (topology, followed) = millrace_cluster::topology::channel();
-    let proxy = millrace_proxy::Proxy::start(proxy_listeners, proxy::options(context)?, followed)?;
+    let replay = Arc::default();
+    let proxy = millrace_proxy::Proxy::start(proxy_listeners, proxy::options(context, Arc::clone(&replay))?, followed)?;
     let cluster_token = cluster_tasks.token().clone();
     cluster_tasks.spawn("cluster", supervisor.run(cluster_token));
 
@@ -233,6 +234,7 @@ async fn live(
         () = stop.cancelled() => return Ok(()),
     };
     // roles and databases are there: applications may come
+    proxy::spawn_replay(context, cluster.clone(), replay, services)?;
     proxy::spawn(proxy, topology, cluster, proxy::teller(context)?, services);
     operator.access.publish(&prepared.tables);
     let options = capture_options(context, &primary, prepared)?;

@@ -47,12 +47,18 @@ pub(super) enum AdminCommand {
     Pause(Option<String>),
     Resume(Option<String>),
     Reconnect(Option<String>),
+    WaitClose(Option<String>),
+    Kill(Option<String>),
+    KillClient(i32),
+    Disable(String),
+    Enable(String),
+    Reload,
 }
 
 impl AdminCommand {
     /// Whether it changes what the proxy does.
     pub(super) fn changes(&self) -> bool {
-        matches!(self, Self::Pause(_) | Self::Resume(_) | Self::Reconnect(_))
+        !matches!(self, Self::Empty | Self::Show(_) | Self::Set | Self::WaitClose(_))
     }
 }
 
@@ -76,6 +82,20 @@ pub(super) fn parse(text: &str) -> Result<AdminCommand, String> {
         ("pause", _) => Ok(AdminCommand::Pause(database())),
         ("resume", _) => Ok(AdminCommand::Resume(database())),
         ("reconnect", _) => Ok(AdminCommand::Reconnect(database())),
+        ("wait_close", _) => Ok(AdminCommand::WaitClose(database())),
+        ("kill", _) => Ok(AdminCommand::Kill(database())),
+        ("kill_client", Some(id)) => match id.parse() {
+            Ok(id) => Ok(AdminCommand::KillClient(id)),
+            Err(_) => Err(format!("{id} is no client's id: SHOW CLIENTS has them")),
+        },
+        ("disable", Some(_)) => Ok(AdminCommand::Disable(database().unwrap_or_default())),
+        ("enable", Some(_)) => Ok(AdminCommand::Enable(database().unwrap_or_default())),
+        ("disable" | "enable" | "kill_client", None) => Err(format!("{verb} of what? name it behind the command")),
+        ("reload", None) => Ok(AdminCommand::Reload),
+        ("suspend", _) => Err("there is no SUSPEND: PAUSE holds statements back and keeps the clients".to_owned()),
+        ("shutdown", _) => {
+            Err("there is no SHUTDOWN: the proxy ends with its platform; KILL ends connections".to_owned())
+        }
         _ => Err(format!("unsupported command: {text}")),
     }
 }
@@ -91,8 +111,20 @@ mod tests {
         assert_eq!(parse("PAUSE;"), Ok(AdminCommand::Pause(None)));
         assert_eq!(parse("resume \"Loans\""), Ok(AdminCommand::Resume(Some("Loans".to_owned()))));
         assert_eq!(parse("SET extra_float_digits = 3"), Ok(AdminCommand::Set));
+        assert_eq!(parse("KILL"), Ok(AdminCommand::Kill(None)));
+        assert_eq!(parse("kill_client 65"), Ok(AdminCommand::KillClient(65)));
+        assert_eq!(parse("Disable loans;"), Ok(AdminCommand::Disable("loans".to_owned())));
         assert_eq!(parse(" ; "), Ok(AdminCommand::Empty));
-        for bad in ["show everything", "drop table loans", "pause one two", "select 1"] {
+        for bad in [
+            "show everything",
+            "drop table loans",
+            "pause one two",
+            "select 1",
+            "disable",
+            "kill_client x",
+            "reload now",
+            "shutdown",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

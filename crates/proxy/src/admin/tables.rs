@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,8 +15,9 @@ use super::{
 };
 use crate::{
     backends::Access,
+    handle::Handle,
     pool::{Counts, PoolKey},
-    proxy::{Handle, READ_ONLY_SUFFIX},
+    proxy::READ_ONLY_SUFFIX,
     view::{Activity, ClientView, PoolView, WorkerView},
 };
 
@@ -66,7 +68,7 @@ pub(super) fn show(what: Show, book: &Book<'_>) -> Table {
         Show::Pools => pools_table(&pools),
         Show::Clients => clients(&book.views),
         Show::Servers => servers(&book.views),
-        Show::Databases => databases(&pools, &book.views),
+        Show::Databases => databases(&pools, &book.views, &book.handle.disabled()),
         Show::Users => users(&pools),
         Show::Lists => lists(&pools, book),
         Show::Config => config(book.handle),
@@ -102,7 +104,18 @@ fn help() -> Table {
     for (name, _) in SHOWS {
         table.row([format!("SHOW {}", name.to_uppercase())]);
     }
-    for command in ["PAUSE [db]", "RESUME [db]", "RECONNECT [db]", "SET ..."] {
+    for command in [
+        "PAUSE [db]",
+        "RESUME [db]",
+        "RECONNECT [db]",
+        "WAIT_CLOSE [db]",
+        "KILL [db]",
+        "KILL_CLIENT id",
+        "DISABLE db",
+        "ENABLE db",
+        "RELOAD",
+        "SET ...",
+    ] {
         table.row([command.to_owned()]);
     }
     table
@@ -251,6 +264,7 @@ fn clients(views: &[WorkerView]) -> Table {
         "remote_pid",
         "application_name",
         "prepared_statements",
+        "id",
     ]);
     let links: BTreeMap<i32, i32> = views
         .iter()
@@ -278,6 +292,7 @@ fn clients(views: &[WorkerView]) -> Table {
             pid.to_string(),
             application_name.clone(),
             statements.to_string(),
+            pid.to_string(),
         ]);
     }
     table
@@ -318,7 +333,7 @@ fn servers(views: &[WorkerView]) -> Table {
     table
 }
 
-fn databases(pools: &[PoolView], views: &[WorkerView]) -> Table {
+fn databases(pools: &[PoolView], views: &[WorkerView], disabled: &BTreeSet<Arc<str>>) -> Table {
     let mut table = Table::new(&[
         "name",
         "host",
@@ -354,8 +369,20 @@ fn databases(pools: &[PoolView], views: &[WorkerView]) -> Table {
             Some("0".to_owned()),
             Some(current.to_string()),
             Some(if pool.paused { "1" } else { "0" }.to_owned()),
-            Some("0".to_owned()),
+            Some(if disabled.contains(&pool.key.database) { "1" } else { "0" }.to_owned()),
         ]);
+    }
+    // those that nobody has connected to
+    for name in disabled.iter().filter(|name| !seen.contains(&***name)) {
+        let mut row = vec![None; table.columns.len()];
+        for (column, value) in table.columns.iter().zip(&mut row) {
+            match *column {
+                "name" | "database" => *value = Some(name.to_string()),
+                "disabled" => *value = Some("1".to_owned()),
+                _ => {}
+            }
+        }
+        table.rows.push(row);
     }
     table
 }
@@ -411,7 +438,7 @@ fn config(handle: &Handle) -> Table {
         ("client_login_timeout", seconds(now.login), seconds(default.login)),
         ("server_connect_timeout", seconds(now.connect), seconds(default.connect)),
     ] {
-        table.row([key.to_owned(), value, default, "no".to_owned()]);
+        table.row([key.to_owned(), value, default, "yes".to_owned()]);
     }
     table
 }
@@ -427,8 +454,6 @@ fn state(pools: &[PoolView]) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::pool::PoolLimits;
 

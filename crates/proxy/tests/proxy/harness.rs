@@ -9,7 +9,7 @@ use std::{
 
 use millrace_base::Secret;
 use millrace_contract::{Topology, TopologyNode, status::NodeRole, topology::NodeHealth};
-use millrace_proxy::{Access, Handle, Options, PoolLimits, Proxy};
+use millrace_proxy::{Access, Handle, Options, PoolLimits, Proxy, Reloaded};
 use millrace_testkit::{PASSWORD, TestServer};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_postgres::{Client, Config, NoTls};
@@ -85,6 +85,15 @@ impl Rig {
         config
     }
 
+    /// Options with the way to this server.
+    pub(crate) fn complete(&self, options: Options) -> Options {
+        Options { server_tls: Some(self.server.client_tls()), ..options }
+    }
+
+    pub(crate) fn reload(&self, options: Options) -> Reloaded {
+        self.handle.reload(self.complete(options))
+    }
+
     pub(crate) async fn client(&self) -> Client {
         connect(&self.config()).await.unwrap()
     }
@@ -140,10 +149,14 @@ impl Raw {
 
     /// Logs in as the superuser of a [`TestServer`].
     pub(crate) fn login(address: SocketAddr) -> Self {
+        Self::login_to(address, "postgres")
+    }
+
+    pub(crate) fn login_to(address: SocketAddr, database: &str) -> Self {
         use postgres_protocol::{authentication::sasl, message::frontend};
         let mut raw = Self::connect(address);
         let mut out = bytes::BytesMut::new();
-        frontend::startup_message([("user", "postgres"), ("database", "postgres")], &mut out).unwrap();
+        frontend::startup_message([("user", "postgres"), ("database", database)], &mut out).unwrap();
         raw.send(&out);
         assert_eq!(raw.message().0, b'R');
         let mut scram = sasl::ScramSha256::new(PASSWORD.as_bytes(), sasl::ChannelBinding::unsupported());
