@@ -8,7 +8,7 @@ use std::io;
 
 use crate::{
     frame::{Malformed, Spans},
-    link::{Own, PoolMode},
+    link::PoolMode,
     peer::ClientState,
     walk::{self, ClientStep, ServerStep},
     worker::Worker,
@@ -59,7 +59,7 @@ impl Worker {
     fn is_client_blocked(&self, at: usize) -> bool {
         match self.clients.get(at).map(|client| client.state) {
             Some(ClientState::Attached(server)) => {
-                self.servers.get(server).is_some_and(|server| !server.line.unsent.is_empty())
+                self.servers.get(server).is_some_and(|server| !server.line.unsent.is_empty() || server.link.reviewing)
             }
             Some(ClientState::Waiting | ClientState::Preparing(_)) => true,
             Some(ClientState::Idle) | None => false,
@@ -141,7 +141,9 @@ impl Worker {
     fn server_for(&mut self, at: usize, data: &[u8]) -> Result<Option<usize>, Malformed> {
         let Some(client) = self.clients.get(at) else { return Ok(None) };
         match client.state {
-            ClientState::Attached(server) => Ok(Some(server)),
+            ClientState::Attached(at) => {
+                Ok(Some(at).filter(|at| self.servers.get(*at).is_none_or(|server| !server.link.reviewing)))
+            }
             ClientState::Waiting | ClientState::Preparing(_) => Ok(None),
             ClientState::Idle if walk::wants_server(&client.session, data)? => Ok(self.acquire(at)),
             ClientState::Idle => {
@@ -257,14 +259,16 @@ impl Worker {
         let Some(server) = self.servers.get_mut(at) else { return };
         let Some(client_at) = server.client else { return self.rest_alone(at) };
         let (Some(client), Some(pool)) = (self.clients.get(client_at), self.pools.get(server.pool)) else { return };
-        if client.session.body_left > 0 || client.state != ClientState::Attached(at) {
+        if client.session.body_left > 0 || client.state != ClientState::Attached(at) || server.link.waits_for_sync() {
             return;
         }
+        let asked_for = !client.session.startup.is_empty();
         match (pool.limits.mode, server.link.status) {
+            (PoolMode::Session, b'I') if server.link.suspect && asked_for => self.probe(at, true),
             (PoolMode::Session, _) => {}
             (PoolMode::Statement, b'T' | b'E') => self.refuse_block(client_at),
             (_, b'T' | b'E') => {}
-            _ if server.link.suspect => self.ask(at, Own::Probe),
+            _ if server.link.suspect => self.probe(at, asked_for),
             _ if server.link.pinned => {}
             _ => self.release(at),
         }
