@@ -4,11 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
 mod admin;
+mod drivers;
 mod extended;
 mod faults;
 mod harness;
 mod isolation;
 mod logins;
 mod pooling;
-mod python;
+mod rust;
 mod topology;
