@@ -2,7 +2,8 @@
 # Installs what is missing, names each thing, asks nothing, and touches nothing that is present.
 #
 #   scripts/setup.sh up      what `make up` needs: C toolchain, Node.js, PostgreSQL, libduckdb, browser bundle
-#   scripts/setup.sh test    that, and what the tests need: Chromium, libfaketime, Python drivers, cargo-nextest
+#   scripts/setup.sh test    that, and what the tests need: Chromium, libfaketime, drivers of PostgreSQL (Python, Node.js, Java),
+#                            cargo-nextest
 #   scripts/setup.sh web     the browser bundle alone
 #
 # Written for Debian 12; elsewhere it says what is missing. With everything present it takes well under a second.
@@ -179,6 +180,26 @@ install_python() {
     cp "$requirements" $venv/requirements.txt
 }
 
+install_node_drivers() {
+    local folder=crates/proxy/tests/node
+    local installed=$folder/node_modules/.package-lock.json
+    [ -e "$folder/package.json" ] || return 0
+    if [ ! -e "$installed" ] || [ "$folder/package-lock.json" -nt "$installed" ]; then
+        say "installing Node.js drivers of PostgreSQL, for tests"
+        (cd "$folder" && npm ci --loglevel=error --no-fund --no-audit </dev/null >/dev/null) || fail "npm ci failed in $folder"
+        touch "$installed"
+    fi
+}
+
+# A single source file is run as it is: Debian's runtime has the compiler, and no JDK is needed.
+install_java() {
+    local packages=()
+    have java || packages+=(default-jre-headless)
+    [ -e /usr/share/java/postgresql.jar ] || packages+=(libpostgresql-jdbc-java)
+    [ ${#packages[@]} = 0 ] || apt_install "Java's driver of PostgreSQL, for tests (52 MB with the runtime)" "${packages[@]}"
+    [ "$(java -version 2>&1 | major cat)" -ge 17 ] || fail "Java is older than 17" "put a newer java first in PATH, or: apt-get install default-jre-headless"
+}
+
 install_nextest() {
     have cargo-nextest || {
         say "installing cargo-nextest, the test runner (compiled here: some minutes)"
@@ -202,6 +223,8 @@ case $stage in
             install_chromium
             install_faketime
             install_python
+            install_node_drivers
+            install_java
             install_nextest
         fi
         ;;

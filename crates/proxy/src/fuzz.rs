@@ -240,7 +240,7 @@ fn through(messages: &[Sent], pieces: &[usize], turns: &[usize], statements_max:
         let step = walk::server(Some(&mut client.session), &mut server.link, &mut spans).unwrap();
         assert!(!step.fatal && spans.rest().is_empty());
         seen.extend_from_slice(spans.finish());
-        if server.link.is_at_rest() && !client.session.in_series && client.session.body_left == 0 {
+        if server.link.is_at_rest() && client.session.body_left == 0 {
             now = None;
         }
         if received == all.len() && consumed == 0 {

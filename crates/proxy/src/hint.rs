@@ -31,7 +31,7 @@ pub(crate) enum TagHint {
     Suspect,
     /// The session's prepared statements are gone.
     Deallocated,
-    /// Prepared statements may no longer fit what they were made for.
+    /// A table or its like has changed: prepared statements may no longer fit.
     Definition,
 }
 

@@ -65,7 +65,7 @@ impl Worker {
         server.client = Some(client_at);
         server.since = self.now;
         let outdated = server.link.stale && !server.link.held.is_empty();
-        server.link.stale = false;
+        (server.link.stale, server.link.reviewing) = (false, false);
         let differ = !settings::same(&server.link.settings, &client.session.settings);
         if !outdated && !differ {
             client.state = ClientState::Attached(server_at);
@@ -109,6 +109,14 @@ impl Worker {
         }
     }
 
+    /// Asks what the session keeps; `reviewing`, the client waits for it.
+    pub(crate) fn probe(&mut self, at: usize, reviewing: bool) {
+        if let Some(server) = self.servers.get_mut(at) {
+            server.link.reviewing = reviewing;
+        }
+        self.ask(at, Own::Probe);
+    }
+
     /// A question of the proxy's own is answered.
     pub(crate) fn own_answered(&mut self, at: usize, own: Own) {
         let Some(server) = self.servers.get_mut(at) else { return };
@@ -146,7 +154,24 @@ impl Worker {
             && let Some(client) = self.clients.get_mut(client_at)
         {
             client.state = ClientState::Attached(at);
-            self.resume_client(client_at);
+            return self.resume_client(client_at);
+        }
+        self.review(at);
+    }
+
+    /// What the client asked for when it connected, and has reset since, is made again before its next statement.
+    fn review(&mut self, at: usize) {
+        let Some(server) = self.servers.get_mut(at).filter(|s| s.link.reviewing && s.link.expect.is_empty()) else {
+            return;
+        };
+        let Some(client_at) = server.client else { return };
+        let Some(client) = self.clients.get(client_at) else { return };
+        if !settings::same(&server.link.settings, &client.session.settings) {
+            return self.ask(at, Own::Settings);
+        }
+        server.link.reviewing = false;
+        if client.line.readable {
+            self.again.push_back((client_at, false));
         }
     }
 
@@ -154,7 +179,13 @@ impl Worker {
         let Some(server) = self.servers.get_mut(at) else { return };
         match own {
             // not knowing what the session keeps, it stays where it is
-            Own::Probe => server.link.pinned = true,
+            Own::Probe => {
+                server.link.pinned = true;
+                server.link.reviewing = false;
+                if let Some(client) = server.client {
+                    self.again.push_back((client, false));
+                }
+            }
             Own::Settings => {
                 let client = server.client.take();
                 tracing::warn!(node = %server.node.name, "a client's settings cannot be made on another connection");
@@ -270,7 +301,7 @@ impl Worker {
         let link = &mut server.link;
         link.dirty |= session || link.pinned || link.suspect;
         let owes = link.expect.iter().any(|e| !matches!(e, Expect::Own(_)));
-        if partial || owes || link.body_left > 0 || link.skips_to_sync {
+        if partial || owes || link.body_left > 0 || link.waits_for_sync() {
             self.request_cancel(at);
             return self.drop_server(at);
         }
@@ -416,7 +447,8 @@ impl Worker {
     /// Asks for the cancellation of what a server does now; until that is done, it serves nobody else.
     pub(crate) fn request_cancel(&mut self, at: usize) {
         let Some(server) = self.servers.get_mut(at) else { return };
-        if server.cancelling || server.link.expect.is_empty() {
+        // a question of the proxy's own is not the client's to cancel
+        if server.cancelling || server.link.expect.iter().all(|e| matches!(e, Expect::Own(_))) {
             return;
         }
         let request = Request::Cancel {

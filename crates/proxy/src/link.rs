@@ -76,7 +76,7 @@ pub(crate) enum Own {
     Rollback,
     /// Forgets everything, after its client has gone.
     Reset,
-    /// Forgets prepared statements that may no longer fit.
+    /// Forgets all prepared statements, since some are gone.
     Forget,
 }
 
@@ -91,11 +91,15 @@ pub(crate) struct Link {
     pub(crate) status: u8,
     /// After an error within an extended query: the server ignores everything up to a Sync.
     pub(crate) skips_to_sync: bool,
+    /// The client has begun an extended query that no Sync has ended: its work is not committed yet.
+    pub(crate) unsynced: bool,
     /// Between CopyInResponse and the client's CopyDone: the server ignores Sync.
     pub(crate) copy_in: bool,
     pub(crate) held: Held,
-    /// Prepared statements may not fit any more.
+    /// It lacks prepared statements that it should hold: somebody else has dropped them.
     pub(crate) stale: bool,
+    /// Its transaction has changed a definition.
+    pub(crate) redefines: bool,
     pub(crate) settings: Rc<Settings>,
     /// What [`Own::Settings`] is making of them.
     pub(crate) coming: Rc<Settings>,
@@ -107,6 +111,8 @@ pub(crate) struct Link {
     pub(crate) suspect: bool,
     /// The session keeps what cannot be moved: it stays with its client.
     pub(crate) pinned: bool,
+    /// What the client sends next waits: a RESET may have undone what it asked for when it connected.
+    pub(crate) reviewing: bool,
     /// Of the portal without a name.
     pub(crate) portal_hint: Hint,
     /// Gathers the answer to [`Own::Probe`].
@@ -124,15 +130,18 @@ impl Link {
             body_passes: false,
             status: b'I',
             skips_to_sync: false,
+            unsynced: false,
             copy_in: false,
             held: Held::new(statements_max),
             stale: false,
+            redefines: false,
             settings: Rc::default(),
             coming: Rc::default(),
             dirty: false,
             error_passed: false,
             suspect: false,
             pinned: false,
+            reviewing: false,
             portal_hint: Hint::default(),
             state: SessionState::default(),
             own_error: None,
@@ -142,7 +151,13 @@ impl Link {
     /// Nothing is owed and no transaction is open: the server could serve another client.
     #[inline]
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.expect.is_empty() && self.status == b'I' && self.body_left == 0 && !self.skips_to_sync
+        self.expect.is_empty() && self.status == b'I' && self.body_left == 0 && !self.waits_for_sync()
+    }
+
+    /// The transaction goes on until the client sends a Sync, whatever the last ReadyForQuery said.
+    #[inline]
+    pub(crate) fn waits_for_sync(&self) -> bool {
+        self.unsynced || self.skips_to_sync
     }
 }
 
@@ -151,8 +166,6 @@ impl Link {
 pub(crate) struct Session {
     /// Of a message that is passed on in pieces, still to come.
     pub(crate) body_left: usize,
-    /// Extended messages were passed on, and no Sync since.
-    pub(crate) in_series: bool,
     pub(crate) named: HashMap<Box<[u8]>, Rc<Statement>>,
     pub(crate) unnamed: Option<Rc<Statement>>,
     pub(crate) settings: Rc<Settings>,
@@ -166,12 +179,11 @@ impl Session {
     pub(crate) fn new(startup: Rc<Settings>) -> Self {
         Self {
             body_left: 0,
-            in_series: false,
             named: HashMap::new(),
             unnamed: None,
             settings: startup.clone(),
+            custom: startup.names().filter(|name| name.contains('.')).map(Into::into).collect(),
             startup,
-            custom: Vec::new(),
         }
     }
 }

@@ -167,7 +167,7 @@ pub(crate) fn for_replica(
 ) -> usize {
     let mut owed = !link.expect.is_empty();
     let mut at = 0;
-    if session.body_left > 0 || session.in_series || link.copy_in {
+    if session.body_left > 0 || link.unsynced || link.copy_in {
         at = session.body_left.min(data.len());
         at += rest_of_series(data.get(at..).unwrap_or_default(), link.copy_in);
         owed = true;

@@ -47,6 +47,10 @@ impl Settings {
         self.0.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value)
     }
 
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| &**name)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -3,7 +3,8 @@
 //! A client's statement, named or not, is known here by its text and parameter types; on servers it has a name of ours,
 //! the same for every client that sent the same text. A server is asked to parse only what it does not hold yet.
 //! Invariants: a name of ours never stands for two texts, not even after eviction; memory is bounded by [`BYTES_MAX`] and
-//! by what clients hold. Pure: no I/O.
+//! by what clients hold; what a client parses after a definition has changed ([`outdate`]) is parsed by the server. Pure:
+//! no I/O.
 
 use std::{
     cell::Cell,
@@ -26,6 +27,15 @@ const BYTES_MAX: usize = 16 << 20;
 /// Names are never used twice in a process, so that a connection may change its worker.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
+/// Counts the times that definitions changed: what was parsed before may no longer fit.
+static CHANGES: AtomicU64 = AtomicU64::new(0);
+
+/// A table or its like is no longer what it was. Texts parsed from now on get new names, so that servers parse them anew;
+/// what clients hold keeps its name, and the server says whether it can still be used.
+pub(crate) fn outdate() {
+    CHANGES.fetch_add(1, Ordering::Relaxed);
+}
+
 /// One text that clients prepared.
 #[derive(Debug)]
 pub(crate) struct Statement {
@@ -46,11 +56,14 @@ pub(crate) struct Statement {
 pub(crate) struct Statements {
     by_definition: HashMap<Rc<[u8]>, Rc<Statement>>,
     bytes: usize,
+    /// How many changes of definitions came before these.
+    changes: u64,
 }
 
 impl Statements {
     /// The statement with this definition; `hint` is asked for when it is new.
     pub(crate) fn intern(&mut self, definition: &[u8], hint: impl FnOnce() -> TextHint) -> Rc<Statement> {
+        self.renew(CHANGES.load(Ordering::Relaxed));
         if let Some(known) = self.by_definition.get(definition) {
             return known.clone();
         }
@@ -72,6 +85,15 @@ impl Statements {
         self.bytes += statement.definition.len();
         self.by_definition.insert(statement.definition.clone(), statement.clone());
         statement
+    }
+
+    /// Names none of what was parsed before the last change.
+    fn renew(&mut self, changes: u64) {
+        if self.changes != changes {
+            self.changes = changes;
+            self.by_definition.clear();
+            self.bytes = 0;
+        }
     }
 
     /// Forgets what no client holds.
@@ -164,6 +186,17 @@ mod tests {
         }
         assert!(Rc::ptr_eq(&kept, &statements.intern(b"kept\0", || unreachable!())));
         assert_ne!(statements.intern(b"lost\0", TextHint::default).id, lost);
+    }
+
+    #[test]
+    fn after_a_change_texts_have_new_names() {
+        let mut statements = Statements::default();
+        let before = statements.intern(b"SELECT 1\0\0\0", TextHint::default);
+        statements.renew(1);
+        assert_eq!((statements.len(), statements.bytes), (0, 0));
+        // as if nothing had changed since
+        statements.changes = CHANGES.load(Ordering::Relaxed);
+        assert_ne!(statements.intern(b"SELECT 1\0\0\0", TextHint::default).name, before.name);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::io;
 
 use crate::{
     frame::{Malformed, Spans},
-    link::{Own, PoolMode},
+    link::PoolMode,
     peer::ClientState,
     walk::{self, ClientStep, ServerStep},
     worker::Worker,
@@ -60,7 +60,7 @@ impl Worker {
         let client = self.clients.get(at);
         match client.map(|client| client.state) {
             Some(ClientState::Attached(server)) => {
-                self.servers.get(server).is_some_and(|server| !server.line.unsent.is_empty())
+                self.servers.get(server).is_some_and(|server| !server.line.unsent.is_empty() || server.link.reviewing)
             }
             Some(ClientState::Waiting | ClientState::Preparing(_)) => true,
             _ if client.is_some_and(|client| client.route.as_ref().is_some_and(|route| route.held)) => true,
@@ -145,7 +145,9 @@ impl Worker {
     fn server_for(&mut self, at: usize, data: &[u8]) -> Result<Option<usize>, Malformed> {
         let Some(client) = self.clients.get(at) else { return Ok(None) };
         match client.state {
-            ClientState::Attached(server) => Ok(Some(server)),
+            ClientState::Attached(at) => {
+                Ok(Some(at).filter(|at| self.servers.get(*at).is_none_or(|server| !server.link.reviewing)))
+            }
             ClientState::Waiting | ClientState::Preparing(_) => Ok(None),
             ClientState::Idle if walk::wants_server(&client.session, data)? => Ok(self.acquire(at, data)),
             ClientState::Idle => {
@@ -267,14 +269,16 @@ impl Worker {
         let Some(server) = self.servers.get_mut(at) else { return };
         let Some(client_at) = server.client else { return self.rest_alone(at) };
         let Some(client) = self.clients.get(client_at) else { return };
-        if client.session.body_left > 0 || client.state != ClientState::Attached(at) {
+        if client.session.body_left > 0 || client.state != ClientState::Attached(at) || server.link.waits_for_sync() {
             return;
         }
+        let asked_for = !client.session.startup.is_empty();
         match (client.mode, server.link.status) {
+            (PoolMode::Session, b'I') if server.link.suspect && asked_for => return self.probe(at, true),
             (PoolMode::Session, _) => {}
             (PoolMode::Statement, b'T' | b'E') => self.refuse_block(client_at),
             (_, b'T' | b'E') => {}
-            _ if server.link.suspect => return self.ask(at, Own::Probe),
+            _ if server.link.suspect => return self.probe(at, asked_for),
             _ if server.link.pinned => {}
             _ => self.release(at),
         }

@@ -10,7 +10,7 @@ use crate::{
     hint::{self, Hint, TagHint, TextHint},
     link::{Expect, Link, Own, PoolMode, Session},
     message,
-    statements::Statements,
+    statements::{self, Statements},
 };
 
 /// A message of which more must be known than its header waits until it is here, up to this; it is at most as long as
@@ -62,7 +62,12 @@ pub(crate) fn client(
         if whole.is_none() && reads_ahead && (rest.len() < WHOLE_BYTES_MAX || head.tag == b'P') {
             return extended::may_wait(head).map(|()| ClientStep::More);
         }
-        session.in_series = matches!(head.tag, b'P' | b'B' | b'D' | b'C' | b'E' | b'H');
+        match head.tag {
+            b'P' | b'B' | b'D' | b'C' | b'E' => link.unsynced = true,
+            b'Q' | b'F' => link.unsynced = false,
+            b'S' if !link.copy_in => link.unsynced = false,
+            _ => {}
+        }
         match head.tag {
             b'Q' | b'F' | b'P' | b'B' | b'D' | b'C' | b'E' if link.skips_to_sync => {}
             b'Q' if mode == PoolMode::Session => expect(link, Expect::Query(Hint::default())),
@@ -211,7 +216,14 @@ pub(crate) fn server(
                 link.error_passed = false;
                 step.ready = true;
                 step.answered += 1;
-                answered(link, |front| matches!(front, Expect::Query(_) | Expect::Sync))
+                let passes = answered(link, |front| matches!(front, Expect::Query(_) | Expect::Sync));
+                if link.redefines && link.status == b'I' {
+                    link.redefines = false;
+                    statements::outdate();
+                }
+                // the Sync that this answers may have been taken for one within a COPY
+                link.unsynced &= !link.expect.is_empty();
+                passes
             }
             other => return Err(Malformed::Type(other)),
         };
@@ -292,7 +304,9 @@ fn executed(session: Option<&mut Session>, link: &mut Link, spans: &mut Spans<'_
         TagHint::Set => link.suspect |= !hint.local_set,
         TagHint::Suspect => link.suspect = true,
         TagHint::Definition => {
-            link.stale = true;
+            // for its own transaction now, for others when it has committed
+            statements::outdate();
+            link.redefines = true;
             link.suspect |= link.pinned;
         }
         TagHint::Deallocated => {
@@ -320,9 +334,11 @@ fn copy_begins(link: &mut Link) {
 
 /// ErrorResponse: what was to follow up to the next Sync does not happen.
 fn failed(mut session: Option<&mut Session>, link: &mut Link, message: &[u8]) {
-    // a plan that no longer fits, or a statement that is not there after all: parse anew next time
-    if matches!(message::error_field(message::body(message), b'C'), Some("0A000" | "26000")) {
-        link.stale = true;
+    // a plan that no longer fits, or a statement that is not there after all
+    match message::error_field(message::body(message), b'C') {
+        Some("0A000") => statements::outdate(),
+        Some("26000") => link.stale = true,
+        _ => {}
     }
     link.copy_in = false;
     link.error_passed = true;

@@ -132,6 +132,35 @@ async fn altered_tables_are_read_as_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_table_has_changed() {
+    let rig = Rig::start(pool_of(2)).await;
+    let (mut client, other) = (rig.client().await, rig.client().await);
+    client.batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1)").await.unwrap();
+    // both connections hold the statement
+    let held = client.prepare("SELECT * FROM t").await.unwrap();
+    other.batch_execute("BEGIN").await.unwrap();
+    other.query_one(&other.prepare("SELECT * FROM t").await.unwrap(), &[]).await.unwrap();
+    client.query_one(&held, &[]).await.unwrap();
+    other.batch_execute("COMMIT").await.unwrap();
+    // what is parsed anew in the transaction that changes it, and afterwards by anyone, is as it is now
+    let transaction = client.transaction().await.unwrap();
+    transaction.batch_execute("ALTER TABLE t ADD COLUMN b text DEFAULT 'b'").await.unwrap();
+    let now = transaction.prepare("SELECT * FROM t").await.unwrap();
+    assert_eq!(transaction.query_one(&now, &[]).await.unwrap().len(), 2);
+    transaction.commit().await.unwrap();
+    for _ in 0..2 {
+        let third = rig.client().await;
+        third.batch_execute("BEGIN").await.unwrap();
+        let now = third.prepare("SELECT * FROM t").await.unwrap();
+        assert_eq!(third.query_one(&now, &[]).await.unwrap().len(), 2);
+        third.batch_execute("COMMIT").await.unwrap();
+    }
+    // what a client holds from before is judged by the server, as without the proxy
+    assert_eq!(code(&client.query_one(&held, &[]).await.unwrap_err()), "0A000");
+    assert_eq!(client.query_one(&now, &[]).await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_are_copied_both_ways() {
     const ROWS: usize = 200_000;
     let rig = Rig::start(pool_of(1)).await;
@@ -171,4 +200,43 @@ async fn large_rows_and_statements_pass() {
     assert_eq!(text(&client, &format!("SELECT length('{long}')")).await, "5000000");
     let row = client.query_one("SELECT length($1::text)", &[&long]).await.unwrap();
     assert_eq!(row.get::<_, i32>(0), 5_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_sync_has_ended_keeps_its_server() {
+    let rig = Rig::start(pool_of(1)).await;
+    let flush = message(b'H', b"");
+    let other = rig.client().await;
+    other.batch_execute("CREATE TABLE kept (i int)").await.unwrap();
+    // a client that leaves before its Sync has done nothing
+    let mut gone = Raw::login(rig.address);
+    gone.send(&[parse("", "INSERT INTO kept VALUES (1)"), bind(""), execute(), flush.clone()].concat());
+    for tag in *b"12C" {
+        assert_eq!(gone.message().0, tag);
+    }
+    gone.send(&message(b'X', b""));
+    drop(gone);
+    assert_eq!(text(&other, "SELECT count(*) FROM kept").await, "0");
+    // one that goes on asking gets its answers, and the next client its turn
+    let mut raw = Raw::login(rig.address);
+    raw.send(&[parse("", "INSERT INTO kept VALUES (2)"), bind(""), execute(), flush.clone()].concat());
+    for tag in *b"12C" {
+        assert_eq!(raw.message().0, tag);
+    }
+    raw.send(&flush);
+    let counted = text(&other, "SELECT count(*) FROM kept");
+    let synced = async { raw.send(&[flush.clone(), sync()].concat()) };
+    let (counted, ()) = tokio::join!(counted, synced);
+    assert_eq!(counted, "1");
+    assert_eq!(raw.until_ready(), "Z");
+    // after an error, all up to the Sync is ignored
+    raw.send(&[parse("", "SELECT nonsense"), flush.clone()].concat());
+    assert_eq!(raw.message().0, b'E');
+    raw.send(&[parse("", "SELECT 1"), bind(""), flush].concat());
+    let counted = text(&other, "SELECT count(*) FROM kept");
+    let synced = async { raw.send(&[execute(), sync(), query("SELECT 3")].concat()) };
+    let (counted, ()) = tokio::join!(counted, synced);
+    assert_eq!(counted, "1");
+    assert_eq!(raw.until_ready(), "Z");
+    assert_eq!(raw.until_ready(), "TDCZ");
 }

@@ -76,6 +76,12 @@ async fn startup_settings_are_the_clients_own() {
     one.batch_execute("RESET work_mem").await.unwrap();
     text(&other, "SELECT 1").await;
     assert_eq!(text(&one, "SHOW work_mem").await, "7MB");
+    // also at once, in a session of its own or where something ties it to its server
+    one.batch_execute("SET work_mem = '8MB'; RESET ALL").await.unwrap();
+    assert_eq!(text(&one, "SHOW work_mem").await, "7MB");
+    one.batch_execute("CREATE TEMP TABLE own (i int); RESET work_mem").await.unwrap();
+    assert_eq!(text(&one, "SHOW work_mem").await, "7MB");
+    assert_eq!(text(&one, "SHOW datestyle").await, "SQL, DMY");
     let refused = connect(rig.config().options("-c no_such_setting=1")).await.expect_err("refused");
     assert_eq!(code(&refused), "42704");
 }

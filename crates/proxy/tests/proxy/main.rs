@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
 mod admin;
+mod drivers;
 mod extended;
 mod faults;
 mod harness;
@@ -11,7 +12,7 @@ mod isolation;
 mod kill;
 mod logins;
 mod pooling;
-mod python;
 mod reload;
 mod routing;
+mod rust;
 mod topology;

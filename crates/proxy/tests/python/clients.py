@@ -1,4 +1,4 @@
-"""What Python's drivers do with a PostgreSQL, by their own ways. Run by tests/proxy/python.rs on a server and through the
+"""What Python's drivers do with a PostgreSQL, by their own ways. Run by tests/proxy/drivers.rs on a server and through the
 proxy before it: prints what came of each step as JSON, and both must say the same.
 
 Arguments: host, port, sslmode (`require` or `disable`). The password comes on standard input.
