@@ -19,6 +19,7 @@ mod extended;
 mod frame;
 mod handle;
 mod hint;
+mod histogram;
 mod inbox;
 mod lifecycle;
 mod link;
@@ -47,6 +48,7 @@ pub use crate::{
     admin::DATABASE as CONSOLE_DATABASE,
     backends::{Access, Backends, Node},
     handle::{Handle, PauseError},
+    histogram::{BOUNDS_US, Histogram},
     link::PoolMode,
     options::{ClientTls, Options},
     pool::{Counts, PoolKey, PoolLimits},

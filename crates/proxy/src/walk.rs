@@ -138,6 +138,8 @@ pub(crate) struct ServerStep {
     pub(crate) ready: bool,
     /// How many of them answered the client.
     pub(crate) answered: u64,
+    /// How many of them ended a transaction.
+    pub(crate) ended: u64,
     /// The server has said that it ends the connection.
     pub(crate) fatal: bool,
     /// A query of ours is answered.
@@ -210,6 +212,7 @@ pub(crate) fn server(
                 link.error_passed = false;
                 step.ready = true;
                 step.answered += 1;
+                step.ended += u64::from(link.status == b'I');
                 answered(link, |front| matches!(front, Expect::Query(_) | Expect::Sync))
             }
             other => return Err(Malformed::Type(other)),

@@ -7,9 +7,10 @@ use millrace_cluster::{
     spec::{REPLICATOR, SUPERUSER},
     topology::Teller,
 };
-use millrace_contract::status::{PoolStatus, ProxyStatus};
+use millrace_contract::status::{PoolStatus, ProxyStatus, Times};
 use millrace_proxy::{
-    Access, ClientLimits, ClientTls, Handle, Network, Options, PoolLimits, PoolMode, PoolView, Rule, Rules,
+    Access, BOUNDS_US, ClientLimits, ClientTls, Handle, Histogram, Network, Options, PoolLimits, PoolMode, PoolView,
+    Rule, Rules,
 };
 
 use super::serve;
@@ -63,6 +64,7 @@ pub(super) fn options(context: &Context) -> anyhow::Result<Options> {
             wait: config.query_wait_timeout,
             statements: config.max_prepared_statements,
         },
+        certificate: std::fs::read(tls.server_cert()).context("cannot read the certificate")?,
         client_tls: if config.require_tls { ClientTls::Require(offered) } else { ClientTls::Offer(offered) },
         server_tls: Some(server_tls),
         secrets,
@@ -99,7 +101,8 @@ pub(super) async fn status(handle: &Handle) -> ProxyStatus {
     let answered = handle.pools().await;
     let up = answered.is_some();
     let pools = answered.iter().flatten().map(pool).collect();
-    ProxyStatus { up, clients: clients as u64, failed_logins, pools }
+    let time_bounds_us = BOUNDS_US.to_vec();
+    ProxyStatus { up, clients: clients as u64, failed_logins, pools, time_bounds_us }
 }
 
 fn pool(view: &PoolView) -> PoolStatus {
@@ -121,9 +124,16 @@ fn pool(view: &PoolView) -> PoolStatus {
         query_us: counts.query_us,
         waits: counts.waits,
         wait_us: counts.wait_us,
+        query_times: times(&view.query_times),
+        wait_times: times(&view.wait_times),
         received_bytes: counts.received_bytes,
         sent_bytes: counts.sent_bytes,
     }
+}
+
+fn times(of: &Histogram) -> Times {
+    let us = |percent| of.percentile(percent).and_then(|time| u64::try_from(time.as_micros()).ok());
+    Times { counts: of.counts.to_vec(), p50_us: us(50), p95_us: us(95), p99_us: us(99) }
 }
 
 /// Serves until the platform ends.

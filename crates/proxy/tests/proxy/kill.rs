@@ -77,8 +77,13 @@ async fn a_single_client_can_be_ended() {
     let (one, other, console) = (rig.client().await, rig.client().await, console(&rig).await);
     text(&one, "SET application_name = 'the one'").await;
     text(&other, "SELECT 1").await;
-    let views = rig.handle.view().await;
-    let pid = views.iter().flat_map(|v| &v.clients).find(|c| c.application_name == "the one").unwrap().pid;
+    // the setting is known when the server has been asked for it
+    let pid = async || {
+        let views = rig.handle.view().await;
+        views.iter().flat_map(|v| &v.clients).find(|c| c.application_name == "the one").map(|c| c.pid)
+    };
+    wait_until(LONG, || async { pid().await.is_some() }).await;
+    let pid = pid().await.unwrap();
     let kill = format!("KILL_CLIENT {pid}");
     console.batch_execute(&kill).await.unwrap();
     assert_eq!(code(&console.batch_execute(&kill).await.unwrap_err()), "55000");
