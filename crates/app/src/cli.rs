@@ -199,6 +199,16 @@ pub(crate) enum ProxyCommand {
         /// A database [default: all]
         database: Option<String>,
     },
+    /// Read [proxy], passwords, roles and certificates again; clients stay
+    Reload,
+    /// End every connection of a database at once; who comes waits for resume
+    Kill {
+        /// A database [default: all]
+        database: Option<String>,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

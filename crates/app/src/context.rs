@@ -50,6 +50,12 @@ pub(crate) fn folder(given: Option<&PathBuf>, environment: &Environment) -> Path
     if !is_platform(&here) && is_platform(&beside) { beside } else { here }
 }
 
+/// Connections that a server admits: room for four full pools beside the platform's own.
+pub(crate) fn max_connections(config: &Config) -> u32 {
+    let pool = config.proxy.pool_size + config.proxy.reserve_pool_size;
+    u32::try_from(40 + 4 * pool).unwrap_or(u32::MAX).max(100)
+}
+
 impl Context {
     pub(crate) fn load(folder: &std::path::Path, output: Output) -> anyhow::Result<Self> {
         // absolute, because a detached platform and its servers do not run where this command does
@@ -102,11 +108,8 @@ impl Context {
             .map(|(name, value)| Setting::new(name, value, "from [postgres.settings] of millrace.toml"))
             .collect();
         let mebibytes = config.capture.slot_retention_max_bytes.div_ceil(1 << 20);
-        // room for four full pools beside the platform's own connections
-        let pool = config.proxy.pool_size + config.proxy.reserve_pool_size;
-        let max_connections = u32::try_from(40 + 4 * pool).unwrap_or(u32::MAX).max(100);
         let limits = Limits {
-            max_connections,
+            max_connections: max_connections(config),
             max_slot_wal_keep_mb: u32::try_from(mebibytes).unwrap_or(u32::MAX),
             ..Limits::default()
         };

@@ -37,6 +37,36 @@ impl Page {
         }
     }
 
+    /// Counts by length and the sum of all, in microseconds, of each pool.
+    fn histogram(
+        &mut self,
+        name: &str,
+        help: &str,
+        bounds_us: &[u64],
+        pools: &[PoolStatus],
+        of: impl Fn(&PoolStatus) -> (Vec<u64>, u64),
+    ) {
+        if pools.is_empty() {
+            return;
+        }
+        // writing to a String does not fail
+        let _written = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} histogram");
+        for pool in pools {
+            let ((counts, sum_us), database) = (of(pool), database(pool));
+            let own = [("database", database.as_str()), ("user", pool.user.as_str())];
+            let bounds = bounds_us.iter().map(|us| (float(*us) / 1e6).to_string()).chain(["+Inf".to_owned()]);
+            let mut so_far = 0;
+            for (bound, count) in bounds.zip(&counts) {
+                so_far += count;
+                let labels = labels(&[own[0], own[1], ("le", &bound)]);
+                let _written = writeln!(self.0, "{name}_bucket{labels} {so_far}");
+            }
+            let labels = labels(&own);
+            let _written =
+                writeln!(self.0, "{name}_sum{labels} {}\n{name}_count{labels} {so_far}", float(sum_us) / 1e6);
+        }
+    }
+
     fn one(&mut self, name: &str, kind: &str, help: &str, value: f64) {
         self.metric(name, kind, help, [(String::new(), value)]);
     }
@@ -149,17 +179,17 @@ fn nodes(page: &mut Page, status: &PlatformStatus) {
     );
 }
 
-/// Under the names of pgbouncer_exporter; the pools of the read-only address have `:ro` behind the database's name.
+/// Under the names of pgbouncer_exporter, and what it does not have under our own.
 fn proxy(page: &mut Page, status: &PlatformStatus) {
     let proxy = &status.proxy;
     page.one("pgbouncer_up", "gauge", "Whether every thread of the proxy answers.", flag(proxy.up));
     page.one("pgbouncer_used_clients", "gauge", "Clients connected.", float(proxy.clients));
     page.one("millrace_proxy_failed_logins_total", "counter", "Logins refused.", float(proxy.failed_logins));
     let mut each = |name: &str, kind: &str, help: &str, value: &dyn Fn(&PoolStatus) -> f64| {
-        let samples = proxy.pools.iter().map(|pool| {
-            let database = if pool.read_only { format!("{}:ro", pool.database) } else { pool.database.clone() };
-            (labels(&[("database", &database), ("user", &pool.user)]), value(pool))
-        });
+        let samples = proxy
+            .pools
+            .iter()
+            .map(|pool| (labels(&[("database", &database(pool)), ("user", &pool.user)]), value(pool)));
         page.metric(name, kind, help, samples);
     };
     each("pgbouncer_pools_client_active_connections", "gauge", "Clients served or at rest.", &|p| {
@@ -183,8 +213,22 @@ fn proxy(page: &mut Page, status: &PlatformStatus) {
     each("pgbouncer_stats_client_wait_seconds_total", "counter", "Time that clients waited for a connection.", &|p| {
         float(p.wait_us) / 1e6
     });
+    each("millrace_proxy_waits_total", "counter", "How often a client had to wait for a connection.", &|p| {
+        float(p.waits)
+    });
     each("pgbouncer_stats_received_bytes_total", "counter", "Bytes from clients.", &|p| float(p.received_bytes));
     each("pgbouncer_stats_sent_bytes_total", "counter", "Bytes to clients.", &|p| float(p.sent_bytes));
+    let (bounds, pools) = (&proxy.time_bounds_us, &proxy.pools);
+    let times = |p: &'_ PoolStatus| (p.query_times.counts.clone(), p.query_us);
+    page.histogram("millrace_proxy_query_seconds", "How long queries took.", bounds, pools, times);
+    let times = |p: &'_ PoolStatus| (p.wait_times.counts.clone(), p.wait_us);
+    let help = "How long whoever asked for a connection waited, those who did not have to included.";
+    page.histogram("millrace_proxy_wait_seconds", help, bounds, pools, times);
+}
+
+/// The pools of the read-only address have `:ro` behind the database's name.
+fn database(pool: &PoolStatus) -> String {
+    if pool.read_only { format!("{}:ro", pool.database) } else { pool.database.clone() }
 }
 
 fn capture(page: &mut Page, status: &PlatformStatus, as_of: Option<Micros>) {

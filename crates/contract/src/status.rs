@@ -195,6 +195,8 @@ pub struct ProxyStatus {
     /// Since the start.
     pub failed_logins: u64,
     pub pools: Vec<PoolStatus>,
+    /// Upper bounds of the counts in [`Times`].
+    pub time_bounds_us: Vec<u64>,
 }
 
 /// Connections to servers that the clients of one database and user share. Counts are since the start.
@@ -223,8 +225,23 @@ pub struct PoolStatus {
     /// How often a client had to wait for a connection, and how long all did together.
     pub waits: u64,
     pub wait_us: u64,
+    /// Of queries.
+    pub query_times: Times,
+    /// Of everyone who asked for a connection; of those who got it at once, it is 0.
+    pub wait_times: Times,
     pub received_bytes: u64,
     pub sent_bytes: u64,
+}
+
+/// How long things took since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// By [`ProxyStatus::time_bounds_us`]; the last are those beyond all bounds.
+    pub counts: Vec<u64>,
+    /// What so many in a hundred do not exceed; nothing if nothing happened.
+    pub p50_us: Option<u64>,
+    pub p95_us: Option<u64>,
+    pub p99_us: Option<u64>,
 }
 
 impl PlatformStatus {

@@ -5,9 +5,10 @@
 //! the workers' own books and never from another server. Tables are made in [`tables`], which is pure.
 
 mod command;
+mod stats;
 mod tables;
 
-pub(crate) use tables::{by_database, merged};
+pub(crate) use {stats::by_database, tables::merged};
 
 use std::{io, sync::Arc, time::Duration};
 

@@ -24,6 +24,7 @@ mod fuzz;
 mod grammar;
 mod handle;
 mod hint;
+mod histogram;
 mod inbox;
 mod lifecycle;
 mod link;
@@ -54,6 +55,7 @@ pub use crate::{
     admin::DATABASE as CONSOLE_DATABASE,
     backends::{Access, Backends, Node},
     handle::{Handle, PauseError},
+    histogram::{BOUNDS_US, Histogram},
     link::PoolMode,
     options::{ClientTls, Options, Routing},
     pool::{Counts, PoolKey, PoolLimits},

@@ -30,6 +30,7 @@ impl Worker {
                 Access::ReadOnly => self.least_busy(pool_at, at),
             };
             if let Some(server) = server {
+                self.pools.get_mut(pool_at)?.wait_times.note(0, 1);
                 return self.attach(at, server);
             }
         }
@@ -211,11 +212,6 @@ impl Worker {
     /// The transaction is over: the server is free for the next client.
     pub(crate) fn release(&mut self, at: usize) {
         let Some(server) = self.servers.get_mut(at) else { return };
-        if let Some(pool) = self.pools.get_mut(server.pool) {
-            pool.counts.transactions += 1;
-            let took = self.now.saturating_sub(server.since);
-            pool.counts.transaction_us += u64::try_from(took.as_micros()).unwrap_or(0);
-        }
         if let Some(client) = server.client.take() {
             self.detach(client);
         }
@@ -258,8 +254,7 @@ impl Worker {
             self.wait_for_primary(next);
         };
         if let Some(pool) = self.pools.get_mut(pool_at) {
-            pool.counts.waits += 1;
-            pool.counts.wait_us += u64::try_from(self.now.saturating_sub(next.since).as_micros()).unwrap_or(0);
+            pool.note_wait(self.now.saturating_sub(next.since));
         }
         if self.attach(next.client, at).is_some() {
             self.resume_client(next.client);
@@ -399,7 +394,7 @@ impl Worker {
         }
         let sent = client.line.send(&bytes);
         if let Some(pool) = self.pools.get_mut(pool_at) {
-            pool.waiting.retain(|w| w.client != at);
+            pool.refused(at, self.now);
         }
         self.detach(at);
         if sent.is_err() {

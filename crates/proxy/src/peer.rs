@@ -72,6 +72,8 @@ pub(crate) struct Server {
     pub(crate) since: Duration,
     /// When its client asked for what it does now.
     pub(crate) asked: Duration,
+    /// When its client asked for the first of the transaction.
+    pub(crate) began: Duration,
     pub(crate) generation: u64,
     /// A cancel request is on its way: it must not hit the next client.
     pub(crate) cancelling: bool,

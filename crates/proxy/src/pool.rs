@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{backends::Access, catalog::Catalog, link::PoolMode};
+use crate::{backends::Access, catalog::Catalog, histogram::Histogram, link::PoolMode};
 
 /// What makes clients share connections.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -98,6 +98,12 @@ impl PoolShared {
     }
 }
 
+/// In whole microseconds.
+#[inline]
+pub(crate) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// One worker's part of a pool.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -124,6 +130,9 @@ pub(crate) struct Pool {
     /// There may be more connections than the limit of now.
     shrinks: bool,
     pub(crate) counts: Counts,
+    pub(crate) query_times: Histogram,
+    /// Of everyone who asked for a connection; of those who got it at once, it is 0.
+    pub(crate) wait_times: Histogram,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -193,6 +202,8 @@ impl Pool {
             catalog: None,
             shrinks: false,
             counts: Counts::default(),
+            query_times: Histogram::default(),
+            wait_times: Histogram::default(),
         }
     }
 
@@ -219,6 +230,23 @@ impl Pool {
             || self.is_over()
             || generation < self.generation
             || (unused >= self.limits.idle && above_min)
+    }
+
+    /// A client has waited so long.
+    pub(crate) fn note_wait(&mut self, waited: Duration) {
+        let us = micros(waited);
+        self.counts.waits += 1;
+        self.counts.wait_us += us;
+        self.wait_times.note(us, 1);
+    }
+
+    /// A client waits no more, and in vain.
+    pub(crate) fn refused(&mut self, client: usize, now: Duration) {
+        if let Some(at) = self.waiting.iter().position(|w| w.client == client)
+            && let Some(waited) = self.waiting.remove(at)
+        {
+            self.note_wait(now.saturating_sub(waited.since));
+        }
     }
 
     /// Other limits hold from now on.

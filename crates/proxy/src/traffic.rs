@@ -10,6 +10,7 @@ use crate::{
     frame::{Malformed, Spans},
     link::PoolMode,
     peer::ClientState,
+    pool::micros,
     walk::{self, ClientStep, ServerStep},
     worker::Worker,
 };
@@ -101,6 +102,9 @@ impl Worker {
 
         if server.link.expect.is_empty() {
             server.asked = self.now;
+            if server.link.status == b'I' {
+                server.began = self.now;
+            }
         }
         let mut spans = Spans::new(data, &mut self.out);
         let walked = walk::client(
@@ -213,12 +217,18 @@ impl Worker {
             let bytes = spans.finish();
             if let Some(pool) = self.pools.get_mut(server.pool) {
                 pool.counts.sent_bytes += bytes.len() as u64;
-                let answered = walked.as_ref().map_or(0, |step| step.answered);
+                let (answered, ended) = walked.as_ref().map_or((0, 0), |step| (step.answered, step.ended));
                 if client_at.is_some() && answered > 0 {
                     pool.counts.queries += answered;
-                    let took = self.now.saturating_sub(server.asked);
-                    pool.counts.query_us += u64::try_from(took.as_micros()).unwrap_or(0);
+                    let took = micros(self.now.saturating_sub(server.asked));
+                    pool.counts.query_us += took;
+                    pool.query_times.note(took / answered, answered);
                     server.asked = self.now;
+                    if ended > 0 {
+                        pool.counts.transactions += ended;
+                        pool.counts.transaction_us += micros(self.now.saturating_sub(server.began));
+                        server.began = self.now;
+                    }
                 }
             }
             if walked.is_ok_and(|step| step.ready)

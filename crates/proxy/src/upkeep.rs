@@ -227,6 +227,8 @@ impl Worker {
             opening: pool.opening,
             paused: pool.paused,
             counts: pool.counts,
+            query_times: pool.query_times,
+            wait_times: pool.wait_times,
         });
         let pools: Vec<PoolView> = pools.collect();
         if pools_alone {

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::{
     backends::Node,
+    histogram::Histogram,
     peer::ClientState,
     pool::{Counts, PoolKey, PoolLimits},
 };
@@ -29,6 +30,9 @@ pub struct PoolView {
     pub opening: usize,
     pub paused: bool,
     pub counts: Counts,
+    pub query_times: Histogram,
+    /// Of everyone who asked for a connection; of those who got it at once, it is 0.
+    pub wait_times: Histogram,
 }
 
 /// What a client is doing.

@@ -144,6 +144,8 @@ pub(crate) struct ServerStep {
     pub(crate) ready: bool,
     /// How many of them answered the client.
     pub(crate) answered: u64,
+    /// How many of them ended a transaction.
+    pub(crate) ended: u64,
     /// The server has said that it ends the connection.
     pub(crate) fatal: bool,
     /// A query of ours is answered.
@@ -216,6 +218,7 @@ pub(crate) fn server(
                 link.error_passed = false;
                 step.ready = true;
                 step.answered += 1;
+                step.ended += u64::from(link.status == b'I');
                 let passes = answered(link, |front| matches!(front, Expect::Query(_) | Expect::Sync));
                 if link.redefines && link.status == b'I' {
                     link.redefines = false;

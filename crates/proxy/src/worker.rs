@@ -453,6 +453,7 @@ impl Worker {
             opened: self.now,
             since: self.now,
             asked: self.now,
+            began: self.now,
             generation: pool.generation,
             cancelling: false,
             retire: false,

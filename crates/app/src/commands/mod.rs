@@ -4,6 +4,7 @@
 mod lifecycle;
 pub(crate) mod load;
 mod logs;
+mod proxy;
 pub(crate) mod ps;
 mod psql;
 mod report;
@@ -21,7 +22,7 @@ use millrace_contract::{
 use millrace_pg::RunAs;
 
 use crate::{
-    cli::{Cli, Command, Init, MigrateCommand, ModelCommand, ProxyCommand, UserCommand},
+    cli::{Cli, Command, Init, MigrateCommand, ModelCommand, UserCommand},
     context::{self, Context, PLATFORM_DATABASE},
     control::Client,
     explain::{Explained, Usage, explain},
@@ -82,7 +83,7 @@ async fn dispatch(cli: Cli, environment: Environment, output: Output) -> anyhow:
         }
         Command::Load(options) => load::run(&load()?, &options).await,
         Command::Simulate(options) => load::simulate(&load()?, &options).await,
-        Command::Proxy(command) => proxy(&load()?, &command).await,
+        Command::Proxy(command) => proxy::run(&load()?, &command).await,
         Command::Migrate(command) => migrate(&load()?, &command).await,
         Command::Model(command) => model(&load()?, &command).await,
         Command::Report(command) => report::run(&load()?, &command).await,
@@ -213,29 +214,6 @@ fn log_files(context: &Context) -> Vec<(String, std::path::PathBuf)> {
     let nodes =
         context.config.cluster.nodes.iter().map(|node| (node.name.clone(), context.layout.node_log(&node.name)));
     std::iter::once(("millrace".to_owned(), context.layout.platform_log())).chain(nodes).collect()
-}
-
-async fn proxy(context: &Context, command: &ProxyCommand) -> anyhow::Result<u8> {
-    let output = context.output;
-    let (work, database) = match command {
-        ProxyCommand::Show => {
-            let status: PlatformStatus = client(context).get("/status", SHORT).await?;
-            output.json(&status.proxy)?;
-            output.line(show::proxy(&status));
-            return Ok(0);
-        }
-        ProxyCommand::Pause { database } => ("pause", database),
-        ProxyCommand::Resume { database } => ("resume", database),
-        ProxyCommand::Reconnect { database } => ("reconnect", database),
-    };
-    let () = client(context).post(&format!("/proxy/{work}"), database, LONG).await?;
-    output.json(&serde_json::json!({ "done": work, "database": database }))?;
-    output.line(match command {
-        ProxyCommand::Pause { .. } => "no transaction runs; new ones wait until `millrace proxy resume`",
-        ProxyCommand::Resume { .. } => "transactions go on",
-        ProxyCommand::Reconnect { .. } | ProxyCommand::Show => "connections are replaced as their transactions end",
-    });
-    Ok(0)
 }
 
 async fn open_psql(context: &Context, options: &crate::cli::Psql) -> anyhow::Result<u8> {

@@ -2,7 +2,7 @@
 
 use millrace_contract::{
     operate::{Check, Proof},
-    status::{CaptureState, NodeRole, NodeState, PlatformStatus, Severity},
+    status::{CaptureState, NodeRole, NodeState, PlatformStatus, Severity, Times},
 };
 
 use crate::output::{Output, age_text, bytes_text, table};
@@ -134,8 +134,10 @@ pub(crate) fn status(status: &PlatformStatus, output: Output) -> String {
 pub(crate) fn proxy(status: &PlatformStatus) -> String {
     let proxy = &status.proxy;
     let up = status.now.since(status.started_at).as_secs_f64().max(1.0);
-    let each_ms = |time_us: u64, count: u64| {
-        if count == 0 { String::new() } else { format!("{:.2} ms", time_us as f64 / count as f64 / 1_000.0) }
+    let ms = |us: Option<u64>| format!("{:.2}", us.unwrap_or(0) as f64 / 1_000.0);
+    let percentiles = |times: &Times| match times.p50_us {
+        None => String::new(),
+        Some(_) => format!("{} · {} · {}", ms(times.p50_us), ms(times.p95_us), ms(times.p99_us)),
     };
     let pools: Vec<Vec<String>> = proxy
         .pools
@@ -152,8 +154,8 @@ pub(crate) fn proxy(status: &PlatformStatus) -> String {
                 pool.idle.to_string(),
                 pool.transactions.to_string(),
                 format!("{:.1}", pool.transactions as f64 / up),
-                each_ms(pool.query_us, pool.queries),
-                each_ms(pool.wait_us, pool.waits),
+                percentiles(&pool.query_times),
+                percentiles(&pool.wait_times),
             ]
         })
         .collect();
@@ -169,12 +171,15 @@ pub(crate) fn proxy(status: &PlatformStatus) -> String {
             "idle",
             "transactions",
             "a second",
-            "a query",
-            "a wait",
+            "a query, ms",
+            "a wait, ms",
         ],
         &pools,
     );
-    text.push_str(&format!("{} clients · {} failed logins since the start", proxy.clients, proxy.failed_logins));
+    text.push_str(&format!(
+        "times are p50 · p95 · p99 · {} clients · {} failed logins since the start",
+        proxy.clients, proxy.failed_logins
+    ));
     text
 }
 

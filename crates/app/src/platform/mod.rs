@@ -5,10 +5,11 @@ mod observe;
 mod operator;
 pub(crate) mod prepare;
 mod proxy;
+mod reload;
 mod run;
 mod serve;
 
 pub(crate) use models::state as model_state;
 pub(crate) use operator::ModelReport;
 pub(crate) use run::{Start, models, parse_models, run};
-pub(crate) use serve::{ReportAnswer, ReportRequest};
+pub(crate) use serve::{ReloadAnswer, ReportAnswer, ReportRequest};

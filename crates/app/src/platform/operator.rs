@@ -41,7 +41,8 @@ const REPORT_DEADLINE: Duration = Duration::from_secs(300);
 pub(crate) struct Access {
     /// Superuser access to each node, the primary first.
     pub(crate) nodes: Vec<(String, ConnectParams)>,
-    pub(crate) roles: Vec<(String, Secret, String)>,
+    /// With password and database; a reload changes passwords.
+    pub(crate) roles: tokio::sync::watch::Sender<Vec<(String, Secret, String)>>,
     pub(crate) capture_role: (String, Secret, String),
     pub(crate) endpoint: ConnectParams,
     pub(crate) secrets_file: PathBuf,
@@ -350,7 +351,7 @@ impl PlatformOperator {
         let subject = verify::Subject {
             status: self.status().await,
             nodes: self.access.nodes.clone(),
-            roles: self.access.roles.clone(),
+            roles: self.access.roles.borrow().clone(),
             etl_reader: self.access.capture_role.clone(),
             endpoint: self.access.endpoint.clone(),
             secrets_file: self.access.secrets_file.clone(),

@@ -92,7 +92,7 @@ pub(crate) fn migrations(context: &Context) -> Vec<millrace_migrate::Migration> 
         .collect()
 }
 
-async fn login_role(client: &Connection, role: &str, password: &Secret) -> anyhow::Result<()> {
+pub(super) async fn login_role(client: &Connection, role: &str, password: &Secret) -> anyhow::Result<()> {
     let attributes = if role == CAPTURE_ROLE {
         "NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS REPLICATION"
     } else {

@@ -8,11 +8,12 @@ use millrace_cluster::{
     topology::Teller,
 };
 use millrace_contract::{
-    status::{PoolStatus, ProxyStatus},
+    status::{PoolStatus, ProxyStatus, Times},
     topology::Replay,
 };
 use millrace_proxy::{
-    Access, ClientLimits, ClientTls, Handle, Network, Options, PoolLimits, PoolMode, PoolView, Routing, Rule, Rules,
+    Access, BOUNDS_US, ClientLimits, ClientTls, Handle, Histogram, Network, Options, PoolLimits, PoolMode, PoolView,
+    Routing, Rule, Rules,
 };
 
 use super::serve;
@@ -73,6 +74,7 @@ pub(super) fn options(context: &Context, replay: Arc<Replay>) -> anyhow::Result<
             wait: config.query_wait_timeout,
             statements: config.max_prepared_statements,
         },
+        certificate: std::fs::read(tls.server_cert()).context("cannot read the certificate")?,
         client_tls: if config.require_tls { ClientTls::Require(offered) } else { ClientTls::Offer(offered) },
         server_tls: Some(server_tls),
         secrets,
@@ -109,7 +111,8 @@ pub(super) async fn status(handle: &Handle) -> ProxyStatus {
     let answered = handle.pools().await;
     let up = answered.is_some();
     let pools = answered.iter().flatten().map(pool).collect();
-    ProxyStatus { up, clients: clients as u64, failed_logins, pools }
+    let time_bounds_us = BOUNDS_US.to_vec();
+    ProxyStatus { up, clients: clients as u64, failed_logins, pools, time_bounds_us }
 }
 
 fn pool(view: &PoolView) -> PoolStatus {
@@ -131,6 +134,8 @@ fn pool(view: &PoolView) -> PoolStatus {
         query_us: counts.query_us,
         waits: counts.waits,
         wait_us: counts.wait_us,
+        query_times: times(&view.query_times),
+        wait_times: times(&view.wait_times),
         received_bytes: counts.received_bytes,
         sent_bytes: counts.sent_bytes,
     }
@@ -148,6 +153,11 @@ pub(super) fn spawn_replay(
         services.spawn("replay", async move { millrace_cluster::replay::follow(&spec, cluster, replay, token).await });
     }
     Ok(())
+}
+
+fn times(of: &Histogram) -> Times {
+    let us = |percent| of.percentile(percent).and_then(|time| u64::try_from(time.as_micros()).ok());
+    Times { counts: of.counts.to_vec(), p50_us: us(50), p95_us: us(95), p99_us: us(99) }
 }
 
 /// Serves until the platform ends.

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     observe::{Observatory, Parts},
     operator::{Access, PlatformOperator},
-    prepare, proxy, serve,
+    prepare, proxy, reload, serve,
 };
 use crate::{
     commands::load,
@@ -224,6 +224,7 @@ async fn live(
         ready: watch::Sender::new(false),
         stop: stop.clone(),
     });
+    reload::Reloader::new(context.clone(), cluster.clone(), operator.access.roles.clone()).serve(&proxy.handle());
     services.spawn("control", serve::control(control_listener, operator.clone(), services.token().clone()));
 
     let primary = wait_for_primary(context, &mut cluster, stop, cluster_tasks, services).await?;
@@ -373,11 +374,7 @@ fn access(context: &Context) -> anyhow::Result<Access> {
     })?;
     Ok(Access {
         nodes: nodes.collect::<anyhow::Result<_>>()?,
-        roles: login
-            .iter()
-            .filter(|(_, _, databases)| databases.contains(&database))
-            .map(|(name, password, _)| (name.clone(), password.clone(), database.clone()))
-            .collect(),
+        roles: watch::Sender::new(reload::roles(context)?),
         capture_role: (CAPTURE_ROLE.to_owned(), capture, database),
         endpoint: context.warehouse()?,
         secrets_file: context.config.secrets_path(),

@@ -67,6 +67,7 @@ pub(crate) async fn control(
         .route("/prove", post(prove))
         .route("/resync/{table}", post(resync))
         .route("/model/{work}", post(model))
+        .route("/proxy/reload", post(reload))
         .route("/proxy/{work}", post(proxy))
         .route("/report", post(report))
         .route("/user-changed", post(user_changed))
@@ -135,6 +136,7 @@ enum ProxyWork {
     Pause,
     Resume,
     Reconnect,
+    Kill,
 }
 
 /// A pause: undone when dropped before it is complete, as when the operator gives up.
@@ -179,8 +181,32 @@ async fn proxy(
         }
         ProxyWork::Resume => proxy.resume(database),
         ProxyWork::Reconnect => proxy.reconnect(database),
+        ProxyWork::Kill => {
+            let killed = proxy.kill(database).await;
+            return killed.map(Json).map_err(|error| Refused(OperateError { message: error.to_string(), hint: None }));
+        }
     }
     Ok(Json(()))
+}
+
+/// What a reload has come to.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ReloadAnswer {
+    /// In force now.
+    pub(crate) changed: Vec<String>,
+    /// In force from the next start.
+    pub(crate) waits: Vec<String>,
+}
+
+async fn reload(State(operator): Shared) -> Result<Json<ReloadAnswer>, Refused> {
+    match operator.observatory.parts.proxy.reread().await {
+        Ok(reloaded) => Ok(Json(ReloadAnswer { changed: reloaded.changed, waits: reloaded.waits })),
+        Err(error) => {
+            let (message, hint) =
+                error.split_once("\n  hint: ").map_or((&*error, None), |(text, hint)| (text, Some(hint)));
+            Err(Refused(OperateError { message: message.to_owned(), hint: hint.map(str::to_owned) }))
+        }
+    }
 }
 
 /// A console user was added, removed or got a new password: open sessions are checked at once.

@@ -79,6 +79,35 @@ impl Drop for Application {
     }
 }
 
+/// Settings and a password change under an application that stays; a file that is wrong changes nothing.
+fn reloads(platform: &Platform, port: u16, application: &mut Application) {
+    let replace = |file: &str, old: &str, new: &str| {
+        let path = platform.dir().join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(old), "{old}");
+        // the same file: secrets stay closed to others
+        std::fs::write(&path, text.replace(old, new)).unwrap();
+    };
+    assert!(platform.run(&["proxy", "reload"]).ok().contains("nothing to do"));
+    let own = format!("\nport = {port}\n");
+    replace("millrace.toml", &own, &format!("{own}pool_size = 7\nworkers = 2\n"));
+    let before = password(platform, "app_user");
+    replace("secrets.toml", &before, "another-one");
+    let answer = platform.run(&["proxy", "reload", "--json"]).json();
+    assert_eq!(answer["changed"], serde_json::json!(["pool_size: 25 → 7", "password of app_user: changed"]));
+    assert_eq!(answer["waits"], serde_json::json!(["workers: 1 → 2"]));
+    assert_eq!(application.ask("SELECT 'still here'"), "still here");
+    let mut new = psql(platform, port, "app_user", "app_user");
+    let new = new.args(["-c", "SELECT 1"]).output().unwrap();
+    assert!(new.status.success(), "{}", String::from_utf8_lossy(&new.stderr));
+    let mut old = psql(platform, port, "app_user", "app_user");
+    assert!(!old.env("PGPASSWORD", &before).args(["-c", "SELECT 1"]).output().unwrap().status.success());
+    replace("millrace.toml", "pool_size = 7", "pool_size = \"many\"");
+    platform.run(&["proxy", "reload"]).failed(1, "millrace.toml");
+    replace("millrace.toml", "pool_size = \"many\"\nworkers = 2\n", "");
+    assert!(platform.run(&["proxy", "reload"]).ok().contains("pool_size: 7 → 25"));
+}
+
 #[test]
 fn applications_stay_while_the_primary_dies_and_while_an_operator_pauses() {
     let platform = Platform::init();
@@ -115,11 +144,20 @@ fn applications_stay_while_the_primary_dies_and_while_an_operator_pauses() {
     platform.run(&["proxy", "reconnect"]).ok();
     assert_eq!(application.ask("SELECT 1"), "1");
 
+    reloads(&platform, read_write, &mut application);
     let shown = platform.run(&["psql", "pgbouncer", "--", "-X", "-A", "-t", "-c", "SHOW POOLS"]).ok();
     assert!(shown.contains("loans_db|app_user|1|0|") && shown.contains("loans_db:ro|app_user|"), "{shown}");
     // the servers let their superuser in from this host alone: the proxy must not be a way around that
     let refused = psql(&platform, read_write, "postgres", "superuser").args(["-c", "SELECT 1"]).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("may not connect to database"), "{said}");
+
+    platform.run(&["proxy", "kill", "loans_db"]).failed(2, "no connection was ended");
+    assert_eq!(application.ask("SELECT 1"), "1");
+    platform.run(&["proxy", "kill", "loans_db", "--yes"]).ok();
+    application.send("SELECT 1");
+    assert_eq!(application.line(), "", "the session is over");
+    platform.run(&["proxy", "resume"]).ok();
+    assert_eq!(Application::connect(&platform, read_write).ask("SELECT 1"), "1");
     platform.down();
 }

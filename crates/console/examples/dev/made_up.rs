@@ -19,11 +19,17 @@ use millrace_contract::{
     report::{ChartKind, Dashboard, Drill, Format, Param, ParamType, Report, ReportCatalog, Tile},
     status::{
         CaptureState, CaptureStatus, DiskStatus, Finding, ListenerStatus, NodeRole, NodeState, NodeStatus,
-        PlatformStatus, PoolStatus, ProxyStatus, RunStatus, Severity, SlotStatus,
+        PlatformStatus, PoolStatus, ProxyStatus, RunStatus, Severity, SlotStatus, Times,
     },
 };
 
 const FIRST_RUN: i64 = 4200;
+
+/// Most are short and a few are long.
+fn times(count: u64) -> Times {
+    let counts = (0..21).map(|at| if at == 20 { 0 } else { count >> (at + 1) }).collect();
+    Times { counts, p50_us: Some(50), p95_us: Some(430), p99_us: Some(2_900) }
+}
 
 fn pool(user: &str, read_only: bool, clients: u64, waiting: u64) -> PoolStatus {
     PoolStatus {
@@ -43,6 +49,8 @@ fn pool(user: &str, read_only: bool, clients: u64, waiting: u64) -> PoolStatus {
         query_us: clients * 15_013 * 640,
         waits: waiting * 31,
         wait_us: waiting * 9_000_000,
+        query_times: times(clients * 15_013),
+        wait_times: times(clients * 7_919),
         received_bytes: clients * 1_204_811,
         sent_bytes: clients * 9_611_003,
     }
@@ -548,6 +556,7 @@ impl Operator for Source {
                 clients: 214,
                 failed_logins: 3,
                 pools: vec![pool("app", false, 180, 2), pool("reporting", true, 34, 0)],
+                time_bounds_us: (0..20).map(|at| 50 << at).collect(),
             },
             memory_bytes: 412_000_000,
             findings: if self.beat() % 40 < 20 {

@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use maud::{Markup, html};
-use millrace_contract::status::{PlatformStatus, PoolStatus};
+use millrace_contract::status::{PlatformStatus, PoolStatus, Times};
 
 use crate::{
     Shared, format,
@@ -62,11 +62,14 @@ fn state(pool: &PoolStatus) -> Markup {
     }
 }
 
-/// Mean of a time in milliseconds; nothing if nothing happened.
-fn mean(time_us: u64, count: u64) -> Markup {
+/// Half of the times at most, and most of them, in milliseconds; nothing if nothing happened.
+fn percentiles(times: &Times) -> Markup {
     #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
-    let ms = time_us as f64 / count.max(1) as f64 / 1_000.0;
-    html! { @if count == 0 { span.muted { "–" } } @else { (format!("{ms:.2} ms")) } }
+    let ms = |us: Option<u64>| format!("{:.2}", us.unwrap_or(0) as f64 / 1_000.0);
+    html! {
+        @if times.p50_us.is_none() { span.muted { "–" } }
+        @else { (ms(times.p50_us)) span.muted { " · " (ms(times.p95_us)) " · " (ms(times.p99_us)) " ms" } }
+    }
 }
 
 fn pools(status: &PlatformStatus) -> Markup {
@@ -80,7 +83,8 @@ fn pools(status: &PlatformStatus) -> Markup {
                 table {
                     thead { tr { th scope="col" { "Database" } th scope="col" { "User" } th scope="col" { "Address" } th scope="col" { "State" }
                         th.num scope="col" { "Clients" } th.num scope="col" { "Waiting" } th.num scope="col" { "Connections in use" }
-                        th.num scope="col" { "Unused" } th.num scope="col" { "Transactions" } th.num scope="col" { "A query takes" }
+                        th.num scope="col" { "Unused" } th.num scope="col" { "Transactions" } th.num scope="col" { "A query takes" br; span.muted { "p50 · p95 · p99" } }
+                        th.num scope="col" { "A wait" br; span.muted { "p50 · p95 · p99" } }
                         th.num scope="col" { "In and out" } } }
                     tbody { @for pool in &proxy.pools { tr {
                         th scope="row" { (pool.database) }
@@ -92,7 +96,8 @@ fn pools(status: &PlatformStatus) -> Markup {
                         td.num { (pool.servers.saturating_sub(pool.idle)) span.muted { " of " (pool.size) } }
                         td.num { (pool.idle) }
                         td.num { (pool.transactions) }
-                        td.num { (mean(pool.query_us, pool.queries)) }
+                        td.num { (percentiles(&pool.query_times)) }
+                        td.num { (percentiles(&pool.wait_times)) }
                         td.num { (format::bytes(pool.received_bytes)) span.muted { " / " (format::bytes(pool.sent_bytes)) } }
                     } } }
                 }

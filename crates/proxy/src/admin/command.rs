@@ -17,6 +17,7 @@ pub(super) enum Show {
     Lists,
     Config,
     State,
+    Histograms,
 }
 
 /// By their names in the dialect.
@@ -35,6 +36,7 @@ pub(super) const SHOWS: &[(&str, Show)] = &[
     ("lists", Show::Lists),
     ("config", Show::Config),
     ("state", Show::State),
+    ("histograms", Show::Histograms),
 ];
 
 /// One command; of a database, or of all.

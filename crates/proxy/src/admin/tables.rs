@@ -12,11 +12,12 @@ use std::{
 use super::{
     VERSION,
     command::{SHOWS, Show},
+    stats::{histograms, stats, totals},
 };
 use crate::{
     backends::Access,
     handle::Handle,
-    pool::{Counts, PoolKey},
+    pool::PoolKey,
     proxy::READ_ONLY_SUFFIX,
     view::{Activity, ClientView, PoolView, WorkerView},
 };
@@ -35,11 +36,11 @@ pub(super) struct Table {
 }
 
 impl Table {
-    fn new(columns: &[&'static str]) -> Self {
+    pub(super) fn new(columns: &[&'static str]) -> Self {
         Self { columns: columns.to_vec(), rows: Vec::new() }
     }
 
-    fn row(&mut self, values: impl IntoIterator<Item = String>) {
+    pub(super) fn row(&mut self, values: impl IntoIterator<Item = String>) {
         self.rows.push(values.into_iter().map(Some).collect());
     }
 }
@@ -73,6 +74,7 @@ pub(super) fn show(what: Show, book: &Book<'_>) -> Table {
         Show::Lists => lists(&pools, book),
         Show::Config => config(book.handle),
         Show::State => state(&pools),
+        Show::Histograms => histograms(&pools),
     }
 }
 
@@ -93,6 +95,8 @@ pub(crate) fn merged(views: &[WorkerView]) -> Vec<PoolView> {
                 pool.opening += part.opening;
                 pool.paused |= part.paused;
                 pool.counts = pool.counts.plus(&part.counts);
+                pool.query_times = pool.query_times.plus(&part.query_times);
+                pool.wait_times = pool.wait_times.plus(&part.wait_times);
             }
         }
     }
@@ -117,87 +121,6 @@ fn help() -> Table {
         "SET ...",
     ] {
         table.row([command.to_owned()]);
-    }
-    table
-}
-
-/// Counts by database.
-pub(crate) fn by_database(pools: &[PoolView]) -> BTreeMap<String, Counts> {
-    let mut databases: BTreeMap<String, Counts> = BTreeMap::new();
-    for pool in pools {
-        let counts = databases.entry(database_name(&pool.key)).or_default();
-        *counts = counts.plus(&pool.counts);
-    }
-    databases
-}
-
-const COUNTED: [&str; 7] = ["xact_count", "query_count", "received", "sent", "xact_time", "query_time", "wait_time"];
-
-fn counted(counts: &Counts) -> [u64; 7] {
-    [
-        counts.transactions,
-        counts.queries,
-        counts.received_bytes,
-        counts.sent_bytes,
-        counts.transaction_us,
-        counts.query_us,
-        counts.wait_us,
-    ]
-}
-
-/// Averages of a period: counts a second, times of one.
-fn averaged(counts: &Counts, period: Duration) -> [u64; 7] {
-    let a_second = |n: u64| u64::try_from(u128::from(n) * 1_000 / period.as_millis().max(1)).unwrap_or(u64::MAX);
-    let each = |time: u64, count: u64| time.checked_div(count).unwrap_or(0);
-    [
-        a_second(counts.transactions),
-        a_second(counts.queries),
-        a_second(counts.received_bytes),
-        a_second(counts.sent_bytes),
-        each(counts.transaction_us, counts.transactions),
-        each(counts.query_us, counts.queries),
-        a_second(counts.wait_us),
-    ]
-}
-
-fn stats(pools: &[PoolView], handle: &Handle, with_totals: bool, with_averages: bool) -> Table {
-    const TOTALS: [&str; 7] = [
-        "total_xact_count",
-        "total_query_count",
-        "total_received",
-        "total_sent",
-        "total_xact_time",
-        "total_query_time",
-        "total_wait_time",
-    ];
-    const AVERAGES: [&str; 7] = [
-        "avg_xact_count",
-        "avg_query_count",
-        "avg_recv",
-        "avg_sent",
-        "avg_xact_time",
-        "avg_query_time",
-        "avg_wait_time",
-    ];
-    let mut columns = vec!["database"];
-    columns.extend(TOTALS.iter().filter(|_| with_totals));
-    columns.extend(AVERAGES.iter().filter(|_| with_averages));
-    let mut table = Table { columns, rows: Vec::new() };
-    let (lately, period) = handle.lately();
-    for (database, counts) in by_database(pools) {
-        let average = averaged(&lately.get(&database).copied().unwrap_or_default(), period);
-        let values = counted(&counts).into_iter().filter(|_| with_totals);
-        let values = values.chain(average.into_iter().filter(|_| with_averages)).map(|n| n.to_string());
-        table.row(std::iter::once(database).chain(values));
-    }
-    table
-}
-
-fn totals(pools: &[PoolView]) -> Table {
-    let mut table = Table::new(&["name", "value"]);
-    let all = pools.iter().fold(Counts::default(), |all, pool| all.plus(&pool.counts));
-    for (name, value) in COUNTED.iter().zip(counted(&all)) {
-        table.row([(*name).to_owned(), value.to_string()]);
     }
     table
 }
@@ -455,7 +378,10 @@ fn state(pools: &[PoolView]) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::PoolLimits;
+    use crate::{
+        histogram::Histogram,
+        pool::{Counts, PoolLimits},
+    };
 
     fn pool(database: &str, access: Access, clients: usize, transactions: u64) -> PoolView {
         PoolView {
@@ -469,6 +395,8 @@ mod tests {
             opening: 0,
             paused: false,
             counts: Counts { transactions, ..Counts::default() },
+            query_times: Histogram::default(),
+            wait_times: Histogram::default(),
         }
     }
 
@@ -491,20 +419,5 @@ mod tests {
         );
         assert_eq!((value("sv_active"), value("sv_idle")), ("2".into(), "2".into()));
         assert_eq!((value("maxwait"), value("maxwait_us")), ("1".into(), "500002".into()));
-    }
-
-    #[test]
-    fn the_read_only_part_has_a_name_of_its_own() {
-        let both = [pool("loans", Access::ReadWrite, 1, 5), pool("loans", Access::ReadOnly, 1, 7)];
-        let counts: Vec<_> = by_database(&both).into_iter().map(|(name, c)| (name, c.transactions)).collect();
-        assert_eq!(counts, [("loans".to_owned(), 5), ("loans:ro".to_owned(), 7)]);
-    }
-
-    #[test]
-    fn averages_are_of_the_period() {
-        let counts = Counts { transactions: 120, transaction_us: 1_200, ..Counts::default() };
-        let average = averaged(&counts, Duration::from_secs(60));
-        assert_eq!((average[0], average[4]), (2, 10));
-        assert_eq!(averaged(&Counts::default(), Duration::ZERO)[4], 0);
     }
 }

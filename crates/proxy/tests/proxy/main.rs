@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
 mod admin;
+mod counts;
 mod drivers;
 mod extended;
 mod faults;
