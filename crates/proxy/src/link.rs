@@ -76,8 +76,10 @@ pub(crate) enum Own {
     Rollback,
     /// Forgets everything, after its client has gone.
     Reset,
-    /// Forgets prepared statements that may no longer fit.
+    /// Forgets prepared statements of which some are not there.
     Forget,
+    /// Makes what the client asked for when it connected again, where it has given up what it had set since.
+    Restore,
 }
 
 /// One server's side of the conversation.
@@ -94,8 +96,10 @@ pub(crate) struct Link {
     /// Between CopyInResponse and the client's CopyDone: the server ignores Sync.
     pub(crate) copy_in: bool,
     pub(crate) held: Held,
-    /// Prepared statements may not fit any more.
+    /// Prepared statements may not be there any more.
     pub(crate) stale: bool,
+    /// This transaction has changed definitions.
+    pub(crate) defined: bool,
     pub(crate) settings: Rc<Settings>,
     /// What [`Own::Settings`] is making of them.
     pub(crate) coming: Rc<Settings>,
@@ -103,8 +107,13 @@ pub(crate) struct Link {
     pub(crate) dirty: bool,
     /// An ErrorResponse was passed on since the last ReadyForQuery.
     pub(crate) error_passed: bool,
+    /// The server has said that it ends the connection.
+    pub(crate) ended: bool,
     /// Ask what the session keeps when the transaction is over.
     pub(crate) suspect: bool,
+    /// The client may have set something since the last [`Own::Restore`], or has given up what it had set.
+    pub(crate) set: bool,
+    pub(crate) reset: bool,
     /// The session keeps what cannot be moved: it stays with its client.
     pub(crate) pinned: bool,
     /// Of the portal without a name.
@@ -127,11 +136,15 @@ impl Link {
             copy_in: false,
             held: Held::new(statements_max),
             stale: false,
+            defined: false,
             settings: Rc::default(),
             coming: Rc::default(),
             dirty: false,
             error_passed: false,
+            ended: false,
             suspect: false,
+            set: false,
+            reset: false,
             pinned: false,
             portal_hint: Hint::default(),
             state: SessionState::default(),

@@ -78,7 +78,7 @@ async fn begin(
             },
             Ok(Startup::Gss) => conversation.send(b"N").await?,
             Ok(Startup::Cancel { pid, secret }) => {
-                shared.cancel(pid, secret);
+                shared.cancel(pid, secret).await;
                 return Ok(None);
             }
             Ok(Startup::Session(wish)) => break wish,

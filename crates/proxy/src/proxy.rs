@@ -120,12 +120,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Leads a cancel request to the worker that the process number names.
-    pub(crate) fn cancel(&self, pid: i32, secret: i32) {
+    /// Leads a cancel request to the worker that the process number names, and waits until the server has been asked:
+    /// as long as its connection is open, a client sends nothing that the request could hit instead.
+    pub(crate) async fn cancel(&self, pid: i32, secret: i32) {
         let Ok(pid) = usize::try_from(pid) else { return };
-        if let Some(worker) = self.workers.get(pid & 63) {
-            worker.send(Inbox::Cancel { client: pid >> 6, secret });
-        }
+        let Some(worker) = self.workers.get(pid & 63) else { return };
+        let (done, mut asked) = mpsc::channel(1);
+        worker.send(Inbox::Cancel { client: pid >> 6, secret, done });
+        // nothing is sent: it ends when the sender is dropped
+        let _none = asked.recv().await;
     }
 
     /// Gives a client to the next worker.
@@ -470,7 +473,7 @@ async fn serve_requests(
         tasks.spawn("proxy-server", async move {
             let (worker, answer) = match request {
                 Request::Open { worker, pool, node } => (worker, open(&shared, pool, node).await),
-                Request::Cancel { worker, server, serial, node, key } => {
+                Request::Cancel { worker, server, serial, node, key, done: _done } => {
                     let tls = shared.options.server_tls.clone();
                     if let Err(error) = connect::cancel(&node, key, tls, shared.options.connect).await {
                         tracing::warn!(%error, node = %node.name, "a cancel request did not reach the server");

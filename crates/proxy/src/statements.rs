@@ -21,6 +21,14 @@ const BYTES_MAX: usize = 16 << 20;
 
 /// Names are never used twice in a process, so that a connection may change its worker.
 static NEXT: AtomicU64 = AtomicU64::new(1);
+/// How often tables, views or types were changed through any connection.
+static DEFINITIONS: AtomicU64 = AtomicU64::new(0);
+
+/// What clients prepare from now on is parsed anew, under other names: it may have other types. Those who prepared
+/// before keep theirs, and the server tells them when it no longer fits.
+pub(crate) fn definitions_changed() {
+    DEFINITIONS.fetch_add(1, Ordering::Relaxed);
+}
 
 /// One text that clients prepared.
 #[derive(Debug)]
@@ -33,6 +41,8 @@ pub(crate) struct Statement {
     pub(crate) hint: Hint,
     /// Settings that it names and a server does not list.
     pub(crate) custom: Box<[Box<str>]>,
+    /// [`DEFINITIONS`] when it was prepared.
+    definitions: u64,
 }
 
 /// All texts of one worker.
@@ -45,8 +55,13 @@ pub(crate) struct Statements {
 impl Statements {
     /// The statement with this definition; `hint` is asked for when it is new.
     pub(crate) fn intern(&mut self, definition: &[u8], hint: impl FnOnce() -> TextHint) -> Rc<Statement> {
+        let definitions = DEFINITIONS.load(Ordering::Relaxed);
         if let Some(known) = self.by_definition.get(definition) {
-            return known.clone();
+            if known.definitions == definitions {
+                return known.clone();
+            }
+            self.bytes -= known.definition.len();
+            self.by_definition.remove(definition);
         }
         if self.by_definition.len() >= COUNT_MAX || self.bytes + definition.len() > BYTES_MAX {
             self.forget();
@@ -55,7 +70,7 @@ impl Statements {
         let name = [PREFIX, id.to_string().as_bytes()].concat().into_boxed_slice();
         let TextHint { hint, custom } = hint();
         let definition: Rc<[u8]> = definition.into();
-        let statement = Rc::new(Statement { id, name, definition, hint, custom: custom.into() });
+        let statement = Rc::new(Statement { id, name, definition, hint, custom: custom.into(), definitions });
         self.bytes += statement.definition.len();
         self.by_definition.insert(statement.definition.clone(), statement.clone());
         statement

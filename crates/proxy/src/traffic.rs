@@ -242,6 +242,9 @@ impl Worker {
     #[inline]
     fn after_server(&mut self, at: usize, step: ServerStep) {
         if step.fatal {
+            if let Some(server) = self.servers.get_mut(at) {
+                server.link.ended = true;
+            }
             return self.lose_server(at);
         }
         if let Some(own) = step.own {
@@ -259,6 +262,12 @@ impl Worker {
         let (Some(client), Some(pool)) = (self.clients.get(client_at), self.pools.get(server.pool)) else { return };
         if client.session.body_left > 0 || client.state != ClientState::Attached(at) {
             return;
+        }
+        // a session of its own would begin with what the client asked for, and go back to it
+        let link = &server.link;
+        let restores = link.reset || (link.set && pool.limits.mode == PoolMode::Session);
+        if restores && link.status == b'I' && !client.session.startup.is_empty() {
+            return self.ask(at, Own::Restore);
         }
         match (pool.limits.mode, server.link.status) {
             (PoolMode::Session, _) => {}

@@ -10,7 +10,7 @@ use crate::{
     hint::{self, Hint, TagHint, TextHint},
     link::{Expect, Link, Own, PoolMode, Session},
     message,
-    statements::Statements,
+    statements::{self, Statements},
 };
 
 /// A message of which more must be known than its header waits until it is here, up to this; it is at most as long as
@@ -170,11 +170,13 @@ pub(crate) fn server(
         let whole = rest.get(..head.len);
         let reads = matches!(head.tag, b'Z' | b'C' | b'E');
         let own = matches!(link.expect.front(), Some(Expect::Own(_)));
+        // what is restored, the client is told
+        let told = head.tag == b'S' && matches!(link.expect.front(), Some(Expect::Own(Own::Restore)));
         if whole.is_none() && (reads || own) && rest.len() < WHOLE_BYTES_MAX {
             return Ok(step);
         }
         let message = whole.unwrap_or(rest);
-        if own && head.tag != b'A' {
+        if own && head.tag != b'A' && !told {
             spans.skip(message.len());
             link.body_left = head.len - message.len();
             link.body_passes = false;
@@ -208,6 +210,10 @@ pub(crate) fn server(
                 link.copy_in = false;
                 link.skips_to_sync = false;
                 link.error_passed = false;
+                if link.defined && link.status == b'I' {
+                    link.defined = false;
+                    statements::definitions_changed();
+                }
                 step.ready = true;
                 step.answered += 1;
                 answered(link, |front| matches!(front, Expect::Query(_) | Expect::Sync))
@@ -288,14 +294,20 @@ fn executed(session: Option<&mut Session>, link: &mut Link, spans: &mut Spans<'_
     }
     match hint::of_tag(message::body(message)) {
         TagHint::None => {}
-        TagHint::Set => link.suspect |= !hint.local_set,
+        TagHint::Set => {
+            link.set = true;
+            link.suspect |= !hint.local_set;
+        }
+        TagHint::Reset => (link.reset, link.suspect) = (true, true),
         TagHint::Suspect => link.suspect = true,
         TagHint::Definition => {
-            link.stale = true;
+            // once for the rest of this transaction, once for all others when it is over
+            link.defined = true;
+            statements::definitions_changed();
             link.suspect |= link.pinned;
         }
         TagHint::Deallocated => {
-            link.suspect = true;
+            (link.reset, link.suspect) = (true, true);
             link.held.clear();
             if let Some(session) = session {
                 session.named.clear();
@@ -319,9 +331,12 @@ fn copy_begins(link: &mut Link) {
 
 /// ErrorResponse: what was to follow up to the next Sync does not happen.
 fn failed(mut session: Option<&mut Session>, link: &mut Link, message: &[u8]) {
-    // a plan that no longer fits, or a statement that is not there after all: parse anew next time
-    if matches!(message::error_field(message::body(message), b'C'), Some("0A000" | "26000")) {
-        link.stale = true;
+    match message::error_field(message::body(message), b'C') {
+        // a plan that no longer fits: what the client prepares next is parsed anew
+        Some("0A000") => statements::definitions_changed(),
+        // a statement that is not there after all
+        Some("26000") => link.stale = true,
+        _ => {}
     }
     link.copy_in = false;
     link.error_passed = true;

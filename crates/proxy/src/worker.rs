@@ -46,6 +46,8 @@ pub(crate) enum Inbox {
     Cancel {
         client: usize,
         secret: i32,
+        /// Dropped when the server has been asked.
+        done: control::Sender<()>,
     },
     /// A cancel request has reached the server and done whatever it does.
     Cancelled {
@@ -137,8 +139,20 @@ pub(crate) struct OpenError {
 /// What a worker asks of the rest of the proxy.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Open { worker: usize, pool: PoolKey, node: Node },
-    Cancel { worker: usize, server: usize, serial: u64, node: Arc<Node>, key: CancelKey },
+    Open {
+        worker: usize,
+        pool: PoolKey,
+        node: Node,
+    },
+    Cancel {
+        worker: usize,
+        server: usize,
+        serial: u64,
+        node: Arc<Node>,
+        key: CancelKey,
+        /// Dropped when the server has been asked.
+        done: Option<control::Sender<()>>,
+    },
 }
 
 const WAKE: Token = Token(usize::MAX);
@@ -322,7 +336,7 @@ impl Worker {
             Inbox::Client(client) => self.adopt_client(*client),
             Inbox::Server(server) => self.adopt_server(*server),
             Inbox::OpenFailed { pool, error } => self.open_failed(&pool, &error),
-            Inbox::Cancel { client, secret } => self.cancel(client, secret),
+            Inbox::Cancel { client, secret, done } => self.cancel(client, secret, done),
             Inbox::Cancelled { server, serial } => self.cancelled(server, serial),
             Inbox::Backends(backends) => self.follow(backends),
             Inbox::Command(command) => self.command(command),

@@ -11,4 +11,5 @@ mod isolation;
 mod logins;
 mod pooling;
 mod python;
+mod suites_found;
 mod topology;
