@@ -124,9 +124,9 @@ impl Shared {
     /// as long as its connection is open, a client sends nothing that the request could hit instead.
     pub(crate) async fn cancel(&self, pid: i32, secret: i32) {
         let Ok(pid) = usize::try_from(pid) else { return };
-        let Some(worker) = self.workers.get(pid & 63) else { return };
+        let (Some(worker), Some(client)) = (self.workers.get(pid & 63), (pid >> 6).checked_sub(1)) else { return };
         let (done, mut asked) = mpsc::channel(1);
-        worker.send(Inbox::Cancel { client: pid >> 6, secret, done });
+        worker.send(Inbox::Cancel { client, secret, done });
         // nothing is sent: it ends when the sender is dropped
         let _none = asked.recv().await;
     }

@@ -399,9 +399,9 @@ impl Worker {
         known.map_or_else(|| settings.into(), |(_, client)| client.session.startup.clone())
     }
 
-    /// The process number that a client is told: it leads a cancel request back here.
+    /// The process number that a client is told: it leads a cancel request back here. Never 0, which drivers take for none.
     pub(crate) fn client_pid(&self, client: usize) -> i32 {
-        i32::try_from((client << 6) | (self.index & 63)).unwrap_or(i32::MAX)
+        i32::try_from(((client + 1) << 6) | (self.index & 63)).unwrap_or(i32::MAX)
     }
 
     fn adopt_server(&mut self, new: NewServer) {
