@@ -88,6 +88,7 @@ with_server() {
     shift 2
     coproc SERVER { exec "$serve" "new$settings" "$mode" 60 2>"$work/serve.log"; }
     local input=${SERVER[1]} output=${SERVER[0]} pid=$SERVER_PID
+    PGPORT=
     while read -r key value <&"$output"; do
         case $key in
             proxy) PGPORT=$value ;;
@@ -95,6 +96,7 @@ with_server() {
         esac
         [ "$key" != password ] || break
     done
+    [ -n "$PGPORT" ] || fail "there is no server: $(cat "$work/serve.log")"
     export PGHOST=127.0.0.1 PGPORT PGUSER=postgres PGDATABASE=postgres PGPASSWORD
     # its tests may fail: what counts is the difference
     "$@" >"$work/output.log" 2>&1 || true
@@ -123,10 +125,11 @@ run_regress() {
     local to=$work/regress
     # the server reads and writes there, as another user
     rm -rf "$to" && cp -r "$folder/regress" "$to" && mkdir -p "$to/results" "$to/testtablespace" && chmod -R a+rwX "$to"
-    (umask 0 && cd "$to" && with_server ,max_prepared_transactions=2 "$1" bash -c '
+    (cd "$to" && with_server ,max_prepared_transactions=2 "$1" bash -c '
+        umask 0
         exec timeout 900 "$1/../lib/pgxs/src/test/regress/pg_regress" --bindir="$1" --dlpath="$PWD/lib" --inputdir=. --outputdir=. \
             --max-concurrent-tests=20 --schedule=parallel_schedule --host="$PGHOST" --port="$PGPORT" --user="$PGUSER"' bash "$bin")
-    cp "$to/regression.out" "$work/regress.$1.out"
+    cp "$work/output.log" "$work/regress.$1.out"
 }
 
 install_python

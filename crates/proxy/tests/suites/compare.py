@@ -71,6 +71,8 @@ def main():
             through = outcomes(results, suite, mode)
             if through is None:
                 continue
+            if not through:
+                sys.exit(f"{suite} has no results: {mode}")
             differ = {
                 (suite, mode, test): f"{direct.get(test, 'absent')}>{through.get(test, 'absent')}"
                 for test in sorted(direct.keys() | through.keys())
