@@ -9,7 +9,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/debug/millrace
 RUN := $(BIN) --dir $(DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help up up-detached down test setup build web status logs ps health verify prove replication etl \
+.PHONY: help up up-detached down test setup build web status logs ps health verify prove replication etl suites \
         psql-primary psql-replica1 psql-replica2 psql-warehouse sample bench docs nuke clean
 
 help: ## show this
@@ -24,6 +24,9 @@ up-detached: build $(DIR)/millrace.toml ## the same, staying in the background
 test: ## install what is missing, run every check
 	@scripts/setup.sh test
 	@cargo xtask ci
+
+suites: ## run other people's test suites through the proxy and compare (ten minutes; not part of `make test`)
+	@scripts/suites.sh
 
 setup: ## install what is missing, and nothing else
 	@scripts/setup.sh test

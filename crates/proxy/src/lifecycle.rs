@@ -3,6 +3,8 @@
 //! Invariants: a server serves one client at a time, and is free for another only when nothing is owed, no transaction is
 //! open and nothing of the first client is left in it; a statement that was sent is never sent again.
 
+use tokio::sync::mpsc as control;
+
 use crate::{
     backends::Access,
     frame,
@@ -65,6 +67,7 @@ impl Worker {
         let (client, server) = (self.clients.get_mut(client_at)?, self.servers.get_mut(server_at)?);
         server.client = Some(client_at);
         server.since = self.now;
+        (server.link.set, server.link.reset) = (false, false);
         let outdated = server.link.stale && !server.link.held.is_empty();
         (server.link.stale, server.link.reviewing) = (false, false);
         let differ = !settings::same(&server.link.settings, &client.session.settings);
@@ -97,7 +100,11 @@ impl Worker {
                 server.link.state = settings::SessionState::default();
                 settings::probe(login, &client.session.custom)
             }
-            (Own::Settings | Own::Probe, None) => return,
+            (Own::Settings | Own::Probe | Own::Restore, None) => return,
+            (Own::Restore, Some(client)) => {
+                (server.link.set, server.link.reset) = (false, false);
+                settings::restore(&client.session.startup)
+            }
             (Own::Rollback, _) => "ROLLBACK".to_owned(),
             (Own::Reset, _) => "DISCARD ALL".to_owned(),
             (Own::Forget, _) => "DEALLOCATE ALL".to_owned(),
@@ -127,11 +134,12 @@ impl Worker {
         match own {
             Own::Settings => server.link.settings = server.link.coming.clone(),
             Own::Forget => server.link.held.clear(),
-            Own::Rollback => {}
+            Own::Rollback | Own::Restore => {}
             Own::Reset => {
                 server.link.held.clear();
                 server.link.settings = Default::default();
                 (server.link.suspect, server.link.pinned, server.link.dirty) = (false, false, false);
+                (server.link.set, server.link.reset) = (false, false);
             }
             Own::Probe => {
                 let state = std::mem::take(&mut server.link.state);
@@ -294,7 +302,9 @@ impl Worker {
         let Some(server) = self.servers.get_mut(at) else { return };
         server.client = None;
         let link = &mut server.link;
-        link.dirty |= session || link.pinned || link.suspect;
+        // a probe on its way would find what the client has left, and nobody to keep it for
+        let asked = link.expect.contains(&Expect::Own(Own::Probe));
+        link.dirty |= session || link.pinned || link.suspect || asked;
         let owes = link.expect.iter().any(|e| !matches!(e, Expect::Own(_)));
         if partial || owes || link.body_left > 0 || link.waits_for_sync() {
             self.request_cancel(at);
@@ -318,6 +328,7 @@ impl Worker {
         let pool_at = server.pool;
         let link = &server.link;
         tracing::info!(node = %server.node.name, in_use = client_at.is_some(), owed = link.expect.len(), "a server connection is lost");
+        let ended = link.ended;
         let partial = link.body_left > 0 || !server.line.stash.is_empty();
         // each of these is an answer that ends with ReadyForQuery
         let ends = link.expect.iter().filter(|e| matches!(e, Expect::Query(_) | Expect::Sync)).count();
@@ -342,6 +353,10 @@ impl Worker {
             route.note_written(pool_at, self.replay.as_deref());
         }
         if !alone || !whole || partial || session || client.session.body_left > 0 {
+            if ended {
+                // the server itself has told it, last of all
+                return self.lose_client(client_at);
+            }
             return self.end_client(client_at, Severity::Fatal, code, text, "");
         }
         let mut bytes = Vec::new();
@@ -430,17 +445,18 @@ impl Worker {
     }
 
     /// A client's own cancel request.
-    pub(crate) fn cancel(&mut self, at: usize, secret: i32) {
+    pub(crate) fn cancel(&mut self, at: usize, secret: i32, done: control::Sender<()>) {
         let Some(client) = self.clients.get(at).filter(|client| client.secret == secret) else { return };
         match client.state {
-            ClientState::Attached(server) => self.request_cancel(server),
+            ClientState::Attached(server) => self.request_cancel(server, Some(done)),
             ClientState::Waiting => self.refuse_waiting(at, "57014", "canceling statement due to user request", ""),
             ClientState::Idle | ClientState::Preparing(_) => {}
         }
     }
 
     /// Asks for the cancellation of what a server does now; until that is done, it serves nobody else.
-    pub(crate) fn request_cancel(&mut self, at: usize) {
+    /// `done` is dropped then.
+    pub(crate) fn request_cancel(&mut self, at: usize, done: Option<control::Sender<()>>) {
         let Some(server) = self.servers.get_mut(at) else { return };
         // a question of the proxy's own is not the client's to cancel
         if server.cancelling || server.link.expect.iter().all(|e| matches!(e, Expect::Own(_))) {
@@ -452,6 +468,7 @@ impl Worker {
             serial: server.serial,
             node: server.node.clone(),
             key: server.key,
+            done,
         };
         server.cancelling = self.control.try_send(request).is_ok();
     }

@@ -78,6 +78,8 @@ pub(crate) enum Own {
     Reset,
     /// Forgets all prepared statements, since some are gone.
     Forget,
+    /// Makes what the client asked for when it connected again, where it has given up what it had set since.
+    Restore,
 }
 
 /// One server's side of the conversation.
@@ -107,8 +109,13 @@ pub(crate) struct Link {
     pub(crate) dirty: bool,
     /// An ErrorResponse was passed on since the last ReadyForQuery.
     pub(crate) error_passed: bool,
+    /// The server has said that it ends the connection.
+    pub(crate) ended: bool,
     /// Ask what the session keeps when the transaction is over.
     pub(crate) suspect: bool,
+    /// The client may have set something since the last [`Own::Restore`], or has given up what it had set.
+    pub(crate) set: bool,
+    pub(crate) reset: bool,
     /// The session keeps what cannot be moved: it stays with its client.
     pub(crate) pinned: bool,
     /// What the client sends next waits: a RESET may have undone what it asked for when it connected.
@@ -139,7 +146,10 @@ impl Link {
             coming: Rc::default(),
             dirty: false,
             error_passed: false,
+            ended: false,
             suspect: false,
+            set: false,
+            reset: false,
             pinned: false,
             reviewing: false,
             portal_hint: Hint::default(),

@@ -264,6 +264,9 @@ impl Worker {
     #[inline]
     fn after_server(&mut self, at: usize, step: ServerStep) {
         if step.fatal {
+            if let Some(server) = self.servers.get_mut(at) {
+                server.link.ended = true;
+            }
             return self.lose_server(at);
         }
         if let Some(own) = step.own {

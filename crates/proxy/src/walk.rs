@@ -178,11 +178,13 @@ pub(crate) fn server(
         let whole = rest.get(..head.len);
         let reads = matches!(head.tag, b'Z' | b'C' | b'E');
         let own = matches!(link.expect.front(), Some(Expect::Own(_)));
+        // what is restored, the client is told
+        let told = head.tag == b'S' && matches!(link.expect.front(), Some(Expect::Own(Own::Restore)));
         if whole.is_none() && (reads || own) && rest.len() < WHOLE_BYTES_MAX {
             return Ok(step);
         }
         let message = whole.unwrap_or(rest);
-        if own && head.tag != b'A' {
+        if own && head.tag != b'A' && !told {
             spans.skip(message.len());
             link.body_left = head.len - message.len();
             link.body_passes = false;
@@ -216,6 +218,10 @@ pub(crate) fn server(
                 link.copy_in = false;
                 link.skips_to_sync = false;
                 link.error_passed = false;
+                if link.defined && link.status == b'I' {
+                    link.defined = false;
+                    statements::definitions_changed();
+                }
                 step.ready = true;
                 step.answered += 1;
                 step.ended += u64::from(link.status == b'I');
@@ -304,7 +310,11 @@ fn executed(session: Option<&mut Session>, link: &mut Link, spans: &mut Spans<'_
     }
     match hint::of_tag(message::body(message)) {
         TagHint::None => {}
-        TagHint::Set => link.suspect |= !hint.local_set,
+        TagHint::Set => {
+            link.set = true;
+            link.suspect |= !hint.local_set;
+        }
+        TagHint::Reset => (link.reset, link.suspect) = (true, true),
         TagHint::Suspect => link.suspect = true,
         TagHint::Definition => {
             // for its own transaction now, for others when it has committed
@@ -313,7 +323,7 @@ fn executed(session: Option<&mut Session>, link: &mut Link, spans: &mut Spans<'_
             link.suspect |= link.pinned;
         }
         TagHint::Deallocated => {
-            link.suspect = true;
+            (link.reset, link.suspect) = (true, true);
             link.held.clear();
             if let Some(session) = session {
                 session.named.clear();

@@ -144,8 +144,20 @@ pub(crate) struct OpenError {
 /// What a worker asks of the rest of the proxy.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Open { worker: usize, pool: PoolKey, node: Node },
-    Cancel { worker: usize, server: usize, serial: u64, node: Arc<Node>, key: CancelKey },
+    Open {
+        worker: usize,
+        pool: PoolKey,
+        node: Node,
+    },
+    Cancel {
+        worker: usize,
+        server: usize,
+        serial: u64,
+        node: Arc<Node>,
+        key: CancelKey,
+        /// Dropped when the server has been asked.
+        done: Option<control::Sender<()>>,
+    },
 }
 
 const WAKE: Token = Token(usize::MAX);
@@ -354,7 +366,7 @@ impl Worker {
             Inbox::Client(client) => self.adopt_client(*client),
             Inbox::Server(server) => self.adopt_server(*server),
             Inbox::OpenFailed { pool, error } => self.open_failed(&pool, &error),
-            Inbox::Cancel { client, secret } => self.cancel(client, secret),
+            Inbox::Cancel { client, secret, done } => self.cancel(client, secret, done),
             Inbox::Cancelled { server, serial } => self.cancelled(server, serial),
             Inbox::Inspect { pools_alone, answer } => {
                 // whoever asked may have given up
@@ -421,9 +433,9 @@ impl Worker {
         known.map_or_else(|| settings.into(), |(_, client)| client.session.startup.clone())
     }
 
-    /// The process number that a client is told: it leads a cancel request back here.
+    /// The process number that a client is told: it leads a cancel request back here. Never 0, which drivers take for none.
     pub(crate) fn client_pid(&self, client: usize) -> i32 {
-        i32::try_from((client << 6) | (self.index & 63)).unwrap_or(i32::MAX)
+        i32::try_from(((client + 1) << 6) | (self.index & 63)).unwrap_or(i32::MAX)
     }
 
     fn adopt_server(&mut self, new: NewServer) {

@@ -137,6 +137,8 @@ pub(crate) fn code(error: &tokio_postgres::Error) -> String {
 /// A connection that speaks the protocol byte by byte: for what no driver does.
 pub(crate) struct Raw {
     pub(crate) socket: TcpStream,
+    /// What a cancel request must carry.
+    pub(crate) key: Vec<u8>,
 }
 
 impl Raw {
@@ -144,7 +146,7 @@ impl Raw {
         let socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(LONG)).unwrap();
         socket.set_nodelay(true).unwrap();
-        Self { socket }
+        Self { socket, key: Vec::new() }
     }
 
     /// Logs in as the superuser of a [`TestServer`].
@@ -167,8 +169,14 @@ impl Raw {
         out.clear();
         frontend::sasl_response(scram.message(), &mut out).unwrap();
         raw.send(&out);
-        let tags = raw.until_ready();
-        assert!(tags.ends_with("KZ"), "{tags}");
+        loop {
+            match raw.message() {
+                (b'K', key) => raw.key = key,
+                (b'Z', _) => break,
+                (tag, body) => assert_ne!(tag, b'E', "{}", String::from_utf8_lossy(&body)),
+            }
+        }
+        assert_eq!(raw.key.len(), 8);
         raw
     }
 
