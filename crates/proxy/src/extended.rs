@@ -8,7 +8,7 @@ use std::{borrow::Cow, rc::Rc};
 use crate::{
     frame::{HEADER_BYTES, Header, Malformed, Spans},
     hint::{self, Hint, TextHint},
-    link::{Expect, Link, Session},
+    link::{Change, Expect, Link, Session},
     message::{self, read_cstr},
     statements::{Needed, PREFIX, Statement, Statements},
     walk,
@@ -69,13 +69,9 @@ pub(crate) fn rewrite(
             let statement = if kind == b'S' { lookup(session, name) } else { None };
             match (head.tag, statement) {
                 (b'C', Some(_)) => {
-                    if name.is_empty() {
-                        session.unnamed = None
-                    } else {
-                        drop(session.named.remove(name))
-                    }
+                    let change = Change { name: name.into(), before: session.name(name, None) };
                     spans.skip(head.len);
-                    local(link, replies, Expect::LocalClose);
+                    local(session, link, replies, Expect::LocalClose, change);
                 }
                 (b'D', Some(statement)) => {
                     hold(link, spans, statement);
@@ -133,27 +129,27 @@ fn parse(
         link.expect.push_back(Expect::Parse(0));
         return Ok(());
     }
-    if name.is_empty() {
-        session.unnamed = Some(statement.clone());
-    } else {
-        if session.named.len() >= NAMED_MAX {
-            return Err(Malformed::TooLong(NAMED_MAX));
-        }
-        session.named.insert(name.into(), statement.clone());
+    if !name.is_empty() && session.named.len() >= NAMED_MAX {
+        return Err(Malformed::TooLong(NAMED_MAX));
     }
+    let change = Change { name: name.into(), before: session.name(name, Some(statement.clone())) };
     if send_parse(link, spans, &statement) {
         link.expect.push_back(Expect::Parse(statement.id));
+        session.changes.push_back(change);
     } else {
-        local(link, replies, Expect::LocalParse(statement.id));
+        local(session, link, replies, Expect::LocalParse(statement.id), change);
     }
     Ok(())
 }
 
 /// An answer of our own: now, if nothing is owed before it, else at its turn.
-fn local(link: &mut Link, replies: &mut Vec<u8>, answer: Expect) {
+fn local(session: &mut Session, link: &mut Link, replies: &mut Vec<u8>, answer: Expect, change: Change) {
     match walk::local_tag(&answer) {
         Some(tag) if link.expect.is_empty() => replies.extend_from_slice(&[tag, 0, 0, 0, 4]),
-        _ => link.expect.push_back(answer),
+        _ => {
+            link.expect.push_back(answer);
+            session.changes.push_back(change);
+        }
     }
 }
 
@@ -174,7 +170,7 @@ fn send_parse(link: &mut Link, spans: &mut Spans<'_>, statement: &Statement) -> 
             out.extend_from_slice(PREFIX);
             message::cstr(out, oldest.to_string().as_bytes());
         });
-        link.expect.push_back(Expect::OwnClose);
+        link.expect.push_back(Expect::OwnClose(oldest));
     }
     put_parse(out, statement);
     true

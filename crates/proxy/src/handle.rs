@@ -109,10 +109,9 @@ impl Handle {
 
     /// Ends the client with this number, as [`crate::ClientView`] has it; whether there is one.
     pub async fn kill_client(&self, pid: i32) -> bool {
-        let Ok(pid) = usize::try_from(pid) else { return false };
-        let Some(worker) = self.shared.workers.get(pid & 63) else { return false };
+        let Some((worker, client)) = self.shared.place_of(pid) else { return false };
         let (done, mut told) = mpsc::channel(1);
-        worker.order(|orders| orders.commands.push(Command::KillClient { client: pid >> 6, done }));
+        worker.order(|orders| orders.commands.push(Command::KillClient { client, done }));
         told.recv().await.is_some()
     }
 

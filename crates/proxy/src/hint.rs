@@ -27,8 +27,6 @@ pub(crate) enum TagHint {
     None,
     /// A setting may have changed.
     Set,
-    /// Settings are at what the server's session began with.
-    Reset,
     /// The session may keep something, or has given something up.
     Suspect,
     /// The session's prepared statements are gone.
@@ -165,8 +163,7 @@ pub(crate) fn of_tag(tag: &[u8]) -> TagHint {
         [b'S', b'E', b'L', ..] | [b'I' | b'U', b'N' | b'P', b'S' | b'D', ..] | [b'B', ..] | [b'C', b'O', ..] => {
             TagHint::None
         }
-        [b'S', b'E', b'T', 0] => TagHint::Set,
-        [b'R', b'E', b'S', b'E', b'T', 0] => TagHint::Reset,
+        [b'S', b'E', b'T', 0] | [b'R', b'E', b'S', b'E', b'T', 0] => TagHint::Set,
         _ if tag.starts_with(b"DEALLOCATE ALL") || tag.starts_with(b"DISCARD ALL") => TagHint::Deallocated,
         _ if starts_with_any(tag, &[b"ALTER ", b"DROP ", b"CREATE VIEW", b"CREATE RULE"]) => TagHint::Definition,
         _ if starts_with_any(
@@ -239,7 +236,7 @@ mod tests {
             (&b"SELECT 1\0"[..], TagHint::None),
             (b"SET\0", TagHint::Set),
             (b"SET CONSTRAINTS\0", TagHint::None),
-            (b"RESET\0", TagHint::Reset),
+            (b"RESET\0", TagHint::Set),
             (b"DISCARD ALL\0", TagHint::Deallocated),
             (b"DISCARD TEMP\0", TagHint::Suspect),
             (b"PREPARE\0", TagHint::Suspect),

@@ -122,6 +122,10 @@ mod tests {
     use millrace_contract::status::NodeRole;
 
     use super::*;
+
+    fn a_cancel() -> Inbox {
+        Inbox::Cancel { client: 0, secret: 0, done: mpsc::channel(1).0 }
+    }
     use crate::{
         backends::{Access, Node},
         peer::CancelKey,
@@ -133,7 +137,7 @@ mod tests {
     fn stalled() -> (Seed, WorkerHandle) {
         let (control, _requests) = mpsc::channel(1);
         let (seed, handle) = Seed::new(0, control, Arc::new(SystemClock::new()), None).unwrap();
-        while handle.inbox.try_send(Inbox::Cancel { client: 0, secret: 0 }).is_ok() {}
+        while handle.inbox.try_send(a_cancel()).is_ok() {}
         (seed, handle)
     }
 
@@ -192,6 +196,6 @@ mod tests {
         let (done, mut all) = mpsc::channel(1);
         handle.order(|orders| orders.commands.push(Command::Pause { database: None, done }));
         assert_eq!(all.recv().await, None);
-        assert!(!handle.send(Inbox::Cancel { client: 0, secret: 0 }).await);
+        assert!(!handle.send(a_cancel()).await);
     }
 }

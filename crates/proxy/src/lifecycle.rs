@@ -67,7 +67,6 @@ impl Worker {
         let (client, server) = (self.clients.get_mut(client_at)?, self.servers.get_mut(server_at)?);
         server.client = Some(client_at);
         server.since = self.now;
-        (server.link.set, server.link.reset) = (false, false);
         let outdated = server.link.stale && !server.link.held.is_empty();
         (server.link.stale, server.link.reviewing) = (false, false);
         let differ = !settings::same(&server.link.settings, &client.session.settings);
@@ -100,11 +99,7 @@ impl Worker {
                 server.link.state = settings::SessionState::default();
                 settings::probe(login, &client.session.custom)
             }
-            (Own::Settings | Own::Probe | Own::Restore, None) => return,
-            (Own::Restore, Some(client)) => {
-                (server.link.set, server.link.reset) = (false, false);
-                settings::restore(&client.session.startup)
-            }
+            (Own::Settings | Own::Probe, None) => return,
             (Own::Rollback, _) => "ROLLBACK".to_owned(),
             (Own::Reset, _) => "DISCARD ALL".to_owned(),
             (Own::Forget, _) => "DEALLOCATE ALL".to_owned(),
@@ -134,12 +129,11 @@ impl Worker {
         match own {
             Own::Settings => server.link.settings = server.link.coming.clone(),
             Own::Forget => server.link.held.clear(),
-            Own::Rollback | Own::Restore => {}
+            Own::Rollback => {}
             Own::Reset => {
                 server.link.held.clear();
                 server.link.settings = Default::default();
                 (server.link.suspect, server.link.pinned, server.link.dirty) = (false, false, false);
-                (server.link.set, server.link.reset) = (false, false);
             }
             Own::Probe => {
                 let state = std::mem::take(&mut server.link.state);
@@ -307,7 +301,7 @@ impl Worker {
         link.dirty |= session || link.pinned || link.suspect || asked;
         let owes = link.expect.iter().any(|e| !matches!(e, Expect::Own(_)));
         if partial || owes || link.body_left > 0 || link.waits_for_sync() {
-            self.request_cancel(at);
+            self.request_cancel(at, None);
             return self.drop_server(at);
         }
         if link.expect.is_empty() {
@@ -348,6 +342,9 @@ impl Worker {
         }
         self.detach(client_at);
         let Some(client) = self.clients.get_mut(client_at) else { return };
+        // what is not answered never came about
+        let changes = std::mem::take(&mut client.session.changes);
+        client.session.undo(changes.into_iter());
         if let Some(route) = &mut client.route {
             // it may have been done although nobody said so
             route.note_written(pool_at, self.replay.as_deref());

@@ -60,9 +60,25 @@ pub(crate) enum Expect {
     LocalClose,
     /// ParseComplete or CloseComplete for something the proxy sent: not passed on.
     OwnParse(u64),
-    OwnClose,
+    OwnClose(u64),
     /// A query of the proxy's own: nothing up to ReadyForQuery is passed on.
     Own(Own),
+}
+
+impl Expect {
+    /// With it, the client's statements have changed: a [`Change`] goes with it.
+    #[inline]
+    pub(crate) fn changes(self) -> bool {
+        matches!(self, Self::Parse(1..) | Self::LocalParse(_) | Self::LocalClose)
+    }
+}
+
+/// What a client's statement was before a Parse or Close that the server has not answered yet: an error before it makes
+/// the server skip it.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) name: Box<[u8]>,
+    pub(crate) before: Option<Rc<Statement>>,
 }
 
 /// What the proxy asks a server on its own account.
@@ -78,8 +94,6 @@ pub(crate) enum Own {
     Reset,
     /// Forgets all prepared statements, since some are gone.
     Forget,
-    /// Makes what the client asked for when it connected again, where it has given up what it had set since.
-    Restore,
 }
 
 /// One server's side of the conversation.
@@ -113,9 +127,6 @@ pub(crate) struct Link {
     pub(crate) ended: bool,
     /// Ask what the session keeps when the transaction is over.
     pub(crate) suspect: bool,
-    /// The client may have set something since the last [`Own::Restore`], or has given up what it had set.
-    pub(crate) set: bool,
-    pub(crate) reset: bool,
     /// The session keeps what cannot be moved: it stays with its client.
     pub(crate) pinned: bool,
     /// What the client sends next waits: a RESET may have undone what it asked for when it connected.
@@ -148,8 +159,6 @@ impl Link {
             error_passed: false,
             ended: false,
             suspect: false,
-            set: false,
-            reset: false,
             pinned: false,
             reviewing: false,
             portal_hint: Hint::default(),
@@ -178,6 +187,8 @@ pub(crate) struct Session {
     pub(crate) body_left: usize,
     pub(crate) named: HashMap<Box<[u8]>, Rc<Statement>>,
     pub(crate) unnamed: Option<Rc<Statement>>,
+    /// For each answer that [`Expect::changes`], in order.
+    pub(crate) changes: VecDeque<Change>,
     pub(crate) settings: Rc<Settings>,
     /// As the client asked for when it connected.
     pub(crate) startup: Rc<Settings>,
@@ -186,11 +197,28 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// Makes `name` stand for a statement, or for none; what it stood for before.
+    pub(crate) fn name(&mut self, name: &[u8], statement: Option<Rc<Statement>>) -> Option<Rc<Statement>> {
+        match statement {
+            statement if name.is_empty() => std::mem::replace(&mut self.unnamed, statement),
+            Some(statement) => self.named.insert(name.into(), statement),
+            None => self.named.remove(name),
+        }
+    }
+
+    /// These changes, of which the last is the newest, did not come about.
+    pub(crate) fn undo(&mut self, changes: impl DoubleEndedIterator<Item = Change>) {
+        for change in changes.rev() {
+            self.name(&change.name, change.before);
+        }
+    }
+
     pub(crate) fn new(startup: Rc<Settings>) -> Self {
         Self {
             body_left: 0,
             named: HashMap::new(),
             unnamed: None,
+            changes: VecDeque::new(),
             settings: startup.clone(),
             custom: startup.names().filter(|name| name.contains('.')).map(Into::into).collect(),
             startup,

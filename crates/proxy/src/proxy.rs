@@ -141,12 +141,20 @@ impl Shared {
         self.order(|orders| orders.options = Some(options.clone()));
     }
 
-    /// Leads a cancel request to the worker that the process number names.
+    /// Leads a cancel request to the worker that the process number names, and waits until the server has been asked:
+    /// as long as its connection is open, a client sends nothing that the request could hit instead.
     pub(crate) async fn cancel(&self, pid: i32, secret: i32) {
-        let Ok(pid) = usize::try_from(pid) else { return };
-        if let Some(worker) = self.workers.get(pid & 63) {
-            worker.send(Inbox::Cancel { client: pid >> 6, secret }).await;
-        }
+        let Some((worker, client)) = self.place_of(pid) else { return };
+        let (done, mut asked) = mpsc::channel(1);
+        worker.send(Inbox::Cancel { client, secret, done }).await;
+        // nothing is sent: it ends when the sender is dropped
+        let _none = asked.recv().await;
+    }
+
+    /// The worker and the place of the client that a process number stands for.
+    pub(crate) fn place_of(&self, pid: i32) -> Option<(&WorkerHandle, usize)> {
+        let pid = usize::try_from(pid).ok()?;
+        self.workers.get(pid & 63).zip((pid >> 6).checked_sub(1))
     }
 
     /// A place for one more client at the next worker; none if that is overwhelmed.
@@ -418,7 +426,7 @@ async fn serve_requests(
         tasks.spawn("proxy-server", async move {
             let (worker, answer) = match request {
                 Request::Open { worker, pool, node } => (worker, open(&shared, pool, node).await),
-                Request::Cancel { worker, server, serial, node, key } => {
+                Request::Cancel { worker, server, serial, node, key, done: _done } => {
                     let tls = shared.options().server_tls.clone();
                     if let Err(error) = connect::cancel(&node, key, tls, shared.options().connect).await {
                         tracing::warn!(%error, node = %node.name, "a cancel request did not reach the server");

@@ -91,17 +91,6 @@ pub(crate) fn replay(from: &Settings, to: &Settings) -> String {
     format!("SELECT {}", calls.join(","))
 }
 
-/// The statement that makes `startup` again, but for what is set otherwise: after a RESET.
-pub(crate) fn restore(startup: &Settings) -> String {
-    let rows: Vec<_> =
-        startup.0.iter().map(|(name, value)| format!("({},{})", literal(name), literal(value))).collect();
-    format!(
-        "SELECT pg_catalog.set_config(s.name,w.value,false) FROM (VALUES {}) AS w(name,value) \
-         JOIN pg_catalog.pg_settings AS s ON pg_catalog.lower(s.name) = w.name WHERE s.source <> 'session'",
-        rows.join(",")
-    )
-}
-
 /// NULL sets a setting back to what the session began with.
 fn set_config(name: &str, value: Option<&str>) -> String {
     let value = value.map_or_else(|| "NULL".to_owned(), literal);

@@ -26,14 +26,6 @@ const BYTES_MAX: usize = 16 << 20;
 
 /// Names are never used twice in a process, so that a connection may change its worker.
 static NEXT: AtomicU64 = AtomicU64::new(1);
-/// How often tables, views or types were changed through any connection.
-static DEFINITIONS: AtomicU64 = AtomicU64::new(0);
-
-/// What clients prepare from now on is parsed anew, under other names: it may have other types. Those who prepared
-/// before keep theirs, and the server tells them when it no longer fits.
-pub(crate) fn definitions_changed() {
-    DEFINITIONS.fetch_add(1, Ordering::Relaxed);
-}
 
 /// Counts the times that definitions changed: what was parsed before may no longer fit.
 static CHANGES: AtomicU64 = AtomicU64::new(0);
@@ -57,8 +49,6 @@ pub(crate) struct Statement {
     pub(crate) meaning: Cell<(u64, Meaning)>,
     /// Settings that it names and a server does not list.
     pub(crate) custom: Box<[Box<str>]>,
-    /// [`DEFINITIONS`] when it was prepared.
-    definitions: u64,
 }
 
 /// All texts of one worker.
@@ -75,11 +65,7 @@ impl Statements {
     pub(crate) fn intern(&mut self, definition: &[u8], hint: impl FnOnce() -> TextHint) -> Rc<Statement> {
         self.renew(CHANGES.load(Ordering::Relaxed));
         if let Some(known) = self.by_definition.get(definition) {
-            if known.definitions == definitions {
-                return known.clone();
-            }
-            self.bytes -= known.definition.len();
-            self.by_definition.remove(definition);
+            return known.clone();
         }
         if self.by_definition.len() >= COUNT_MAX || self.bytes + definition.len() > BYTES_MAX {
             self.forget();
@@ -159,6 +145,11 @@ impl Held {
         }
         self.used.insert(id, self.clock);
         Needed::Parse { evict }
+    }
+
+    /// The server has it, although it was to be closed.
+    pub(crate) fn keep(&mut self, id: u64) {
+        self.used.insert(id, 0);
     }
 
     /// The server did not take it after all.

@@ -125,6 +125,8 @@ fn query(session: &mut Session, link: &mut Link, spans: &mut Spans<'_>, message:
     // what is too long to be read is suspected
     hint.suspect |= !whole;
     extended::note_custom(session, &custom);
+    // as a server does with its own
+    session.unnamed = None;
     if whole && extended::deallocates(session, text) {
         hint.deallocated = true;
         spans.skip(message.len());
@@ -178,8 +180,8 @@ pub(crate) fn server(
         let whole = rest.get(..head.len);
         let reads = matches!(head.tag, b'Z' | b'C' | b'E');
         let own = matches!(link.expect.front(), Some(Expect::Own(_)));
-        // what is restored, the client is told
-        let told = head.tag == b'S' && matches!(link.expect.front(), Some(Expect::Own(Own::Restore)));
+        // what is made again after a RESET, the client is told
+        let told = head.tag == b'S' && link.reviewing && link.expect.front() == Some(&Expect::Own(Own::Settings));
         if whole.is_none() && (reads || own) && rest.len() < WHOLE_BYTES_MAX {
             return Ok(step);
         }
@@ -191,7 +193,7 @@ pub(crate) fn server(
             step.own = own_answer(link, head.tag, message);
             if step.own.is_some() {
                 step.ready = true;
-                local_answers(link, spans);
+                local_answers(session.as_deref_mut(), link, spans);
                 return Ok(step);
             }
             continue;
@@ -205,9 +207,16 @@ pub(crate) fn server(
                 copy_begins(link);
                 true
             }
-            b'1' => answered(link, |front| matches!(front, Expect::Parse(_) | Expect::OwnParse(_))),
+            b'1' => {
+                if matches!(link.expect.front(), Some(Expect::Parse(1..)))
+                    && let Some(session) = session.as_deref_mut()
+                {
+                    session.changes.pop_front();
+                }
+                answered(link, |front| matches!(front, Expect::Parse(_) | Expect::OwnParse(_)))
+            }
             b'2' => answered(link, |front| front == Expect::Bind),
-            b'3' => answered(link, |front| matches!(front, Expect::Close | Expect::OwnClose)),
+            b'3' => answered(link, |front| matches!(front, Expect::Close | Expect::OwnClose(_))),
             b'E' => {
                 failed(session.as_deref_mut(), link, message);
                 step.fatal = matches!(message::error_field(message::body(message), b'V'), Some("FATAL" | "PANIC"));
@@ -218,10 +227,6 @@ pub(crate) fn server(
                 link.copy_in = false;
                 link.skips_to_sync = false;
                 link.error_passed = false;
-                if link.defined && link.status == b'I' {
-                    link.defined = false;
-                    statements::definitions_changed();
-                }
                 step.ready = true;
                 step.answered += 1;
                 step.ended += u64::from(link.status == b'I');
@@ -246,7 +251,7 @@ pub(crate) fn server(
         if step.fatal {
             return Ok(step);
         }
-        local_answers(link, spans);
+        local_answers(session.as_deref_mut(), link, spans);
     }
 }
 
@@ -256,7 +261,7 @@ fn answered(link: &mut Link, is: impl Fn(Expect) -> bool) -> bool {
     match link.expect.front() {
         Some(&front) if is(front) => {
             link.expect.pop_front();
-            !matches!(front, Expect::OwnParse(_) | Expect::OwnClose)
+            !matches!(front, Expect::OwnParse(_) | Expect::OwnClose(_))
         }
         _ => true,
     }
@@ -271,10 +276,15 @@ fn pop_if(link: &mut Link, is: impl Fn(Expect) -> bool) -> bool {
 
 /// What the proxy says itself, now that its turn has come.
 #[inline]
-pub(crate) fn local_answers(link: &mut Link, spans: &mut Spans<'_>) {
+pub(crate) fn local_answers(mut session: Option<&mut Session>, link: &mut Link, spans: &mut Spans<'_>) {
     while let Some(front) = link.expect.front() {
         match local_tag(front) {
-            Some(tag) => spans.insert().extend_from_slice(&[tag, 0, 0, 0, 4]),
+            Some(tag) => {
+                spans.insert().extend_from_slice(&[tag, 0, 0, 0, 4]);
+                if let Some(session) = session.as_deref_mut() {
+                    session.changes.pop_front();
+                }
+            }
             // a mark that nothing before it has use for
             None if *front == Expect::CopyEnd => {}
             None => return,
@@ -310,11 +320,7 @@ fn executed(session: Option<&mut Session>, link: &mut Link, spans: &mut Spans<'_
     }
     match hint::of_tag(message::body(message)) {
         TagHint::None => {}
-        TagHint::Set => {
-            link.set = true;
-            link.suspect |= !hint.local_set;
-        }
-        TagHint::Reset => (link.reset, link.suspect) = (true, true),
+        TagHint::Set => link.suspect |= !hint.local_set,
         TagHint::Suspect => link.suspect = true,
         TagHint::Definition => {
             // for its own transaction now, for others when it has committed
@@ -323,7 +329,7 @@ fn executed(session: Option<&mut Session>, link: &mut Link, spans: &mut Spans<'_
             link.suspect |= link.pinned;
         }
         TagHint::Deallocated => {
-            (link.reset, link.suspect) = (true, true);
+            link.suspect = true;
             link.held.clear();
             if let Some(session) = session {
                 session.named.clear();
@@ -346,10 +352,12 @@ fn copy_begins(link: &mut Link) {
 }
 
 /// ErrorResponse: what was to follow up to the next Sync does not happen.
-fn failed(mut session: Option<&mut Session>, link: &mut Link, message: &[u8]) {
-    // a plan that no longer fits, or a statement that is not there after all
-    match message::error_field(message::body(message), b'C') {
-        Some("0A000") => statements::outdate(),
+fn failed(session: Option<&mut Session>, link: &mut Link, message: &[u8]) {
+    let field = |name| message::error_field(message::body(message), name);
+    match field(b'C') {
+        // a plan that no longer fits: of all that is not supported, this alone comes from here
+        Some("0A000") if field(b'R') == Some("RevalidateCachedQuery") => statements::outdate(),
+        // a statement that is not there after all
         Some("26000") => link.stale = true,
         _ => {}
     }
@@ -358,28 +366,27 @@ fn failed(mut session: Option<&mut Session>, link: &mut Link, message: &[u8]) {
     if matches!(link.expect.front(), Some(Expect::Query(_)) | None) {
         return;
     }
-    while let Some(front) = link.expect.front().copied() {
-        match front {
-            Expect::Sync => return,
-            Expect::Parse(id) => {
-                link.held.remove(id);
-                unparsed(session.as_deref_mut(), id);
-            }
-            Expect::OwnParse(id) => link.held.remove(id),
-            Expect::LocalParse(id) => unparsed(session.as_deref_mut(), id),
-            // a statement that should have been closed and was not: its name is never used again
+    let sync = link.expect.iter().position(|e| *e == Expect::Sync);
+    link.skips_to_sync = sync.is_none();
+    let skipped: Vec<Expect> = link.expect.drain(..sync.unwrap_or(link.expect.len())).collect();
+    for answer in skipped.iter().rev() {
+        match *answer {
+            Expect::Parse(id) | Expect::OwnParse(id) => link.held.remove(id),
+            Expect::OwnClose(id) => link.held.keep(id),
             _ => {}
         }
-        link.expect.pop_front();
     }
-    link.skips_to_sync = true;
-}
-
-/// The client's Parse came to nothing: the statement is not its own.
-fn unparsed(session: Option<&mut Session>, id: u64) {
-    let Some(session) = session else { return };
-    session.named.retain(|_, statement| statement.id != id);
-    session.unnamed.take_if(|statement| statement.id == id);
+    if let Some(session) = session {
+        let count = skipped.iter().filter(|answer| answer.changes()).count().min(session.changes.len());
+        // a Parse without a name that fails, rather than being skipped, has dropped what was there before
+        if let (Some(Expect::Parse(1..)), Some(change)) = (skipped.first(), session.changes.front_mut())
+            && change.name.is_empty()
+        {
+            change.before = None;
+        }
+        let changes: Vec<_> = session.changes.drain(..count).collect();
+        session.undo(changes.into_iter());
+    }
 }
 
 /// One message of the answer to a query of ours; which, if it was the last.

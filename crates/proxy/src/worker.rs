@@ -44,8 +44,8 @@ pub(crate) enum Inbox {
     Server(Box<NewServer>),
     /// A connection that was asked for and could not be had.
     OpenFailed { pool: PoolKey, error: OpenError },
-    /// A client wants its statement cancelled.
-    Cancel { client: usize, secret: i32 },
+    /// A client wants its statement cancelled; `done` is dropped when the server has been asked.
+    Cancel { client: usize, secret: i32, done: control::Sender<()> },
     /// A cancel request has reached the server and done whatever it does.
     Cancelled { server: usize, serial: u64 },
     /// All that it holds, or the pools alone.

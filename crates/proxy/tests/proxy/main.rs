@@ -16,4 +16,5 @@ mod pooling;
 mod reload;
 mod routing;
 mod rust;
+mod suites_found;
 mod topology;
