@@ -216,6 +216,8 @@ fn proxy(page: &mut Page, status: &PlatformStatus) {
     each("millrace_proxy_waits_total", "counter", "How often a client had to wait for a connection.", &|p| {
         float(p.waits)
     });
+    let behind = "Reads that went to the primary, because no replica had replayed what their client wrote.";
+    each("millrace_proxy_reads_behind_total", "counter", behind, &|p| float(p.behind));
     each("pgbouncer_stats_received_bytes_total", "counter", "Bytes from clients.", &|p| float(p.received_bytes));
     each("pgbouncer_stats_sent_bytes_total", "counter", "Bytes to clients.", &|p| float(p.sent_bytes));
     let (bounds, pools) = (&proxy.time_bounds_us, &proxy.pools);

@@ -224,6 +224,8 @@ pub struct PoolStatus {
     pub query_us: u64,
     /// How often a client had to wait for a connection, and how long all did together.
     pub waits: u64,
+    /// Reads that went to the primary, because no replica had replayed what their client wrote.
+    pub behind: u64,
     pub wait_us: u64,
     /// Of queries.
     pub query_times: Times,

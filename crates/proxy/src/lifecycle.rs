@@ -47,18 +47,18 @@ impl Worker {
 
     /// Takes the unused connection to the node that has the fewest in use, of those that suit the client.
     fn least_busy(&mut self, pool_at: usize, client: usize) -> Option<usize> {
-        let pool = self.pools.get(pool_at)?;
-        let busy = |server: usize| {
-            let node = self.servers.get(server).map(|s| &s.node.name);
-            let same = |s: &crate::peer::Server| s.pool == pool_at && s.client.is_some() && Some(&s.node.name) == node;
-            self.servers.iter().filter(|(_, s)| same(s)).count()
-        };
-        let (position, _) = pool
-            .idle
-            .iter()
-            .enumerate()
-            .filter(|(_, server)| self.suits(client, **server))
-            .min_by_key(|(_, server)| busy(**server))?;
+        self.busy.clear();
+        self.busy.resize(self.nodes(), 0);
+        for (_, server) in &self.servers {
+            if let Some(busy) = self.busy.get_mut(server.node_at).filter(|_| server.client.is_some()) {
+                *busy += 1;
+            }
+        }
+        let busy = |server: usize| self.servers.get(server).and_then(|s| self.busy.get(s.node_at)).copied();
+        // of one node, the last one used is used first, so that the others can grow old
+        let idle = self.pools.get(pool_at)?.idle.iter().enumerate().rev();
+        let (position, _) =
+            idle.filter(|(_, server)| self.suits(client, **server)).min_by_key(|(_, server)| busy(**server))?;
         Some(self.pools.get_mut(pool_at)?.idle.remove(position))
     }
 

@@ -62,6 +62,8 @@ pub(crate) struct Server {
     pub(crate) pool: usize,
     pub(crate) client: Option<usize>,
     pub(crate) node: Arc<Node>,
+    /// Its place among the worker's nodes.
+    pub(crate) node_at: usize,
     /// Of a replica: the last round that it has reached.
     pub(crate) replayed: Option<Arc<AtomicU64>>,
     /// What cancels its statement.

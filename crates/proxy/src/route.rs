@@ -60,6 +60,8 @@ pub(crate) struct Texts {
     /// Hashes of texts that were seen once: one that never comes again is not kept.
     seen: Box<[u64]>,
     hasher: RandomState,
+    /// Room for a text without its values.
+    shape: Vec<u8>,
 }
 
 const TEXTS_MAX: usize = 4_096;
@@ -68,35 +70,97 @@ const SEEN: usize = 4_096;
 
 impl Default for Texts {
     fn default() -> Self {
-        Self { known: HashMap::new(), bytes: 0, seen: vec![0; SEEN].into(), hasher: RandomState::new() }
+        Self {
+            known: HashMap::new(),
+            bytes: 0,
+            seen: vec![0; SEEN].into(),
+            hasher: RandomState::new(),
+            shape: Vec::new(),
+        }
     }
 }
 
 impl Texts {
-    /// What `text` means where `catalog` holds.
+    /// What `text` means where `catalog` holds. It does not depend on the values of literals, so that one judgement
+    /// serves all texts that differ in them alone.
     pub(crate) fn meaning(&mut self, text: &[u8], catalog: &Catalog) -> Meaning {
         let text = text.strip_suffix(b"\0").unwrap_or(text);
-        if let Some((version, meaning)) = self.known.get_mut(text) {
+        let mut shape = std::mem::take(&mut self.shape);
+        let key = if shape_of(text, &mut shape) { &shape } else { text };
+        let meaning = self.of_key(key, text, catalog);
+        self.shape = shape;
+        meaning
+    }
+
+    fn of_key(&mut self, key: &[u8], text: &[u8], catalog: &Catalog) -> Meaning {
+        if let Some((version, meaning)) = self.known.get_mut(key) {
             if *version != catalog.version {
                 (*version, *meaning) = (catalog.version, judge(text, catalog));
             }
             return *meaning;
         }
         let meaning = judge(text, catalog);
-        let hash = self.hasher.hash_one(text) | 1;
+        let hash = self.hasher.hash_one(key) | 1;
         let Some(seen) = usize::try_from(hash >> 32).ok().and_then(|at| self.seen.get_mut(at % SEEN)) else {
             return meaning;
         };
         if std::mem::replace(seen, hash) == hash {
-            if self.known.len() >= TEXTS_MAX || self.bytes + text.len() > TEXT_BYTES_MAX {
+            if self.known.len() >= TEXTS_MAX || self.bytes + key.len() > TEXT_BYTES_MAX {
                 self.known.clear();
                 self.bytes = 0;
             }
-            self.bytes += text.len();
-            self.known.insert(text.into(), (catalog.version, meaning));
+            self.bytes += key.len();
+            self.known.insert(key.into(), (catalog.version, meaning));
         }
         meaning
     }
+}
+
+/// Longer texts are known as they are.
+const SHAPE_BYTES_MAX: usize = 4 << 10;
+
+/// The text with its whole numbers and plain strings left out; `false` if it has anything by which they might not be what
+/// they seem: comments, backslashes, quoted names, strings of other kinds, dollar quotes.
+fn shape_of(text: &[u8], shape: &mut Vec<u8>) -> bool {
+    shape.clear();
+    if text.len() > SHAPE_BYTES_MAX {
+        return false;
+    }
+    let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | 0x80..);
+    let (mut at, mut before) = (0, b' ');
+    while let Some(&byte) = text.get(at) {
+        let next = text.get(at + 1).copied().unwrap_or(b' ');
+        match byte {
+            b'0'..=b'9' if !word(before) => {
+                at += text.get(at..).unwrap_or_default().iter().take_while(|b| b.is_ascii_digit()).count();
+                shape.push(b'0');
+                before = b'0';
+                continue;
+            }
+            b'\'' => {
+                let rest = text.get(at + 1..).unwrap_or_default();
+                let end = rest.iter().position(|b| matches!(b, b'\'' | b'\\'));
+                let Some(length) = end.filter(|end| rest.get(*end) == Some(&b'\'')) else { return false };
+                if word(before) || before == b'&' {
+                    return false;
+                }
+                // a doubled quote is the end of one and the begin of another, which comes to the same
+                shape.extend_from_slice(b"''");
+                at += length + 2;
+                before = b'\'';
+                continue;
+            }
+            b'\\' | b'"' => return false,
+            b'-' if next == b'-' => return false,
+            b'/' if next == b'*' => return false,
+            b'$' if !next.is_ascii_digit() => return false,
+            _ => {}
+        }
+        shape.push(byte);
+        before = byte;
+        at += 1;
+    }
+    true
 }
 
 /// What leaves something in the session is for the primary, where the session is asked about it.
@@ -198,4 +262,57 @@ fn rest_of_series(data: &[u8], copy_in: bool) -> usize {
         }
     }
     data.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(text: &str) -> Option<String> {
+        let mut shape = Vec::new();
+        shape_of(text.as_bytes(), &mut shape).then(|| String::from_utf8(shape).unwrap())
+    }
+
+    #[test]
+    fn values_are_left_out_and_nothing_else() {
+        for (text, expected) in [
+            ("SELECT a1 FROM t2 WHERE i = 42 AND s = 'it''s'", "SELECT a1 FROM t2 WHERE i = 0 AND s = ''''"),
+            ("SELECT 1.5e10, x.1, $1, $12", "SELECT 0.0e10, x.0, $1, $12"),
+            ("SELECT 'nextval(''s'')'", "SELECT ''''''"),
+        ] {
+            assert_eq!(shape(text).as_deref(), Some(expected), "{text}");
+        }
+        for text in [
+            "SELECT 1 -- 2",
+            "/* millrace: primary */ SELECT 1",
+            "SELECT 'a\\' || pay() || '",
+            "SELECT E'a'",
+            "SELECT U&'a'",
+            "SELECT $$a$$",
+            "SELECT \"1\"",
+            "SELECT 'open",
+        ] {
+            assert_eq!(shape(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn texts_that_come_again_are_known() {
+        let mut texts = Texts::default();
+        let catalog = |version| Catalog::new(version, ["count"], [("t", version == 1)]);
+        for i in 0..5 {
+            assert_eq!(texts.meaning(format!("SELECT {i} FROM t\0").as_bytes(), &catalog(1)), Meaning::Read);
+            assert_eq!(texts.meaning(b"UPDATE t SET i = 1\0", &catalog(1)), Meaning::Unsure);
+        }
+        assert_eq!(texts.known.len(), 2);
+        // by another catalog it means something else
+        assert_eq!(texts.meaning(b"SELECT 9 FROM t\0", &catalog(2)), Meaning::Unsure);
+        assert_eq!(texts.meaning(b"SELECT 9 FROM t\0", &catalog(1)), Meaning::Read);
+        for i in 0..3 * TEXTS_MAX {
+            for _ in 0..2 {
+                texts.meaning(format!("SELECT c{i} FROM t").as_bytes(), &catalog(1));
+            }
+            assert!(texts.known.len() <= TEXTS_MAX && texts.bytes <= TEXT_BYTES_MAX);
+        }
+    }
 }

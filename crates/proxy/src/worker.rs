@@ -190,6 +190,10 @@ pub(crate) struct Worker {
     /// Who waits for a pause to be complete, and of which database; `None` is all.
     pub(crate) pausing: Vec<(Option<Arc<str>>, control::Sender<()>)>,
     pub(crate) pauses: Pauses,
+    /// Every node that there was a connection to; servers know theirs by its place here.
+    node_names: Vec<String>,
+    /// Room for counting by node.
+    pub(crate) busy: Vec<u32>,
     pub(crate) replay: Option<Arc<Replay>>,
     /// How far those replicas are that take reads.
     pub(crate) replicas: Vec<Arc<AtomicU64>>,
@@ -258,6 +262,8 @@ impl Seed {
             serial: 0,
             pausing: Vec::new(),
             pauses: Pauses::default(),
+            node_names: Vec::new(),
+            busy: Vec::new(),
             replay: self.replay,
             replicas: Vec::new(),
             texts: Texts::default(),
@@ -438,9 +444,18 @@ impl Worker {
         i32::try_from(((client + 1) << 6) | (self.index & 63)).unwrap_or(i32::MAX)
     }
 
+    /// How many nodes there were connections to.
+    pub(crate) fn nodes(&self) -> usize {
+        self.node_names.len()
+    }
+
     fn adopt_server(&mut self, new: NewServer) {
         let at_pool = self.pool_of(&new.pool, new.limits, &new.shared);
         let replayed = self.round_of(&new.node);
+        let node_at = self.node_names.iter().position(|name| *name == new.node.name).unwrap_or_else(|| {
+            self.node_names.push(new.node.name.clone());
+            self.node_names.len() - 1
+        });
         let Some(pool) = self.pools.get_mut(at_pool) else { return };
         if new.asked_for {
             pool.opening = pool.opening.saturating_sub(1);
@@ -459,6 +474,7 @@ impl Worker {
             pool: at_pool,
             client: None,
             replayed,
+            node_at,
             node: new.node,
             key: new.key,
             serial: self.serial,

@@ -133,6 +133,7 @@ fn pool(view: &PoolView) -> PoolStatus {
         queries: counts.queries,
         query_us: counts.query_us,
         waits: counts.waits,
+        behind: counts.behind,
         wait_us: counts.wait_us,
         query_times: times(&view.query_times),
         wait_times: times(&view.wait_times),

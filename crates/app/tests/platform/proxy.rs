@@ -108,6 +108,41 @@ fn reloads(platform: &Platform, port: u16, application: &mut Application) {
     assert!(platform.run(&["proxy", "reload"]).ok().contains("pool_size: 7 → 25"));
 }
 
+/// Reads go to replicas, and the application reads each row that it wrote.
+#[test]
+fn reads_are_routed_and_see_what_was_written() {
+    let platform = Platform::init();
+    let path = platform.dir().join("millrace.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let own = format!("\nport = {}\n", platform.base_port + 5);
+    std::fs::write(&path, text.replace(&own, &format!("{own}route_reads = true\n"))).unwrap();
+    platform.up(&[]);
+    let create = "CREATE TABLE public.seen (i int); GRANT ALL ON public.seen TO app_user;
+        CREATE FUNCTION public.on_replica() RETURNS boolean STABLE LANGUAGE sql AS 'SELECT pg_is_in_recovery()'";
+    platform.run(&["psql", "primary", "--", "-X", "-c", create]).ok();
+    let mut application = Application::connect(&platform, platform.base_port + 5);
+    wait_until("a replica to be asked", || application.ask("SELECT public.on_replica()") == "t");
+    let mut on_replicas = 0;
+    for i in 1..=300 {
+        application.send(&format!("INSERT INTO public.seen VALUES ({i})"));
+        assert_eq!(application.ask("SELECT max(i) FROM public.seen"), i.to_string());
+        if i % 50 == 0 {
+            // once the replicas have replayed it, they are asked again
+            wait_until("a replica to be asked", || application.ask("SELECT public.on_replica()") == "t");
+            on_replicas += 1;
+            assert_eq!(application.ask("SELECT max(i) FROM public.seen"), i.to_string());
+        }
+    }
+    assert_eq!(on_replicas, 6);
+    let shown = platform.run(&["proxy", "show", "--json"]).json();
+    let of = |read_only: bool, what: &str| {
+        let pools = shown["pools"].as_array().unwrap().iter().filter(|pool| pool["read_only"] == read_only);
+        pools.map(|pool| pool[what].as_u64().unwrap()).sum::<u64>()
+    };
+    assert!(of(true, "transactions") >= 12 && of(false, "behind") > 0, "{shown:#}");
+    platform.down();
+}
+
 #[test]
 fn applications_stay_while_the_primary_dies_and_while_an_operator_pauses() {
     let platform = Platform::init();

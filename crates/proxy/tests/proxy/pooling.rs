@@ -1,11 +1,12 @@
 //! Many clients, few connections.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use millrace_proxy::Options;
 use millrace_testkit::wait_until;
 
-use crate::harness::{LONG, Raw, Rig, code, pool_of, query, text};
+use crate::harness::{LONG, Raw, Rig, code, connect, pool_of, query, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_clients_share_a_few_connections() {
@@ -22,6 +23,59 @@ async fn a_thousand_clients_share_a_few_connections() {
     tokio::time::timeout(LONG * 2, join_all(work)).await.unwrap();
     let servers: usize = rig.handle.view().await.iter().map(|v| v.servers.len()).sum();
     assert!((1..=25).contains(&servers), "{servers}");
+}
+
+/// Two workers and a queue that never empties: nobody fails, and nobody is kept waiting for others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_clients_work_for_a_minute_and_none_is_favoured() {
+    let rig = Rig::start(Options { workers: 2, ..pool_of(25) }).await;
+    let clients: Vec<_> = join_all((0..1_000).map(|_| rig.client())).await;
+    let end = Instant::now() + Duration::from_secs(60);
+    let work = clients.iter().map(async |client| {
+        let (mut done, mut longest) = (0u32, Duration::ZERO);
+        while Instant::now() < end {
+            let begun = Instant::now();
+            client.simple_query("SELECT 1").await.unwrap();
+            (done, longest) = (done + 1, longest.max(begun.elapsed()));
+        }
+        (done, longest)
+    });
+    let mut done: Vec<_> = join_all(work).await;
+    done.sort();
+    let (fewest, median, most) = (done[0].0, done[500].0, done[999].0);
+    let longest = done.iter().map(|(_, longest)| *longest).max().unwrap();
+    // workers have the same number of clients, and may have had one connection more or less
+    assert!(f64::from(fewest) > 0.6 * f64::from(median), "{fewest} {median} {most}");
+    assert!(f64::from(most) < 1.6 * f64::from(median), "{fewest} {median} {most}");
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
+    let pools = rig.handle.pools().await.unwrap();
+    assert_eq!(
+        pools.iter().map(|pool| pool.counts.queries).sum::<u64>(),
+        done.iter().map(|(n, _)| u64::from(*n)).sum()
+    );
+}
+
+/// Far more clients than connections, most of which do nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_idle_clients_are_no_burden() {
+    let mut options = pool_of(5);
+    options.clients.all = 8_000;
+    let rig = Rig::start(options).await;
+    let mut clients = Vec::new();
+    for _ in 0..80 {
+        clients.extend(join_all((0..100).map(|_| rig.client())).await);
+    }
+    // both ends are in this process, and it may have some 20,000 files
+    assert_eq!(rig.handle.logins(), (8_000, 0));
+    let refused = connect(&rig.config()).await.unwrap_err();
+    assert_eq!(code(&refused), "53300");
+    for client in clients.iter().step_by(97) {
+        assert_eq!(text(client, "SELECT 1").await, "1");
+    }
+    let servers: usize = rig.handle.view().await.iter().map(|v| v.servers.len()).sum();
+    assert!(servers <= 5, "{servers}");
+    drop(clients);
+    wait_until(LONG, || async { rig.handle.logins().0 == 0 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
