@@ -126,14 +126,15 @@ async fn round(nodes: &mut [Asked], rounds: &mut Rounds, primary: (String, u32),
     }
     let rounds = &*rounds;
     join_all(nodes.iter_mut().filter(|node| node.name != name).map(|node| async move {
-        match node.position().await {
-            Ok(replayed) => {
-                if let Some(reached) = rounds.reached(replayed) {
-                    replay.round_of(&node.name).store(reached, std::sync::atomic::Ordering::SeqCst);
-                }
+        // a replica that has crashed can be further back than it was
+        let reached = match node.position().await {
+            Ok(replayed) => rounds.reached(replayed),
+            Err(error) => {
+                tracing::debug!(%error, node = node.name, "a replica does not tell its position");
+                None
             }
-            Err(error) => tracing::debug!(%error, node = node.name, "a replica does not tell its position"),
-        }
+        };
+        replay.round_of(&node.name).store(reached.unwrap_or(0), std::sync::atomic::Ordering::SeqCst);
     }))
     .await;
 }

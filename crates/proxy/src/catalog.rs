@@ -1,10 +1,11 @@
 //! What a database's functions and relations do, as far as routing must know it. Pure: rows in, answers out.
 //!
-//! Invariant: what is not known here is not called reading. A function reads if none of that name is VOLATILE, which
-//! PostgreSQL holds it to: it refuses to write in one that is not (CREATE FUNCTION, "Function Volatility Categories").
+//! Invariant: what is not known here is not called reading. A function reads if none of that name is VOLATILE: PostgreSQL
+//! refuses to write in one that is not, but not in what it calls (manual, "Function Volatility Categories"). A replica
+//! refuses that as well.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -22,9 +23,9 @@ const FUNCTIONS_OF_THE_NODE: [&str; 4] = ["pg_", "txid_", "inet_", "lo_"];
 pub(crate) struct Catalog {
     /// Different for each that was ever made.
     pub(crate) version: u64,
-    functions: HashSet<Box<str>>,
-    /// Whether all relations of that name can be read on a replica.
-    relations: HashMap<Box<str>, bool>,
+    /// By name, for all that are called so.
+    functions: HashMap<Box<str>, Meaning>,
+    relations: HashMap<Box<str>, Meaning>,
 }
 
 /// One row of the catalog, as `sql/catalog.sql` gives it.
@@ -45,6 +46,8 @@ pub(crate) enum Row {
         name: String,
         definition: String,
     },
+    /// Somebody's transactions here are serializable unless they say otherwise.
+    Serializable,
 }
 
 impl Catalog {
@@ -56,8 +59,8 @@ impl Catalog {
     ) -> Self {
         Self {
             version,
-            functions: functions.into_iter().map(Into::into).collect(),
-            relations: relations.into_iter().map(|(name, reads)| (name.into(), reads)).collect(),
+            functions: functions.into_iter().map(|name| (name.into(), Meaning::Read)).collect(),
+            relations: relations.into_iter().map(|(name, reads)| (name.into(), of(reads))).collect(),
         }
     }
 
@@ -65,72 +68,79 @@ impl Catalog {
     pub(crate) fn of_rows(rows: &[Row]) -> Self {
         static VERSIONS: AtomicU64 = AtomicU64::new(1);
         let mut catalog = Self { version: VERSIONS.fetch_add(1, Ordering::Relaxed), ..Self::default() };
-        let mut writers: HashSet<&str> = HashSet::new();
+        if rows.contains(&Row::Serializable) {
+            // replicas refuse that: nothing is for them
+            return catalog;
+        }
         for row in rows {
-            let Row::Function { name, reads } = row else { continue };
-            if *reads || HARMLESS.contains(&name.as_str()) {
-                catalog.functions.insert(name.as_str().into());
-            } else {
-                writers.insert(name);
+            match row {
+                Row::Function { name, reads } => {
+                    note(&mut catalog.functions, name, of(*reads || HARMLESS.contains(&name.as_str())));
+                }
+                Row::Table { name, replicated, .. } => note(&mut catalog.relations, name, of(*replicated)),
+                Row::View { .. } | Row::Serializable => {}
             }
         }
-        catalog.functions.retain(|name| !writers.contains(&**name));
+        // policies first: what they make of their tables holds for views as well
         for row in rows {
-            if let Row::Table { name, replicated, .. } = row {
-                catalog.note_relation(name, *replicated);
+            let Row::Table { name, checks, .. } = row else { continue };
+            for check in checks {
+                let meaning = grammar::meaning(format!("SELECT {check}").as_bytes(), &catalog);
+                note(&mut catalog.relations, name, meaning);
             }
         }
         catalog.judge_views(rows);
-        for row in rows {
-            let Row::Table { name, checks, .. } = row else { continue };
-            let reads =
-                |check: &String| grammar::meaning(format!("SELECT {check}").as_bytes(), &catalog) == Meaning::Read;
-            if !checks.iter().all(reads) {
-                catalog.relations.insert(name.as_str().into(), false);
-            }
-        }
         catalog
     }
 
-    /// A name stands for all relations that are called so.
-    fn note_relation(&mut self, name: &str, reads: bool) {
-        self.relations.entry(name.into()).and_modify(|all| *all &= reads).or_insert(reads);
-    }
-
-    /// Views read if what they are made of does; other views may be among it.
+    /// Views are what they are made of; other views may be among it. A name is judged when all views called so can be.
     fn judge_views(&mut self, rows: &[Row]) {
-        let mut left: Vec<(&str, &str)> = rows
-            .iter()
-            .filter_map(|row| match row {
-                Row::View { name, definition } => Some((name.as_str(), definition.as_str())),
-                Row::Function { .. } | Row::Table { .. } => None,
-            })
-            .collect();
-        loop {
-            let before = left.len();
-            let read: Vec<(&str, &str)> = left
-                .extract_if(.., |(_, definition)| grammar::meaning(definition.as_bytes(), self) == Meaning::Read)
-                .collect();
-            for (name, _) in read {
-                self.note_relation(name, true);
+        let mut left: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for row in rows {
+            if let Row::View { name, definition } = row {
+                left.entry(name).or_default().push(definition);
             }
-            if left.len() == before {
+        }
+        loop {
+            let judge = |definitions: &Vec<&str>| {
+                definitions.iter().map(|text| grammar::meaning(text.as_bytes(), self)).min().filter(|m| m.reads())
+            };
+            let judged: Vec<_> = left.iter().filter_map(|(name, all)| Some((*name, judge(all)?))).collect();
+            if judged.is_empty() {
                 break;
             }
+            for (name, meaning) in judged {
+                left.remove(name);
+                note(&mut self.relations, name, meaning);
+            }
         }
-        for (name, _) in left {
-            self.note_relation(name, false);
+        for name in left.into_keys() {
+            note(&mut self.relations, name, Meaning::Unsure);
         }
     }
 
-    pub(crate) fn reads_function(&self, name: &str) -> bool {
-        self.functions.contains(name) && !FUNCTIONS_OF_THE_NODE.iter().any(|start| name.starts_with(start))
+    pub(crate) fn of_function(&self, name: &str) -> Meaning {
+        if FUNCTIONS_OF_THE_NODE.iter().any(|start| name.starts_with(start)) {
+            return Meaning::Unsure;
+        }
+        self.functions.get(name).copied().unwrap_or(Meaning::Unsure)
     }
 
-    pub(crate) fn reads_relation(&self, schema: Option<&str>, name: &str) -> bool {
-        !schema.is_some_and(|schema| OF_THE_NODE.contains(&schema))
-            && self.relations.get(name).copied().unwrap_or(false)
+    pub(crate) fn of_relation(&self, schema: Option<&str>, name: &str) -> Meaning {
+        if schema.is_some_and(|schema| OF_THE_NODE.contains(&schema)) {
+            return Meaning::Unsure;
+        }
+        self.relations.get(name).copied().unwrap_or(Meaning::Unsure)
     }
+}
+
+fn of(reads: bool) -> Meaning {
+    if reads { Meaning::Read } else { Meaning::Unsure }
+}
+
+/// A name stands for all that are called so.
+fn note(names: &mut HashMap<Box<str>, Meaning>, name: &str, meaning: Meaning) {
+    names.entry(name.into()).and_modify(|all| *all = meaning.min(*all)).or_insert(meaning);
 }
 
 #[cfg(test)]
@@ -165,16 +175,19 @@ mod tests {
             function("pay", false),
             function("random", false),
             function("txid_current", true),
+            view("guarded_view", " SELECT * FROM counted;"),
         ]);
-        let reads = |name| catalog.reads_relation(None, name);
+        let reads = |name| catalog.of_relation(None, name).reads();
         for name in ["top", "middle", "t", "guarded"] {
             assert!(reads(name), "{name}");
         }
-        for name in ["writes", "above", "round", "u", "counted", "unknown"] {
+        for name in ["writes", "above", "round", "u", "counted", "guarded_view", "unknown"] {
             assert!(!reads(name), "{name}");
         }
-        assert!(catalog.reads_function("random") && !catalog.reads_function("pay"));
-        assert!(!catalog.reads_function("txid_current"));
+        let calls = ["random", "count", "pay", "txid_current"].map(|name| catalog.of_function(name).reads());
+        assert_eq!(calls, [true, true, false, false]);
+        let serializable = Catalog::of_rows(&[table("t", true, &[]), Row::Serializable]);
+        assert!(!serializable.of_relation(None, "t").reads());
     }
 
     #[test]
@@ -189,8 +202,8 @@ mod tests {
         ];
         for rows in [rows.to_vec(), rows.iter().rev().cloned().collect()] {
             let catalog = Catalog::of_rows(&rows);
-            assert!(!catalog.reads_relation(None, "t") && !catalog.reads_function("f"));
-            assert!(!catalog.reads_relation(None, "v"));
+            assert!(!catalog.of_relation(None, "t").reads() && !catalog.of_function("f").reads());
+            assert!(!catalog.of_relation(None, "v").reads());
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
-use millrace_pg::{ConnectParams, Connection, PgError, connect};
+use millrace_pg::{ConnectParams, PgError, connect};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -15,16 +15,12 @@ use crate::{
 /// Between two looks at a database. Until the next one, what was created since is for the primary.
 const INTERVAL: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(10);
-
-#[derive(Debug, Default)]
-struct Known {
-    connection: Option<Connection>,
-    rows: Vec<Row>,
-}
+/// On the server, shorter than here: it does not notice that nobody waits any more.
+const LIMITS: &str = "SET lock_timeout = '2s'; SET statement_timeout = '8s'";
 
 /// Asks until `token` is cancelled: each database as soon as it has a client, and then again and again.
 pub(crate) async fn follow(shared: Arc<Shared>, routing: Routing, token: CancellationToken) -> Result<(), Infallible> {
-    let mut known: HashMap<Arc<str>, Known> = HashMap::new();
+    let mut known: HashMap<Arc<str>, Vec<Row>> = HashMap::new();
     let mut everything = true;
     loop {
         let databases = shared.databases();
@@ -43,8 +39,8 @@ pub(crate) async fn follow(shared: Arc<Shared>, routing: Routing, token: Cancell
     }
 }
 
-async fn look(shared: &Shared, routing: &Routing, database: &Arc<str>, known: &mut Known) {
-    let rows = match rows(shared, routing, database, known).await {
+async fn look(shared: &Shared, routing: &Routing, database: &Arc<str>, known: &mut Vec<Row>) {
+    let rows = match rows(shared, routing, database).await {
         Ok(Some(rows)) => rows,
         Ok(None) => return,
         Err(error) => {
@@ -52,10 +48,10 @@ async fn look(shared: &Shared, routing: &Routing, database: &Arc<str>, known: &m
             return;
         }
     };
-    if rows == known.rows {
+    if rows == *known {
         return;
     }
-    known.rows.clone_from(&rows);
+    known.clone_from(&rows);
     match tokio::task::spawn_blocking(move || Catalog::of_rows(&rows)).await {
         Ok(catalog) => {
             let catalog = Arc::new(catalog);
@@ -68,38 +64,28 @@ async fn look(shared: &Shared, routing: &Routing, database: &Arc<str>, known: &m
 }
 
 /// All rows, or nothing while there is no primary.
-async fn rows(
-    shared: &Shared,
-    routing: &Routing,
-    database: &str,
-    known: &mut Known,
-) -> Result<Option<Vec<Row>>, PgError> {
+async fn rows(shared: &Shared, routing: &Routing, database: &str) -> Result<Option<Vec<Row>>, PgError> {
     let Some(node) = shared.backend(Access::ReadWrite) else { return Ok(None) };
     let port = node.address.port();
     let asking = async {
-        let open = match known.connection.take() {
-            Some(open) if !open.is_closed() => open,
-            _ => {
-                let params = ConnectParams {
-                    host: node.host,
-                    port,
-                    database: database.to_owned(),
-                    user: routing.user.clone(),
-                    password: routing.password.clone(),
-                    tls: routing.tls.clone(),
-                    application_name: "millrace proxy".to_owned(),
-                };
-                connect(&params, DEADLINE).await?
-            }
+        let params = ConnectParams {
+            host: node.host,
+            port,
+            database: database.to_owned(),
+            user: routing.user.clone(),
+            password: routing.password.clone(),
+            tls: routing.tls.clone(),
+            application_name: "millrace proxy".to_owned(),
         };
-        let rows = open.query(include_str!("../sql/catalog.sql"), &[]).await?;
-        Ok::<_, PgError>((open, rows))
+        // closed again after each look: a database with a connection cannot be dropped
+        let open = connect(&params, DEADLINE).await?;
+        open.batch_execute(LIMITS).await?;
+        Ok::<_, PgError>(open.query(include_str!("../sql/catalog.sql"), &[]).await?)
     };
-    let (open, rows) = match tokio::time::timeout(DEADLINE, asking).await {
+    let rows = match tokio::time::timeout(DEADLINE, asking).await {
         Ok(answered) => answered?,
         Err(_) => return Err(PgError::Timeout { address: format!("port {port}"), deadline: DEADLINE }),
     };
-    known.connection = Some(open);
     rows.iter().map(row).collect::<Result<_, _>>().map(Some)
 }
 
@@ -107,6 +93,7 @@ fn row(row: &tokio_postgres::Row) -> Result<Row, PgError> {
     let name: String = row.try_get(1)?;
     Ok(match row.try_get(0)? {
         "f" => Row::Function { name, reads: row.try_get(2)? },
+        "s" => Row::Serializable,
         "v" => Row::View { name, definition: row.try_get(3)? },
         _ => Row::Table {
             name,

@@ -353,3 +353,21 @@ proptest! {
         prop_assert!(spans.consumed() <= data.len());
     }
 }
+
+/// A server that says goodbye right behind its answer says it to nobody whose turn is over.
+#[test]
+fn a_farewell_behind_an_answer_is_left_for_later() {
+    let (mut client, mut link) = (Client::new(), Link::new(2));
+    client.walk(&mut link, &Sent::Query("one").bytes()).unwrap();
+    let mut answer = Model::default().answer(&Sent::Query("one").bytes());
+    let length = answer.len();
+    message::error(&mut answer, message::Severity::Fatal, "57P01", "model", "");
+    let mut out = Vec::new();
+    let mut spans = Spans::new(&answer, &mut out);
+    let step = walk::server(Some(&mut client.session), &mut link, &mut spans).unwrap();
+    assert!(step.ready && step.behind && !step.fatal);
+    assert_eq!(spans.consumed(), length);
+    let mut spans = Spans::new(&answer[length..], &mut out);
+    let step = walk::server(None, &mut link, &mut spans).unwrap();
+    assert!(step.fatal && spans.finish().is_empty());
+}

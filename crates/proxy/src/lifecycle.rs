@@ -326,7 +326,7 @@ impl Worker {
         let partial = link.body_left > 0 || !server.line.stash.is_empty();
         // each of these is an answer that ends with ReadyForQuery
         let ends = link.expect.iter().filter(|e| matches!(e, Expect::Query(_) | Expect::Sync)).count();
-        let alone = link.status == b'I' && !link.pinned && !link.copy_in && !link.skips_to_sync && ends > 0;
+        let alone = link.status == b'I' && !link.pinned && !link.copy_in && !link.waits_for_sync() && ends > 0;
         let (told, whole) = (link.error_passed, !link.expect.iter().any(|e| matches!(e, Expect::Own(_))));
         self.drop_server(at);
         let Some(client_at) = client_at else { return };

@@ -209,7 +209,11 @@ impl Session {
     /// These changes, of which the last is the newest, did not come about.
     pub(crate) fn undo(&mut self, changes: impl DoubleEndedIterator<Item = Change>) {
         for change in changes.rev() {
-            self.name(&change.name, change.before);
+            // what is still to come about has this to go back to
+            match self.changes.iter_mut().find(|later| later.name == change.name) {
+                Some(later) => later.before = change.before,
+                None => drop(self.name(&change.name, change.before)),
+            }
         }
     }
 

@@ -267,7 +267,8 @@ impl Pool {
 
     /// Clients whose time to wait is over.
     pub(crate) fn overdue(&self, now: Duration) -> Vec<usize> {
-        let late = self.waiting.iter().take_while(|w| now.saturating_sub(w.since) >= self.limits.wait);
+        // one that came from another pool stands behind younger ones
+        let late = self.waiting.iter().filter(|w| now.saturating_sub(w.since) >= self.limits.wait);
         late.map(|w| w.client).collect()
     }
 }

@@ -47,6 +47,8 @@ pub enum ProxyError {
     WorkerStopped,
 }
 
+/// Of a worker's thread, as address space: who waits is served from within whoever makes room.
+const STACK_BYTES: usize = 64 << 20;
 /// What the console puts behind the name of a database's read-only part.
 pub(crate) const READ_ONLY_SUFFIX: &str = ":ro";
 /// A client that has logged in is told after this that its worker takes nobody.
@@ -246,11 +248,12 @@ impl Proxy {
             let (worker, handle) =
                 Seed::new(index, control.clone(), clock.clone(), replay).map_err(ProxyError::Workers)?;
             let ended = ended.clone().drop_guard();
-            let thread = std::thread::Builder::new().name(format!("proxy-{index}")).spawn(move || {
-                // says so however it ends, a panic included
-                let _ended = ended;
-                worker.run()
-            });
+            let thread =
+                std::thread::Builder::new().name(format!("proxy-{index}")).stack_size(STACK_BYTES).spawn(move || {
+                    // says so however it ends, a panic included
+                    let _ended = ended;
+                    worker.run()
+                });
             threads.push(thread.map_err(ProxyError::Workers)?);
             workers.push(handle);
         }

@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
+    sync::LazyLock,
 };
 
 use millrace_contract::topology::Replay;
@@ -30,7 +31,7 @@ pub(crate) struct Route {
     /// The round of [`millrace_contract::topology::Replay`] that was begun when the client wrote last: it reads only
     /// from replicas that have reached a later one.
     pub(crate) wrote: u64,
-    /// The series that it waits with, or has a server for, reads.
+    /// The series that it waits with, or has a server for, surely writes nothing.
     pub(crate) reads: bool,
     /// The first series is judged already.
     pub(crate) admitted: bool,
@@ -104,7 +105,7 @@ impl Texts {
         let Some(seen) = usize::try_from(hash >> 32).ok().and_then(|at| self.seen.get_mut(at % SEEN)) else {
             return meaning;
         };
-        if std::mem::replace(seen, hash) == hash {
+        if std::mem::replace(seen, hash) == hash && key.len() <= grammar::TEXT_BYTES_MAX {
             if self.known.len() >= TEXTS_MAX || self.bytes + key.len() > TEXT_BYTES_MAX {
                 self.known.clear();
                 self.bytes = 0;
@@ -165,12 +166,14 @@ fn shape_of(text: &[u8], shape: &mut Vec<u8>) -> bool {
 
 /// What leaves something in the session is for the primary, where the session is asked about it.
 fn judge(text: &[u8], catalog: &Catalog) -> Meaning {
-    if hint::of_text(text).hint.suspect { Meaning::Unsure } else { grammar::meaning(text, catalog) }
+    grammar::hinted(text).unwrap_or_else(|| {
+        if hint::of_text(text).hint.suspect { Meaning::Unsure } else { grammar::meaning(text, catalog) }
+    })
 }
 
 /// Whether the first series in `data` reads, and how long it is; `None` if not all of it is here.
 pub(crate) fn series(session: &Session, data: &[u8], texts: &mut Texts, catalog: &Catalog) -> Option<(Meaning, usize)> {
-    let (mut at, mut reads, mut says_anything) = (0, true, false);
+    let (mut at, mut all, mut says_anything) = (0, Meaning::Read, false);
     let mut parsed: Option<&[u8]> = None;
     loop {
         let rest = data.get(at..)?;
@@ -178,26 +181,29 @@ pub(crate) fn series(session: &Session, data: &[u8], texts: &mut Texts, catalog:
         let whole = rest.get(..len)?;
         at += len;
         let mut body = message::body(whole);
-        let meaning = |reads: bool| if reads { Meaning::Read } else { Meaning::Unsure };
         match tag {
             b'Q' => return Some((texts.meaning(body, catalog), at)),
-            b'S' => return Some((meaning(reads && says_anything), at)),
+            b'S' => return Some((if says_anything { all } else { Meaning::Unsure }, at)),
             b'P' => {
                 let name = read_cstr(&mut body).ok()?;
                 let (text, _) = message::take_cstr(body)?;
-                reads &= texts.meaning(text, catalog) == Meaning::Read;
+                all = all.min(texts.meaning(text, catalog));
                 (says_anything, parsed) = (true, Some(name));
             }
             b'B' => {
                 let _portal = read_cstr(&mut body).ok()?;
                 let name = read_cstr(&mut body).ok()?;
-                reads &= parsed == Some(name) || reads_prepared(session, name, texts, catalog);
+                if parsed != Some(name) {
+                    all = all.min(of_prepared(session, name, texts, catalog));
+                }
                 says_anything = true;
             }
             b'D' => {
                 if let Some((b'S', mut name)) = body.split_first() {
                     let name = read_cstr(&mut name).ok()?;
-                    reads &= parsed == Some(name) || reads_prepared(session, name, texts, catalog);
+                    if parsed != Some(name) {
+                        all = all.min(of_prepared(session, name, texts, catalog));
+                    }
                 }
             }
             b'E' | b'C' | b'H' => {}
@@ -206,17 +212,17 @@ pub(crate) fn series(session: &Session, data: &[u8], texts: &mut Texts, catalog:
     }
 }
 
-fn reads_prepared(session: &Session, name: &[u8], texts: &mut Texts, catalog: &Catalog) -> bool {
+fn of_prepared(session: &Session, name: &[u8], texts: &mut Texts, catalog: &Catalog) -> Meaning {
     let statement = if name.is_empty() { session.unnamed.as_ref() } else { session.named.get(name) };
-    let Some(statement) = statement else { return false };
+    let Some(statement) = statement else { return Meaning::Unsure };
     let (version, meaning) = statement.meaning.get();
     if version == catalog.version {
-        return meaning == Meaning::Read;
+        return meaning;
     }
     let text = message::take_cstr(&statement.definition).map_or(&b""[..], |(text, _)| text);
     let meaning = texts.meaning(text, catalog);
     statement.meaning.set((catalog.version, meaning));
-    meaning == Meaning::Read
+    meaning
 }
 
 /// How many bytes of `data` may go to the replica that a client has. Further series go there if they read; what does not
@@ -239,9 +245,11 @@ pub(crate) fn for_replica(
     while let Some(rest) = data.get(at..).filter(|rest| !rest.is_empty()) {
         let whole = rest_of_series(rest, false);
         let may = if owed {
-            rest.first() == Some(&b'X') || matches!(series(session, rest, texts, catalog), Some((Meaning::Read, _)))
+            rest.first() == Some(&b'X')
+                || series(session, rest, texts, catalog).is_some_and(|(meaning, _)| meaning.reads())
         } else {
-            std::mem::take(&mut route.admitted) || link.status != b'I'
+            // pinned, it has nowhere else to go
+            std::mem::take(&mut route.admitted) || link.status != b'I' || link.pinned
         };
         if !may {
             break;
@@ -250,6 +258,12 @@ pub(crate) fn for_replica(
         owed = true;
     }
     at
+}
+
+/// Whether `data` speaks of advisory locks: a replica gives them, and they keep nobody else from anything.
+pub(crate) fn locks(data: &[u8]) -> bool {
+    static WORD: LazyLock<memchr::memmem::Finder<'static>> = LazyLock::new(|| memchr::memmem::Finder::new("advisory"));
+    WORD.find(data).is_some()
 }
 
 /// Up to the end of a series, or all.

@@ -44,11 +44,12 @@ impl Worker {
             }
             _ => None,
         };
-        let reads = matches!(series, Some((Meaning::Read, _)));
+        let meaning = series.map_or(Meaning::Unsure, |(meaning, _)| meaning);
+        let reads = meaning.reads();
         let fresh = reads && self.replicas.iter().any(|round| round.load(Ordering::Acquire) > route.wrote);
         client.pool = if fresh { route.readers } else { route.writers };
         // what comes with it is not looked at on its way to the primary
-        route.reads = reads && (fresh || series.is_some_and(|(_, length)| length == data.len()));
+        route.reads = meaning == Meaning::Read && series.is_some_and(|(_, length)| length == data.len());
         route.admitted = true;
         if reads
             && !fresh
@@ -58,22 +59,24 @@ impl Worker {
         }
     }
 
-    /// How much of `data` may go to the server that a client has; the rest waits.
-    pub(crate) fn admitted(&mut self, client_at: usize, server_at: usize, data: &[u8]) -> usize {
+    /// How much of `data` may go to the server that a client has; the rest waits. `None`: none of it, ever.
+    pub(crate) fn admitted(&mut self, client_at: usize, server_at: usize, data: &[u8]) -> Option<usize> {
         let (Some(client), Some(server)) = (self.clients.get_mut(client_at), self.servers.get(server_at)) else {
-            return data.len();
+            return Some(data.len());
         };
-        let Some(route) = &mut client.route else { return data.len() };
+        let Some(route) = &mut client.route else { return Some(data.len()) };
         if server.pool == route.writers {
             route.reads &= std::mem::take(&mut route.admitted);
-            return data.len();
+            return Some(data.len());
         }
         let Some(catalog) = self.pools.get(route.writers).and_then(|pool| pool.catalog.as_ref()) else {
-            return data.len();
+            return Some(data.len());
         };
+        let in_transaction = server.link.status != b'I';
         let may = route::for_replica(&client.session, &server.link, route, data, &mut self.texts, catalog);
         route.held = may < data.len();
-        may
+        let refused = in_transaction && route::locks(data.get(..may).unwrap_or_default());
+        (!refused).then_some(may)
     }
 
     /// Whether a server can serve what a client waits with: a replica may not have replayed what it wrote.
@@ -140,5 +143,6 @@ impl Worker {
 
 /// A replica refuses what is to be serializable.
 fn is_serializable(settings: &crate::settings::Settings) -> bool {
-    !settings.is_empty() && settings.get("default_transaction_isolation").is_some_and(|level| level == "serializable")
+    !settings.is_empty()
+        && settings.get("default_transaction_isolation").is_some_and(|level| level.eq_ignore_ascii_case("serializable"))
 }

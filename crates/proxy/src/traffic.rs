@@ -9,7 +9,8 @@ use std::io;
 use crate::{
     frame::{Malformed, Spans},
     link::PoolMode,
-    peer::ClientState,
+    message::Severity,
+    peer::{ClientState, Server},
     pool::micros,
     walk::{self, ClientStep, ServerStep},
     worker::Worker,
@@ -61,10 +62,11 @@ impl Worker {
         let client = self.clients.get(at);
         match client.map(|client| client.state) {
             Some(ClientState::Attached(server)) => {
-                self.servers.get(server).is_some_and(|server| !server.line.unsent.is_empty() || server.link.reviewing)
+                let held = client.is_some_and(|client| client.route.as_ref().is_some_and(|route| route.held));
+                let busy = |server: &Server| !server.line.unsent.is_empty() || server.link.reviewing;
+                held || self.servers.get(server).is_some_and(busy)
             }
             Some(ClientState::Waiting | ClientState::Preparing(_)) => true,
-            _ if client.is_some_and(|client| client.route.as_ref().is_some_and(|route| route.held)) => true,
             Some(ClientState::Idle) | None => false,
         }
     }
@@ -93,7 +95,12 @@ impl Worker {
         }) else {
             return 0;
         };
-        let may = self.admitted(at, server_at, data);
+        let Some(may) = self.admitted(at, server_at, data) else {
+            let text = "advisory locks keep nobody from anything on a replica, where this read-only transaction is";
+            let hint = "begin it with /* millrace: primary */";
+            self.end_client(at, Severity::Fatal, "0A000", text, hint);
+            return data.len();
+        };
         let Some(data) = data.get(..may).filter(|data| !data.is_empty()) else { return 0 };
         let (Some(client), Some(server)) = (self.clients.get_mut(at), self.servers.get_mut(server_at)) else {
             return 0;
@@ -252,7 +259,7 @@ impl Worker {
                 }
                 (Ok(step), Ok(())) => {
                     self.after_server(at, step);
-                    if step.own.is_none() {
+                    if step.own.is_none() && !step.behind {
                         break;
                     }
                 }

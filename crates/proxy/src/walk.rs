@@ -152,6 +152,8 @@ pub(crate) struct ServerStep {
     pub(crate) fatal: bool,
     /// A query of ours is answered.
     pub(crate) own: Option<Own>,
+    /// What comes next is not for the client whose turn has ended.
+    pub(crate) behind: bool,
 }
 
 /// From the server to the client; without a client, to nobody. Stops after an answer to a query of ours.
@@ -183,6 +185,11 @@ pub(crate) fn server(
         // what is made again after a RESET, the client is told
         let told = head.tag == b'S' && link.reviewing && link.expect.front() == Some(&Expect::Own(Own::Settings));
         if whole.is_none() && (reads || own) && rest.len() < WHOLE_BYTES_MAX {
+            return Ok(step);
+        }
+        if head.tag == b'E' && step.ready && link.expect.is_empty() {
+            // a farewell behind the answer: it is for whoever has the server then
+            step.behind = true;
             return Ok(step);
         }
         let message = whole.unwrap_or(rest);
@@ -331,8 +338,15 @@ fn executed(session: Option<&mut Session>, link: &mut Link, spans: &mut Spans<'_
         TagHint::Deallocated => {
             link.suspect = true;
             link.held.clear();
+            // but for what was sent after it
+            for answer in &link.expect {
+                if let Expect::Parse(id @ 1..) | Expect::OwnParse(id) = answer {
+                    link.held.keep(*id);
+                }
+            }
             if let Some(session) = session {
-                session.named.clear();
+                let changes = &session.changes;
+                session.named.retain(|name, _| changes.iter().any(|change| change.name == *name));
             }
         }
     }

@@ -69,7 +69,10 @@ impl Reloader {
         let options = proxy::options(&next, Arc::default())?;
         let passwords = next.login_roles()?;
         let changed = passwords.iter().filter(|(role, password, _)| in_force.secrets.roles.get(role) != Some(password));
-        self.set_passwords(changed.map(|(role, password, _)| (role.as_str(), password)).collect()).await?;
+        let changed = changed.map(|(role, password, _)| (role.as_str(), password)).collect();
+        tokio::time::timeout(DEADLINE, self.set_passwords(changed)).await.context(
+            "the primary did not change passwords in time\n  hint: something holds their roles; try again",
+        )??;
         self.roles.send_replace(roles(&next)?);
         *in_force = Arc::new(next);
         Ok(Read { options, waits })

@@ -51,7 +51,7 @@ async fn a_thousand_clients_work_for_a_minute_and_none_is_favoured() {
     let pools = rig.handle.pools().await.unwrap();
     assert_eq!(
         pools.iter().map(|pool| pool.counts.queries).sum::<u64>(),
-        done.iter().map(|(n, _)| u64::from(*n)).sum()
+        done.iter().map(|(n, _)| u64::from(*n)).sum::<u64>()
     );
 }
 

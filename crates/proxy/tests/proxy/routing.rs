@@ -258,3 +258,61 @@ async fn without_replicas_the_primary_reads() {
     assert!(!routed.on_replica(&client).await);
     client.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_session_keeps_on_a_replica_keeps_it_there() {
+    let routed = Routed::start(pool_of(4)).await;
+    let client = routed.rig.client().await;
+    routed.catch_up().await;
+    client.batch_execute("BEGIN READ ONLY").await.unwrap();
+    client
+        .batch_execute("DECLARE c CURSOR WITH HOLD FOR SELECT pg_is_in_recovery() FROM generate_series(1, 3)")
+        .await
+        .unwrap();
+    client.batch_execute("COMMIT").await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(text(&client, "FETCH c").await, "t");
+    }
+    assert_eq!(code(&client.batch_execute("INSERT INTO t VALUES (1)").await.unwrap_err()), "25006");
+    client.batch_execute("CLOSE c").await.unwrap();
+    client.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+    // a lock there would keep nobody from anything
+    routed.catch_up().await;
+    client.batch_execute("BEGIN READ ONLY").await.unwrap();
+    assert_eq!(code(&client.batch_execute("SELECT pg_advisory_xact_lock(1)").await.unwrap_err()), "0A000");
+    let other = routed.rig.client().await;
+    other
+        .batch_execute("/* millrace: primary */ BEGIN READ ONLY; SELECT pg_advisory_xact_lock(1); COMMIT")
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_replica_to_answer_is_bounded() {
+    let routed = Routed::start(pool_of(4)).await;
+    let mut raw = Raw::login(routed.rig.address);
+    routed.catch_up().await;
+    raw.send(&query("SELECT count(*) FROM generate_series(1, 1000000000)"));
+    let on_replica =
+        async || routed.rig.handle.view().await.iter().flat_map(|v| &v.servers).any(|s| s.client.is_some());
+    wait_until(LONG, || async { on_replica().await }).await;
+    // far more than sockets hold: it must come to a stop
+    raw.socket.set_nonblocking(true).unwrap();
+    let insert = query(&format!("INSERT INTO t VALUES ({})", " ".repeat(60_000)));
+    let mut sent = 0usize;
+    let mut full = 0;
+    while full < 50 && sent < 200 << 20 {
+        match std::io::Write::write(&mut raw.socket, &insert) {
+            Ok(bytes) => (sent, full) = (sent + bytes, 0),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                full += 1;
+                // the worker has had its turn when it has answered
+                let _views = routed.rig.handle.view().await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(sent < 64 << 20, "the proxy has taken {sent} bytes that it cannot pass on");
+    let other = routed.rig.client().await;
+    assert_eq!(text(&other, "SELECT 1").await, "1");
+}
