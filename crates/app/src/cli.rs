@@ -199,7 +199,7 @@ pub(crate) enum ProxyCommand {
         /// A database [default: all]
         database: Option<String>,
     },
-    /// Read [proxy], passwords, roles and certificates again; clients stay
+    /// Read the settings of the proxy, passwords, roles and certificates again; clients stay
     Reload,
     /// End every connection of a database at once; who comes waits for resume
     Kill {

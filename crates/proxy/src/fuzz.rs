@@ -1,5 +1,5 @@
 //! Histories that nobody has thought of, through the walk: any bytes, any messages in any pieces, any order of prepared
-//! statements over any number of servers. `PROPTEST_CASES` makes it longer.
+//! statements over any number of servers.
 
 use std::collections::BTreeMap;
 
@@ -281,12 +281,8 @@ fn readable(mut data: &[u8]) -> Vec<String> {
     said
 }
 
-fn cases() -> u32 {
-    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2_000)
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 5_000, ..ProptestConfig::default() })]
 
     /// What the client is told, and in which order, is what a server of its own would have said.
     #[test]

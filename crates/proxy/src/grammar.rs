@@ -106,7 +106,7 @@ fn of_relation(relation: &nodes::RangeVar, catalog: &Catalog) -> Meaning {
 }
 
 fn of_call(call: &nodes::FuncCall, catalog: &Catalog) -> Meaning {
-    let name = call.funcname().iter().last().and_then(Node::as_str);
+    let name = call.funcname().iter().next_back().and_then(Node::as_str);
     name.map_or(Meaning::Unsure, |name| catalog.of_function(name))
 }
 
