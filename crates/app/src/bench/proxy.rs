@@ -44,8 +44,7 @@ const PEER: &str = "PgBouncer";
 struct Bed {
     programs: pgbench::Programs,
     ours: SocketAddr,
-    /// Ours again, sending reads to a replica.
-    routing: SocketAddr,
+    password: Secret,
     peer: Bouncer,
     direct: SocketAddr,
 }
@@ -72,8 +71,7 @@ pub(crate) async fn measure(lab: &mut Lab) -> anyhow::Result<Measured> {
     lab.versions.push(peer.version.clone());
     let mut tasks = Tasks::new(CancellationToken::new());
     let ours = start_ours(direct, &password, false, &mut tasks)?;
-    let routing = start_ours(direct, &password, true, &mut tasks)?;
-    let bed = Bed { programs, ours, routing, peer, direct };
+    let bed = Bed { programs, ours, password, peer, direct };
     let measured = bed.measure(lab).await;
     for error in tasks.shutdown(Duration::from_secs(10)).await {
         lab.note(format!("our proxy ended badly: {error}"));
@@ -153,22 +151,10 @@ impl Pair {
 impl Bed {
     async fn measure(&self, lab: &Lab) -> anyhow::Result<Vec<Figure>> {
         let mut figures = Vec::new();
-        let loads = [("simple", 32, false), ("simple", 256, false), ("extended", 32, false)];
-        for (mode, clients, routed) in loads.into_iter().chain([("simple", 32, true), ("extended", 32, true)]) {
-            let load = Load { mode, clients, seconds: SECONDS, connect_each: false };
-            let pair = self.both(lab, &load, if routed { self.routing } else { self.ours }).await?;
-            let routed = if routed { ", reads routed" } else { "" };
-            let name = |what: &str| format!("{what}, {mode}, {clients} clients{routed}");
-            figures.push(pair.figure(&name("throughput"), "tps", true, |run| run.tps));
-            figures.push(pair.figure(&name("latency p50"), "ms", false, |run| run.p50_ms));
-            figures.push(pair.figure(&name("latency p99"), "ms", false, |run| run.p99_ms));
-            figures.push(pair.figure(
-                &name("processor time of 100,000 transactions"),
-                "cpu s",
-                false,
-                Run::cpu_of_100k,
-            ));
+        for (mode, clients) in [("simple", 32), ("simple", 256), ("extended", 32)] {
+            figures.extend(self.load(lab, mode, clients, self.ours, "").await?);
         }
+        figures.extend(self.routed(lab).await?);
         figures.push(self.beside_direct(lab, "prepared", "direct connections (PgBouncer 1.18 cannot)").await?);
         figures.push(self.beside_direct(lab, "extended", "direct connections").await?);
         let load = Load { mode: "simple", clients: 8, seconds: SECONDS, connect_each: true };
@@ -176,6 +162,39 @@ impl Bed {
         figures.push(pair.figure("connections, each with one transaction", "a second", true, |run| run.tps));
         figures.push(pair.figure("processor time of 100,000 connections", "cpu s", false, Run::cpu_of_100k));
         figures.push(self.idle(lab).await?);
+        Ok(figures)
+    }
+
+    async fn load(
+        &self,
+        lab: &Lab,
+        mode: &'static str,
+        clients: u32,
+        ours: SocketAddr,
+        how: &str,
+    ) -> anyhow::Result<Vec<Figure>> {
+        let load = Load { mode, clients, seconds: SECONDS, connect_each: false };
+        let pair = self.both(lab, &load, ours).await?;
+        let name = |what: &str| format!("{what}, {mode}, {clients} clients{how}");
+        Ok(vec![
+            pair.figure(&name("throughput"), "tps", true, |run| run.tps),
+            pair.figure(&name("latency p50"), "ms", false, |run| run.p50_ms),
+            pair.figure(&name("latency p99"), "ms", false, |run| run.p99_ms),
+            pair.figure(&name("processor time of 100,000 transactions"), "cpu s", false, Run::cpu_of_100k),
+        ])
+    }
+
+    /// Through another proxy of ours, which sends reads to a replica.
+    async fn routed(&self, lab: &Lab) -> anyhow::Result<Vec<Figure>> {
+        let mut tasks = Tasks::new(CancellationToken::new());
+        let ours = start_ours(self.direct, &self.password, true, &mut tasks)?;
+        let mut figures = Vec::new();
+        for mode in ["simple", "extended"] {
+            figures.extend(self.load(lab, mode, 32, ours, ", reads routed").await?);
+        }
+        for error in tasks.shutdown(Duration::from_secs(10)).await {
+            lab.note(format!("our routing proxy ended badly: {error}"));
+        }
         Ok(figures)
     }
 

@@ -48,6 +48,7 @@ fn pool(user: &str, read_only: bool, clients: u64, waiting: u64) -> PoolStatus {
         queries: clients * 15_013,
         query_us: clients * 15_013 * 640,
         waits: waiting * 31,
+        behind: 0,
         wait_us: waiting * 9_000_000,
         query_times: times(clients * 15_013),
         wait_times: times(clients * 7_919),
