@@ -66,10 +66,11 @@ impl Limits {
     pub(crate) fn failed(&self, address: Option<IpAddr>, user: &str) {
         let now = self.clock.monotonic();
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        if failures.len() >= KEYS_MAX {
+        if failures.len() + 2 > KEYS_MAX {
             failures.retain(|_, times| times.last().is_some_and(|at| now.saturating_sub(*at) < WINDOW));
         }
-        if failures.len() >= KEYS_MAX
+        // a failure has two keys, and both may be new
+        while failures.len() + 2 > KEYS_MAX
             && let Some(stalest) =
                 failures.iter().min_by_key(|(_, times)| times.last().copied()).map(|(k, _)| k.clone())
         {
@@ -131,6 +132,6 @@ mod tests {
         for i in 0..KEYS_MAX + 100 {
             limits.failed(None, &i.to_string());
         }
-        assert!(limits.failures.lock().unwrap().len() <= KEYS_MAX + 2);
+        assert!(limits.failures.lock().unwrap().len() <= KEYS_MAX);
     }
 }

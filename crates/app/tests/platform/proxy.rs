@@ -50,9 +50,11 @@ impl Application {
         line.trim_end().to_owned()
     }
 
+    /// The one line that a statement brings.
     fn ask(&mut self, sql: &str) -> String {
-        self.send(sql);
-        self.line()
+        let mut lines = self.lines(sql);
+        assert_eq!(lines.len(), 1, "{sql}: {lines:?}");
+        lines.remove(0)
     }
 
     /// All lines that a statement brings; none if it fails. The session must outlive it.
@@ -117,7 +119,8 @@ fn reads_are_routed_and_see_what_was_written() {
     let own = format!("\nport = {}\n", platform.base_port + 5);
     std::fs::write(&path, text.replace(&own, &format!("{own}route_reads = true\n"))).unwrap();
     platform.up(&[]);
-    let create = "CREATE TABLE public.seen (i int); GRANT ALL ON public.seen TO app_user;
+    let create = "CREATE TABLE public.seen (i int); GRANT USAGE ON SCHEMA public TO app_user;
+        GRANT ALL ON public.seen TO app_user;
         CREATE FUNCTION public.on_replica() RETURNS boolean STABLE LANGUAGE sql AS 'SELECT pg_is_in_recovery()'";
     platform.run(&["psql", "primary", "--", "-X", "-c", create]).ok();
     let mut application = Application::connect(&platform, platform.base_port + 5);
