@@ -69,6 +69,9 @@ pub(crate) enum Command {
     Load(Load),
     /// Act as live customers until stopped
     Simulate(Simulate),
+    /// Who is the primary: see it, change it, what happened to it
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// The address of the databases for applications
     #[command(subcommand)]
     Proxy(ProxyCommand),
@@ -178,6 +181,41 @@ pub(crate) struct Simulate {
     /// Stop after so many seconds [default: when interrupted]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) seconds: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Nodes, roles, timelines, lag, and what is promised of commits
+    Status,
+    /// Make another node the primary, in order: clients wait for a moment, and nothing is lost
+    Switchover {
+        /// A replica [default: the one that has got furthest]
+        #[arg(long)]
+        to: Option<String>,
+    },
+    /// Make a replica the primary at once, even if commits are lost by it
+    Failover {
+        /// A replica
+        #[arg(long)]
+        to: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// No failover until resume; a crashed primary is started again
+    Pause,
+    /// Fail over by itself again
+    Resume,
+    /// Delete a replica's data and copy the primary anew
+    Reinit {
+        /// A replica
+        node: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Who was the primary, when, and why it changed
+    History,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use millrace_base::Secret;
-use millrace_cluster::spec::{ClusterSpec, Limits, NodeName, NodeSpec, SUPERUSER};
+use millrace_cluster::{
+    Durability,
+    spec::{ClusterSpec, Limits, NodeName, NodeSpec, SUPERUSER},
+};
 use millrace_config::{Config, ConfigError, Environment, Pack, Secrets};
 use millrace_pg::{Binaries, ConnectParams, HbaDatabase, HbaRule, HbaSource, RunAs, Setting};
 
@@ -30,7 +33,7 @@ impl<T> Explained<T> for Result<T, ConfigError> {
 }
 
 /// One platform, as its files describe it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub(crate) output: Output,
     pub(crate) config: Config,
@@ -108,7 +111,18 @@ impl Context {
             .map(|(name, value)| Setting::new(name, value, "from [postgres.settings] of millrace.toml"))
             .collect();
         let mebibytes = config.capture.slot_retention_max_bytes.div_ceil(1 << 20);
+        let cluster = &config.cluster;
         let limits = Limits {
+            failover: cluster.failover,
+            durability: match cluster.durability {
+                millrace_config::Durability::Quorum => {
+                    Durability::Quorum { quorum: cluster.quorum, strict: cluster.strict }
+                }
+                millrace_config::Durability::Asynchronous => {
+                    Durability::Asynchronous { loss_max: cluster.loss_max_bytes }
+                }
+            },
+            silent_max: cluster.silent_max,
             max_connections: max_connections(config),
             max_slot_wal_keep_mb: u32::try_from(mebibytes).unwrap_or(u32::MAX),
             ..Limits::default()
@@ -173,10 +187,18 @@ impl Context {
         })
     }
 
-    /// Superuser access to the primary. One host and no fail-over yet: it is the first node.
+    /// Superuser access to the primary, as the cluster's record names it; before there is one, to the first node.
     pub(crate) fn primary(&self) -> anyhow::Result<ConnectParams> {
-        let first = self.config.cluster.nodes.first().ok_or_else(|| anyhow!("the cluster has no nodes"))?;
-        self.superuser(first.port)
+        let record = millrace_cluster::state::load(&self.layout.cluster()).map_err(|e| explain(&e, e.hint()))?;
+        let mut nodes = self.config.cluster.nodes.iter();
+        let node = match &record {
+            Some(record) => nodes.find(|node| node.name == record.primary.as_str()),
+            None => nodes.next(),
+        };
+        let node = node.ok_or_else(|| {
+            anyhow!("the cluster's primary is not in millrace.toml\n  hint: put its [[cluster.nodes]] back")
+        })?;
+        self.superuser(node.port)
     }
 
     /// Access to the pack's database on the primary as one of its roles.

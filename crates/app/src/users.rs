@@ -4,36 +4,46 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use millrace_console::users::{Users, UsersError};
-use millrace_pg::{ConnectParams, PgError, connect};
+use millrace_pg::{Connection, PgError, connect};
+
+use crate::context::{Context, PLATFORM_DATABASE};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Opens a connection for each call: logins are rare, and a connection kept would outlive a restart badly.
 #[derive(Debug, Clone)]
 pub(crate) struct UserStore {
-    primary: ConnectParams,
+    context: Context,
 }
 
 impl UserStore {
-    /// `primary` leads to the database `millrace` as the superuser.
-    pub(crate) fn new(primary: ConnectParams) -> Self {
-        Self { primary }
+    pub(crate) fn new(context: Context) -> Self {
+        Self { context }
+    }
+
+    /// Whoever is the primary now.
+    async fn primary(&self) -> Result<Connection, PgError> {
+        let primary = self.context.primary().map_err(|error| PgError::Unreachable {
+            address: "the primary".to_owned(),
+            source: std::io::Error::other(error),
+        })?;
+        connect(&primary.to_database(PLATFORM_DATABASE), DEADLINE).await
     }
 
     async fn hash(&self, name: &str) -> Result<Option<String>, PgError> {
-        let client = connect(&self.primary, DEADLINE).await?;
+        let client = self.primary().await?;
         let row = client.query_opt("SELECT password_hash FROM console_users WHERE name = $1", &[&name]).await?;
         row.map(|row| row.try_get(0)).transpose().map_err(PgError::from)
     }
 
     async fn number(&self) -> Result<u64, PgError> {
-        let client = connect(&self.primary, DEADLINE).await?;
+        let client = self.primary().await?;
         let row = client.query_one("SELECT count(*) FROM console_users", &[]).await?;
         Ok(u64::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0))
     }
 
     async fn store(&self, name: &str, hash: &str) -> Result<(), PgError> {
-        let client = connect(&self.primary, DEADLINE).await?;
+        let client = self.primary().await?;
         client
             .execute(
                 "INSERT INTO console_users (name, password_hash) VALUES ($1, $2)
@@ -49,7 +59,7 @@ impl UserStore {
     /// # Errors
     /// If the primary does not answer.
     pub(crate) async fn names(&self) -> Result<Vec<String>, PgError> {
-        let client = connect(&self.primary, DEADLINE).await?;
+        let client = self.primary().await?;
         let rows = client.query("SELECT name FROM console_users ORDER BY name", &[]).await?;
         rows.iter().map(|row| row.try_get(0).map_err(PgError::from)).collect()
     }
@@ -59,7 +69,7 @@ impl UserStore {
     /// # Errors
     /// If the primary does not answer.
     pub(crate) async fn remove(&self, name: &str) -> Result<bool, PgError> {
-        let client = connect(&self.primary, DEADLINE).await?;
+        let client = self.primary().await?;
         Ok(client.execute("DELETE FROM console_users WHERE name = $1", &[&name]).await? > 0)
     }
 }

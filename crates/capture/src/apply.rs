@@ -78,6 +78,7 @@ impl<S: Sink> Batches<S> {
         kind: RunKind,
         mut copy: Copy,
         end: BatchEnd,
+        (options, term): (&CaptureOptions, u64),
         token: &CancellationToken,
     ) -> Result<Applied, CaptureError> {
         self.begin(kind).await?;
@@ -94,6 +95,7 @@ impl<S: Sink> Batches<S> {
             failpoint::pass("capture.during_copy")?;
         }
         copy.finish().await?;
+        options.kept(term, end.watermark, token).await?;
         Ok(self.commit(end).await?)
     }
 }
@@ -103,6 +105,8 @@ impl<S: Sink> Batches<S> {
 pub(crate) struct Applier<'a, S> {
     pub(crate) batches: &'a mut Batches<S>,
     pub(crate) options: Arc<CaptureOptions>,
+    /// Of the server whose log it is.
+    pub(crate) term: u64,
     pub(crate) progress: Arc<Progress>,
     pub(crate) catalog: Arc<Connection>,
     pub(crate) events: mpsc::Receiver<Event>,
@@ -172,6 +176,7 @@ impl<S: Sink> Applier<'_, S> {
             Event::Close { end, changes } => {
                 failpoint::pass("capture.before_commit")?;
                 let watermark = end.watermark;
+                self.options.kept(self.term, watermark, &self.token).await?;
                 self.batches.commit(end).await?;
                 failpoint::pass("capture.after_commit_before_feedback")?;
                 self.progress.applied(watermark, changes);
@@ -179,6 +184,7 @@ impl<S: Sink> Applier<'_, S> {
             }
             Event::Advance(end) => {
                 let watermark = end.watermark;
+                self.options.kept(self.term, watermark, &self.token).await?;
                 self.batches.sink.advance(end).await?;
                 self.progress.advanced(watermark);
                 self.made_durable(watermark);
@@ -320,7 +326,9 @@ impl<S: Sink> Applier<'_, S> {
             match copy::start(&self.options, std::slice::from_ref(table), snapshot, self.progress.clone()).await {
                 Ok(copy) => {
                     let schema = copy.schemas.first().cloned();
-                    let written = self.batches.write_copy(RunKind::Resync(table.clone()), copy, end, &self.token).await;
+                    let of = (&*self.options, self.term);
+                    let kind = RunKind::Resync(table.clone());
+                    let written = self.batches.write_copy(kind, copy, end, of, &self.token).await;
                     written.map(|applied| (applied, schema))
                 }
                 Err(error) => Err(error),

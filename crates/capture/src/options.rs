@@ -3,9 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use millrace_base::Lsn;
-use millrace_contract::{Applied, TableName};
+use millrace_contract::{Applied, TableName, topology::Origin};
 use millrace_pg::{ConnectParams, replication::RawConnection};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::error::CaptureError;
 
@@ -14,6 +15,9 @@ use crate::error::CaptureError;
 pub struct CaptureOptions {
     /// The role needs REPLICATION and SELECT on the tables.
     pub source: ConnectParams,
+    /// Where the source is now, if that changes, and how much of its log outlives it: nothing beyond is applied, since a
+    /// failover could undo it. `None` as long as nothing is known.
+    pub origin: Option<watch::Receiver<Option<Origin>>>,
     pub slot: String,
     pub publication: String,
     /// What the warehouse wants; what else is published is left out.
@@ -39,11 +43,41 @@ pub struct CaptureOptions {
 }
 
 impl CaptureOptions {
+    /// The same for a session that begins now, and the term that it is of.
+    pub(crate) fn now(&self) -> (Self, u64) {
+        let mut now = self.clone();
+        let Some(origin) = self.origin.as_ref().and_then(|origin| origin.borrow().clone()) else { return (now, 0) };
+        now.source.host = origin.host;
+        now.source.port = origin.port;
+        (now, origin.term)
+    }
+
+    /// Waits until the log of `term` up to `position` outlives the server that wrote it.
+    ///
+    /// # Errors
+    /// If another server writes the log by then, or `token` is cancelled.
+    pub(crate) async fn kept(&self, term: u64, position: Lsn, token: &CancellationToken) -> Result<(), CaptureError> {
+        let Some(mut origin) = self.origin.clone() else { return Ok(()) };
+        let decided = |origin: &Option<Origin>| match origin {
+            Some(origin) => origin.term != term || origin.kept >= position,
+            None => false,
+        };
+        // `wait_for` loses nothing when dropped; no sender: the platform ends
+        tokio::select! {
+            waited = origin.wait_for(decided) => match waited {
+                Ok(origin) if origin.as_ref().is_some_and(|origin| origin.term == term) => Ok(()),
+                Ok(_) | Err(_) => Err(CaptureError::Interrupted),
+            },
+            () = token.cancelled() => Err(CaptureError::Interrupted),
+        }
+    }
+
     /// The usual: batches of 1 s or 64 MB, two connections for copies.
     #[must_use]
     pub fn new(source: ConnectParams, tables: Vec<TableName>, spill_folder: PathBuf) -> Self {
         Self {
             source,
+            origin: None,
             slot: "millrace".to_owned(),
             publication: "millrace".to_owned(),
             tables,

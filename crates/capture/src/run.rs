@@ -71,14 +71,15 @@ pub async fn run<S: Sink>(
     clock: Arc<dyn Clock>,
     token: CancellationToken,
 ) -> Result<(), CaptureError> {
-    let options = Arc::new(options);
     let progress = Arc::new(Progress::new(clock, status));
     let mut batches = Batches::new(sink);
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(3));
     let mut since: Option<Micros> = None;
     loop {
         let began = Instant::now();
-        let ended = Box::pin(session(&options, &mut batches, &mut commands, &progress, &token)).await;
+        let (options, term) = options.now();
+        let options = Arc::new(options);
+        let ended = Box::pin(session(&options, term, &mut batches, &mut commands, &progress, &token)).await;
         let Err(error) = ended else { return Ok(()) };
         if token.is_cancelled() {
             return Ok(batches.give_up().await?);
@@ -189,6 +190,7 @@ async fn altered_while_away(
 /// From connecting to whatever ends it. `Ok`: the token was cancelled.
 async fn session<S: Sink>(
     options: &Arc<CaptureOptions>,
+    term: u64,
     batches: &mut Batches<S>,
     commands: &mut mpsc::Receiver<Command>,
     progress: &Arc<Progress>,
@@ -203,7 +205,7 @@ async fn session<S: Sink>(
     source::check_server(&catalog, options).await?;
 
     if !resume.watermark.is_valid() {
-        initial_copy(options, batches, &resume, &mut replication, &catalog, progress, token).await?;
+        initial_copy(options, term, batches, &resume, &mut replication, &catalog, progress, token).await?;
         progress.made_durable();
         resume = batches.sink.resume().await?;
     } else {
@@ -285,6 +287,7 @@ async fn session<S: Sink>(
     let applier = Applier {
         batches,
         options: options.clone(),
+        term,
         progress: progress.clone(),
         catalog,
         events: from_reader,
@@ -324,6 +327,7 @@ async fn published_or_quarantined(
 /// nothing from it.
 async fn initial_copy<S: Sink>(
     options: &Arc<CaptureOptions>,
+    term: u64,
     batches: &mut Batches<S>,
     resume: &Resume,
     replication: &mut RawConnection,
@@ -354,7 +358,7 @@ async fn initial_copy<S: Sink>(
         return Ok(());
     }
     let copy = copy::start(options, &tables, snapshot, progress.clone()).await?;
-    let applied = batches.write_copy(RunKind::InitialCopy, copy, end, token).await?;
+    let applied = batches.write_copy(RunKind::InitialCopy, copy, end, (options, term), token).await?;
     tracing::info!(rows = applied.rows_inserted, duration_ms = applied.duration_ms, "the first copy is done");
     Ok(())
 }

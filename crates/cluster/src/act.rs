@@ -58,7 +58,120 @@ pub async fn make_replica(
     renew_slot(&client, &upstream.slot).await.map_err(ClusterError::sql(&primary.name))?;
     drop(client);
 
-    server.base_backup(&upstream, spec.limits.base_backup_timeout).await.map_err(ClusterError::node(&node.name))
+    server.base_backup(&upstream, spec.limits.base_backup_timeout).await.map_err(ClusterError::node(&node.name))?;
+    write_slots(&spec, &node, &primary).await
+}
+
+/// The logical slots of `primary` for a replica whose server does not run. One whose log does not reach back here is
+/// copied later, when its user has moved on.
+async fn write_slots(spec: &ClusterSpec, node: &NodeSpec, primary: &NodeSpec) -> Result<(), ClusterError> {
+    let server = spec.server(node);
+    for (slot, file) in logical_slots(spec, primary).await? {
+        match server.write_slot(&slot, &file) {
+            Err(error @ ServerError::NoLog { .. }) => {
+                tracing::info!(node = %node.name, %error, "a slot is not copied yet");
+            }
+            written => written.map_err(ClusterError::node(&node.name))?,
+        }
+    }
+    Ok(())
+}
+
+async fn logical_slots(spec: &ClusterSpec, primary: &NodeSpec) -> Result<Vec<(catalog::Slot, Vec<u8>)>, ClusterError> {
+    let client = connect(&spec.superuser(primary)?, Duration::from_secs(10)).await;
+    let client = client.map_err(ClusterError::sql(&primary.name))?;
+    let mut read = Vec::new();
+    for slot in catalog::slots(&client).await.map_err(ClusterError::sql(&primary.name))? {
+        if slot.is_kept_logical() {
+            let file = catalog::slot_file(&client, &slot.name).await.map_err(ClusterError::sql(&primary.name))?;
+            read.push((slot, file));
+        }
+    }
+    Ok(read)
+}
+
+/// A replica takes the logical slots of its primary: it stops, and is started by whoever sees that it does not run.
+///
+/// # Errors
+/// If its log does not reach back far enough, which time mends; then it runs on. If it cannot be stopped or written to.
+pub async fn copy_slots(
+    spec: ClusterSpec,
+    node: NodeSpec,
+    primary: NodeSpec,
+    mut postmaster: Postmaster,
+) -> Result<(), ClusterError> {
+    let server = spec.server(&node);
+    for (slot, _) in logical_slots(&spec, &primary).await? {
+        if !slot.restart_lsn.is_some_and(|from| server.has_log_from(from)) {
+            let source = ServerError::NoLog { slot: slot.name, data_dir: server.data_dir() };
+            return Err(ClusterError::Node { node: node.name, source });
+        }
+    }
+    postmaster.stop(StopMode::Fast, spec.limits.stop_timeout).await.map_err(ClusterError::node(&node.name))?;
+    write_slots(&spec, &node, &primary).await
+}
+
+/// A data directory that went its own way becomes a replica's of `primary` again.
+///
+/// # Errors
+/// If it cannot be rewound, or an earlier try was interrupted and left it unusable: then only a base backup helps.
+pub async fn rewind(
+    spec: ClusterSpec,
+    node: NodeSpec,
+    primary: NodeSpec,
+    postmaster: Option<Postmaster>,
+) -> Result<(), ClusterError> {
+    let server = spec.server(&node);
+    if let Some(mut postmaster) = postmaster {
+        postmaster.stop(StopMode::Fast, Duration::from_secs(10)).await.map_err(ClusterError::node(&node.name))?;
+    }
+    observe::begin_rewind(&node).map_err(io("mark the data in", &node))?;
+    let upstream = spec.upstream(&primary, &node.name);
+    let params = spec.superuser(&primary)?;
+    let client = connect(&params, Duration::from_secs(10)).await.map_err(ClusterError::sql(&primary.name))?;
+    // without one since its promotion the primary looks as if its history were still the same
+    catalog::checkpoint(&client).await.map_err(ClusterError::sql(&primary.name))?;
+    catalog::create_physical_slot(&client, &upstream.slot).await.map_err(ClusterError::sql(&primary.name))?;
+    drop(client);
+    server.rewind(&upstream, &params, spec.limits.base_backup_timeout).await.map_err(ClusterError::node(&node.name))?;
+    write_slots(&spec, &node, &primary).await?;
+    observe::end_rewind(&node).map_err(io("unmark the data in", &node))
+}
+
+/// Between looks at the transactions that are open.
+const LOOK: Duration = Duration::from_millis(5);
+/// Until everyone has heard that nothing new is to be sent.
+const HEARD: Duration = Duration::from_millis(30);
+
+/// The primary stops in order, once no client has a transaction open: then its log is complete and has been sent.
+/// Gives the server back, running, if transactions do not end within `drain`.
+///
+/// # Errors
+/// If it cannot be asked or stopped.
+pub async fn hand_over(
+    spec: ClusterSpec,
+    node: NodeSpec,
+    mut postmaster: Postmaster,
+    drain: Duration,
+) -> Result<Result<Exit, Postmaster>, ClusterError> {
+    let drained = async {
+        let client = connect(&spec.superuser(&node)?, drain).await.map_err(ClusterError::sql(&node.name))?;
+        tokio::time::sleep(HEARD).await;
+        while catalog::open_transactions(&client).await.map_err(ClusterError::sql(&node.name))? > 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+        catalog::end_logical_senders(&client).await.map_err(ClusterError::sql(&node.name))
+    };
+    match tokio::time::timeout(drain, drained).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(node = %node.name, %error, "the primary cannot be handed over");
+            return Ok(Err(postmaster));
+        }
+        Err(_) => return Ok(Err(postmaster)),
+    }
+    let stopped = postmaster.stop(StopMode::Fast, spec.limits.stop_timeout).await;
+    stopped.map(Ok).map_err(ClusterError::node(&node.name))
 }
 
 async fn renew_slot(client: &Connection, slot: &str) -> Result<(), PgError> {

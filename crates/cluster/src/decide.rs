@@ -3,11 +3,11 @@
 //! Invariants, tested over random observations: a busy node is left alone; a node gets at most
 //! one action that changes its process or data; a data directory that is or was a primary's is
 //! never deleted; a new cluster is made only if none was known; only the primary is ever asked
-//! to be other than a replica.
+//! to be other than a replica; another primary is elected only while no process can write to the present one's data.
 //!
-//! A later election of the primary changes [`Intent::primary`] and leaves these rules alone.
+//! An election changes [`Intent::primary`]; the same rules then promote it and make replicas of the others.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use millrace_base::Lsn;
 use millrace_contract::status::Severity;
@@ -17,18 +17,36 @@ use millrace_pg::{
 };
 
 use crate::{
+    election::{Election, elect},
     error::ClusterError,
-    observed::{DataState, Failure, FailureKind, Goal, Intent, NodeView, Observed, ProcessState},
-    plan::{Action, Discard, NodePlan, Plan},
+    observed::{DataState, Durability, Failure, FailureKind, Goal, Intent, NodeView, Observed, ProcessState, Wish},
+    plan::{Action, Change, Discard, NodePlan, Plan},
+    promise::{self, Promise, PromiseStep},
     spec::NodeName,
 };
 
 /// What to do now. `now` is monotonic.
 #[must_use]
 pub fn decide(observed: &Observed, intent: &Intent, now: Duration) -> Plan {
-    let case = Case { observed, intent, now };
+    let mut case = Case { observed, intent, now, succession: Succession::Stay };
+    case.succession = case.succession();
     let nodes = observed.nodes.iter().map(|(name, view)| (name.clone(), case.node(name, view))).collect();
-    Plan { nodes }
+    Plan { nodes, change: case.change() }
+}
+
+/// What becomes of the office of primary.
+enum Succession {
+    /// Its holder is treated as usual.
+    Stay,
+    /// Its holder is lost, and no one can take its place.
+    Impossible(String),
+    /// Its holder is lost and may still write.
+    Fence(String),
+    Elect {
+        node: NodeName,
+        missing: Option<u64>,
+        why: String,
+    },
 }
 
 /// Which node is the primary: the recorded one, else the one that holds a primary's data, else,
@@ -68,9 +86,114 @@ struct Case<'a> {
     observed: &'a Observed,
     intent: &'a Intent,
     now: Duration,
+    succession: Succession,
 }
 
 impl Case<'_> {
+    fn succession(&self) -> Succession {
+        let intent = self.intent;
+        let Some(view) = self.observed.nodes.get(&intent.primary) else { return Succession::Stay };
+        let Some(why) = self.loss(view) else { return Succession::Stay };
+        match elect(self.observed, intent) {
+            // no one else can do it: it is killed and started again
+            Election::No(_) if self.hangs_for_good(view) => Succession::Fence(why),
+            Election::No(why) => Succession::Impossible(why),
+            Election::Elected { .. } if view.may_write => Succession::Fence(why),
+            Election::Elected { node, missing } => Succession::Elect { node, missing, why },
+        }
+    }
+
+    /// Nobody can be served by it any more. An elected one that has not been promoted serves nobody yet.
+    fn hangs_for_good(&self, view: &NodeView) -> bool {
+        let limit = match self.intent.promoting {
+            true => self.intent.policy.silent_max,
+            false => self.intent.policy.start_max,
+        };
+        let silent = view.silent_since.is_some_and(|since| self.now.saturating_sub(since) >= limit);
+        silent && matches!(view.process, ProcessState::Running { ready: true, .. })
+    }
+
+    /// Why the primary is to have a successor, if it is.
+    fn loss(&self, view: &NodeView) -> Option<String> {
+        let intent = self.intent;
+        let adopted = !matches!(view.process, ProcessState::Unadopted { .. });
+        let alone = self.observed.nodes.len() < 2;
+        if intent.goal == Goal::Stop || view.busy.is_some() || !adopted || alone {
+            return None;
+        }
+        let running = matches!(view.process, ProcessState::Running { .. });
+        match &intent.wish {
+            Some(Wish::Failover { to }) => return Some(format!("an operator wants {to} to be the primary")),
+            Some(Wish::Switchover { to }) if !running => return Some(format!("is handed over to {to}")),
+            Some(Wish::Switchover { .. }) | None => {}
+        }
+        if !intent.policy.failover || intent.paused {
+            return None;
+        }
+        if let ProcessState::Running { ready, .. } = view.process {
+            let limit = if ready { intent.policy.silent_max } else { intent.policy.start_max };
+            let silent = self.now.saturating_sub(view.silent_since?);
+            return (silent >= limit).then(|| format!("has not answered for {:.1} s", silent.as_secs_f64()));
+        }
+        match (&view.failure, &view.data) {
+            // nothing is known to be wrong with it
+            (None, DataState::Whole { standby: false, .. }) => None,
+            (None, _) if intent.promoting => None,
+            (None, DataState::Absent) if intent.system_id.is_none() => None,
+            (None, _) => Some("its data cannot be used".to_owned()),
+            // whoever is elected might lack commits: it gets two tries to come back
+            (Some(failure), _) if intent.promise.is_none() && failure.next_try <= 2 => None,
+            (Some(failure), _) => Some(failure.what.clone()),
+        }
+    }
+
+    /// What is to be recorded now.
+    fn change(&self) -> Option<Change> {
+        if let Succession::Elect { node, missing, why } = &self.succession {
+            return Some(Change::Elect { node: node.clone(), missing: *missing, why: why.clone() });
+        }
+        if let (Succession::Impossible(why), Some(_)) = (&self.succession, &self.intent.wish) {
+            return Some(Change::GiveUp(why.clone()));
+        }
+        let server = self.primary_server()?;
+        if self.intent.promoting {
+            return Some(Change::Promoted);
+        }
+        match self.promise_step(server) {
+            PromiseStep::Record(promise) => Some(Change::Promise(promise)),
+            PromiseStep::Kept | PromiseStep::CatchingUp | PromiseStep::Set(_) => None,
+        }
+    }
+
+    fn promise_step(&self, primary: &ServerState) -> PromiseStep {
+        let wanted = self.wanted_promise(primary);
+        promise::step(&self.intent.promise, &primary.synchronous_standby_names, &wanted, self.observed.arrived)
+    }
+
+    /// Members are the replicas that receive the primary's log, and those that have not for a moment only.
+    fn wanted_promise(&self, primary: &ServerState) -> Promise {
+        let Durability::Quorum { quorum, strict } = self.intent.policy.durability else { return Promise::none() };
+        let is_waited_for = |name: &NodeName| {
+            self.intent.promise.members.contains(name)
+                || primary.synchronous_standby_names.contains(&format!("\"{name}\""))
+        };
+        let member = |name: &NodeName, view: &NodeView| match view.absent_since {
+            None => true,
+            Some(since) => is_waited_for(name) && self.now.saturating_sub(since) < self.intent.policy.absent_max,
+        };
+        let members: BTreeSet<NodeName> = self
+            .observed
+            .nodes
+            .iter()
+            .filter(|(name, view)| **name != self.intent.primary && member(name, view))
+            .map(|(name, _)| name.clone())
+            .collect();
+        if members.is_empty() && strict && !self.intent.promise.is_none() {
+            return self.intent.promise.clone();
+        }
+        Promise::new(members, quorum)
+    }
+
     fn node(&self, name: &NodeName, view: &NodeView) -> NodePlan {
         if let Some((job, since)) = &view.busy {
             let seconds = self.now.saturating_sub(*since).as_secs();
@@ -81,7 +204,19 @@ impl Case<'_> {
         }
         match self.intent.goal {
             Goal::Stop => self.stopping(name, view),
-            Goal::Run if *name == self.intent.primary => self.primary(name, view),
+            Goal::Run if *name == self.intent.primary => match &self.succession {
+                Succession::Stay => self.primary(name, view),
+                Succession::Impossible(why) => {
+                    let mut plan = self.primary(name, view);
+                    plan.sentence = format!("{}; no other node can take its place: {why}", plan.sentence);
+                    plan
+                }
+                Succession::Fence(why) => {
+                    NodePlan::act(Action::Fence, format!("{why}; is killed, so that it writes no more"))
+                        .trouble(Severity::Critical, "another node becomes the primary, or this one is started again")
+                }
+                Succession::Elect { node, why, .. } => NodePlan::wait(format!("{why}; {node} becomes the primary")),
+            },
             Goal::Run => self.replica(name, view),
         }
     }
@@ -124,6 +259,9 @@ impl Case<'_> {
                 "the data directory belongs to another cluster",
             )
             .trouble(Severity::Critical, format!("put this cluster's data directory back in the place of {name}")),
+            (DataState::Whole { standby: true, .. }, _) if self.intent.promoting => {
+                NodePlan::act(Action::Start { from: None }, "was elected; starts to be promoted")
+            }
             (DataState::Whole { standby: true, .. }, _) => NodePlan::wait(
                 "this is the primary, but its data directory is a replica's",
             )
@@ -140,6 +278,9 @@ impl Case<'_> {
         if let Some(plan) = self.stranger(server) {
             return plan;
         }
+        if server.in_recovery && self.intent.promoting {
+            return NodePlan::act(Action::Promote, "was elected; is promoted");
+        }
         if server.in_recovery {
             return NodePlan::wait("this is the primary, but it is in recovery and takes no writes")
                 .trouble(Severity::Critical, "remove its standby.signal or recovery.signal and restart it");
@@ -154,7 +295,36 @@ impl Case<'_> {
         if let Some(slots) = &self.observed.slots {
             actions.extend(self.missing_slots(slots).map(|replica| Action::CreateSlot { replica }));
         }
-        NodePlan { actions, sentence: "accepts writes".to_owned(), trouble: None }
+        if let Some(Wish::Switchover { to }) = &self.intent.wish {
+            actions.push(Action::HandOver);
+            return NodePlan { actions, sentence: format!("is handed over to {to}"), trouble: None };
+        }
+        if let (PromiseStep::Set(promise), false) = (self.promise_step(server), self.intent.promoting) {
+            actions.push(Action::SetPromise(promise));
+        }
+        let plan = NodePlan { actions, sentence: "accepts writes".to_owned(), trouble: None };
+        self.say_what_is_promised(plan, server)
+    }
+
+    /// A promise that is less than what is configured is said.
+    fn say_what_is_promised(&self, plan: NodePlan, primary: &ServerState) -> NodePlan {
+        let Durability::Quorum { quorum, .. } = self.intent.policy.durability else { return plan };
+        let replicas = self.observed.nodes.len().saturating_sub(1);
+        let streaming =
+            self.observed.nodes.iter().filter(|(n, v)| **n != self.intent.primary && v.absent_since.is_none()).count();
+        let needed = quorum.min(replicas);
+        if streaming >= needed {
+            return plan;
+        }
+        let waits = !self.wanted_promise(primary).is_none();
+        let sentence = match (waits, streaming) {
+            (true, _) => format!("commits wait for {needed} of the replicas, and {streaming} receive its log"),
+            (false, _) => "accepts writes; no replica has them yet".to_owned(),
+        };
+        NodePlan { sentence, ..plan }.trouble(
+            Severity::Warning,
+            "a commit that is on one node only is lost with it: look at what the replicas say",
+        )
     }
 
     /// Those of replicas that are not about to be rebuilt, which makes the slot anew.
@@ -198,6 +368,11 @@ impl Case<'_> {
                 }
                 NodePlan::act(Action::Start { from: Some(primary.clone()) }, starting(view))
             }
+            DataState::Whole { standby: false, system_id }
+                if self.intent.system_id == Some(*system_id) && view.may_be_rewound() =>
+            {
+                self.rewind(view, format!("was the primary and is brought back to {primary}'s history"))
+            }
             DataState::Whole { standby: false, system_id } if self.intent.system_id == Some(*system_id) => self
                 .rebuild(
                     view,
@@ -229,6 +404,16 @@ impl Case<'_> {
         if let Some(plan) = self.stranger(server) {
             return plan;
         }
+        if view.follows.as_ref() != Some(primary) && self.primary_server().is_some() && self.slot(name).is_some() {
+            return NodePlan::act(Action::Follow { from: primary.clone() }, format!("turns to {primary}"));
+        }
+        if server.streaming && self.lacks_slots(name, view) {
+            let sentence = format!("gets the slots of {primary}, so that their users can go on after a failover");
+            return match self.backing_off(view) {
+                Some(wait) => wait,
+                None => NodePlan::act(Action::CopySlots { from: primary.clone() }, sentence),
+            };
+        }
         if server.streaming {
             return NodePlan::wait(match self.lag(server) {
                 Some(0) => format!("streams from {primary}"),
@@ -244,10 +429,13 @@ impl Case<'_> {
             return self.rebuild(view, discard(view), self.lost_slot());
         }
         let waited = view.not_streaming_since.map_or(Duration::ZERO, |since| self.now.saturating_sub(since));
-        if waited < self.intent.not_streaming_max {
+        if waited < self.intent.policy.not_streaming_max {
             return NodePlan::wait(format!("connects to {primary}"));
         }
-        if server.lsn > ahead.lsn || server.timeline > ahead.timeline {
+        if server.timeline < ahead.timeline && view.may_be_rewound() {
+            return self.rewind(view, format!("holds log that {primary} does not, and is brought back to its history"));
+        }
+        if server.lsn > ahead.lsn || server.timeline != ahead.timeline {
             return self.rebuild(
                 view,
                 Discard::MoveAside,
@@ -262,16 +450,40 @@ impl Case<'_> {
             .trouble(Severity::Warning, format!("look at the log of {name}"))
     }
 
+    /// Logical slots of the primary are not here, and the server can be restarted to take them: one at a time, and only
+    /// while everything else is well.
+    fn lacks_slots(&self, name: &NodeName, view: &NodeView) -> bool {
+        let (Some(primary), Some(own)) = (&self.observed.slots, &view.slots) else { return false };
+        let changes = self.intent.promoting || self.intent.wish.is_some() || self.intent.goal == Goal::Stop;
+        let well = |(other, view): (&NodeName, &NodeView)| {
+            let replica = *other != self.intent.primary && other != name;
+            let lacks = view.slots.as_ref().is_none_or(|own| missing_logical(primary, own));
+            // the first by name that lacks them begins
+            view.busy.is_none() && (!replica || view.absent_since.is_none() && (other > name || !lacks))
+        };
+        !changes && missing_logical(primary, own) && self.observed.nodes.iter().all(well)
+    }
+
     /// A base backup, as soon as the primary can give one.
     fn rebuild(&self, view: &NodeView, discard: Discard, sentence: String) -> NodePlan {
+        self.from_primary(view, sentence, |from| Action::MakeReplica { from, discard })
+    }
+
+    fn rewind(&self, view: &NodeView, sentence: String) -> NodePlan {
+        self.from_primary(view, sentence, |from| Action::Rewind { from })
+    }
+
+    fn from_primary(&self, view: &NodeView, sentence: String, action: impl FnOnce(NodeName) -> Action) -> NodePlan {
         let from = self.intent.primary.clone();
-        if self.primary_server().is_none() || !self.observed.roles_ready || self.observed.slots.is_none() {
+        let asked = self.primary_server().is_some() && self.observed.slots.is_some();
+        let changes = self.intent.promoting || self.intent.wish.is_some();
+        if !asked || !self.observed.roles_ready || changes {
             return NodePlan::wait(format!("{sentence}, once {from} answers"));
         }
         if let Some(wait) = self.backing_off(view) {
             return wait;
         }
-        NodePlan::act(Action::MakeReplica { from, discard }, sentence)
+        NodePlan::act(action(from), sentence)
     }
 
     /// A server of another cluster answers on our port: not ours to touch.
@@ -309,6 +521,11 @@ impl Case<'_> {
     fn lost_slot(&self) -> String {
         format!("was away for longer than {} keeps log and is rebuilt from it", self.intent.primary)
     }
+}
+
+/// Whether slots for decoding that outlive their session are on the primary and not here.
+fn missing_logical(primary: &[Slot], own: &[Slot]) -> bool {
+    primary.iter().any(|slot| slot.is_kept_logical() && !own.iter().any(|other| other.name == slot.name))
 }
 
 /// Deleting is only for what surely never was more than a replica.

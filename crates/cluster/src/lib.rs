@@ -7,16 +7,22 @@
 //! Invariants: a data directory that is or was a primary's is never deleted, only moved aside;
 //! a new cluster is made only where none was known; at most one action at a time works on a
 //! node's process or data; two servers never both accept writes: one that should not is stopped.
-//! Non-goals here: electing another primary. The primary is a fact of the [`Intent`], kept in
-//! [`state`]; whoever changes it changes what the same rules lead to.
+//! The primary is a fact of the [`Intent`], kept in [`state`]. When it is lost, [`election`] names the replica that
+//! surely has every acknowledged commit; what that rests on is kept true by [`promise`].
 
 pub mod act;
+mod asked;
 pub mod decide;
+pub mod election;
 pub mod error;
+pub mod history;
+pub mod logical;
 mod node;
 pub mod observe;
 pub mod observed;
+pub mod operate;
 pub mod plan;
+pub mod promise;
 pub mod replay;
 pub mod settings;
 pub mod spec;
@@ -27,8 +33,9 @@ pub mod topology;
 
 pub use decide::decide;
 pub use error::ClusterError;
-pub use observed::{DataState, Failure, Goal, Intent, NodeView, Observed, ProcessState};
-pub use plan::{Action, Discard, NodePlan, Plan};
+pub use observed::{DataState, Durability, Failure, Goal, Intent, NodeView, Observed, Policy, ProcessState, Wish};
+pub use plan::{Action, Change, Discard, NodePlan, Plan};
+pub use promise::Promise;
 pub use spec::{ClusterSpec, Limits, NodeName, NodeSpec};
 pub use status::ClusterStatus;
 pub use supervisor::Supervisor;

@@ -4,15 +4,27 @@
 
 use std::time::Duration;
 
-use millrace_base::Backoff;
-use millrace_pg::{ConnectParams, Connection, Postmaster, ServerSpec, catalog::ServerState};
+use millrace_base::{Backoff, Lsn};
+use millrace_pg::{
+    ConnectParams, Connection, Postmaster, ServerSpec, Setting,
+    catalog::{self, ServerState, Slot, Standby},
+};
+use tokio::time::timeout;
 
 use crate::{
     error::ClusterError,
     observe,
     observed::{Failure, ProcessState},
-    spec::{ClusterSpec, NodeSpec},
+    promise::Promise,
+    spec::{ClusterSpec, Limits, NodeName, NodeSpec},
 };
+
+/// A server is asked over a new connection this often: one that hangs may still serve those it has.
+const RECONNECT: Duration = Duration::from_secs(2);
+/// For a replica that has been silent: everyone else is asked in the same turn.
+const SHORT: Duration = Duration::from_millis(500);
+/// Until every process of a server has taken a new setting for sure.
+const IN_FORCE: Duration = Duration::from_secs(2);
 
 /// What the supervisor holds of a node between cycles.
 #[derive(Debug)]
@@ -26,10 +38,28 @@ pub(crate) struct Node {
     pub(crate) started: Duration,
     pub(crate) ready: bool,
     pub(crate) connection: Option<Connection>,
+    pub(crate) connected: Duration,
+    pub(crate) silent_since: Option<Duration>,
+    pub(crate) absent_since: Option<Duration>,
+    pub(crate) follows: Option<NodeName>,
+    /// As it answered last.
+    pub(crate) slots: Option<Vec<Slot>>,
+    /// What its commits wait for, if it is the primary, as it was told.
+    pub(crate) promise: Promise,
+    setting: Option<InForce>,
     pub(crate) not_streaming_since: Option<Duration>,
     pub(crate) busy: Option<(String, Duration)>,
     pub(crate) failure: Option<Failure>,
     pub(crate) backoff: Backoff,
+}
+
+/// A setting that the server has taken.
+#[derive(Debug)]
+struct InForce {
+    text: String,
+    since: Duration,
+    /// The end of the log once it was in force for sure.
+    noted: Option<Lsn>,
 }
 
 impl Node {
@@ -43,6 +73,13 @@ impl Node {
             started: Duration::ZERO,
             ready: false,
             connection: None,
+            connected: Duration::ZERO,
+            silent_since: None,
+            absent_since: Some(Duration::ZERO),
+            follows: None,
+            slots: None,
+            promise: Promise::none(),
+            setting: None,
             not_streaming_since: None,
             busy: None,
             failure: None,
@@ -58,27 +95,86 @@ impl Node {
         }
     }
 
+    /// The server with what its commits wait for.
+    pub(crate) fn configured(&self) -> ServerSpec {
+        let mut server = self.server.clone();
+        server.settings.push(Setting::new(
+            "synchronous_standby_names",
+            self.promise.setting(),
+            "replicas that must have a commit on disk before it is acknowledged; changed as they come and go",
+        ));
+        server
+    }
+
     /// Asks a server that is up, and keeps what only time tells.
-    pub(crate) async fn ask(&mut self, now: Duration, probe: Duration, stable: Duration) -> Option<ServerState> {
+    pub(crate) async fn ask(&mut self, now: Duration, limits: &Limits, primary: bool) -> Option<ServerState> {
         let postmaster = self.postmaster.as_mut()?;
         self.ready = self.ready || postmaster.is_ready();
         if !self.ready {
+            self.silent_since = Some(self.started);
             return None;
         }
-        if now.saturating_sub(self.started) >= stable && self.failure.is_some() {
+        if now.saturating_sub(self.started) >= limits.stable_after && self.failure.is_some() {
             self.failure = None;
             self.backoff.reset();
         }
-        match observe::ask(&mut self.connection, &self.params, probe).await {
+        if now.saturating_sub(self.connected) >= RECONNECT {
+            self.connection = None;
+        }
+        if self.connection.is_none() {
+            self.connected = now;
+        }
+        let silent = self.silent_since.map(|since| now.saturating_sub(since));
+        let patience = match silent {
+            None => limits.probe_timeout,
+            Some(silent) if primary => limits.silent_max.saturating_sub(silent).clamp(SHORT, limits.probe_timeout),
+            Some(_) => SHORT.min(limits.probe_timeout),
+        };
+        self.slots = None;
+        match observe::ask(&mut self.connection, &self.params, patience).await {
             Ok(state) => {
+                self.silent_since = None;
+                if let Some(connection) = &self.connection {
+                    self.slots = match timeout(patience, catalog::slots(connection)).await {
+                        Ok(Ok(slots)) => Some(slots),
+                        Ok(Err(_)) | Err(_) => None,
+                    };
+                }
                 let waits = state.in_recovery && !state.streaming;
                 self.not_streaming_since = waits.then(|| self.not_streaming_since.unwrap_or(now));
                 Some(state)
             }
             Err(error) => {
+                self.silent_since = Some(self.silent_since.unwrap_or(now));
                 tracing::debug!(%error, "a server does not answer");
                 None
             }
         }
+    }
+
+    /// Whether what this primary acknowledged before its present setting is on a quorum of its members.
+    pub(crate) fn arrived(&mut self, now: Duration, server: &ServerState, standbys: &[Standby]) -> bool {
+        let text = &server.synchronous_standby_names;
+        if self.setting.as_ref().is_none_or(|setting| setting.text != *text) {
+            self.setting = Some(InForce { text: text.clone(), since: now, noted: None });
+        }
+        let Some(setting) = &mut self.setting else { return false };
+        if setting.noted.is_none() && now.saturating_sub(setting.since) >= IN_FORCE {
+            setting.noted = Some(server.lsn);
+        }
+        let Some(noted) = setting.noted else { return false };
+        let has = |name: &NodeName| {
+            standbys.iter().any(|s| s.application_name == name.as_str() && s.flush_lsn.is_some_and(|lsn| lsn >= noted))
+        };
+        *text == self.promise.setting()
+            && self.promise.members.iter().filter(|name| has(name)).count() >= self.promise.quorum
+    }
+
+    /// Nothing that was known of its server holds any more.
+    pub(crate) fn forget(&mut self) {
+        self.connection = None;
+        self.silent_since = None;
+        self.setting = None;
+        self.slots = None;
     }
 }

@@ -4,7 +4,7 @@ use std::{fs, io, net::TcpListener, path::Path, time::Duration};
 
 use millrace_pg::{
     ConnectParams, Connection, PgError, ServerError, ServerSpec,
-    catalog::{self, ServerState, Slot},
+    catalog::{self, ServerState},
     connect, control_file,
 };
 
@@ -73,8 +73,56 @@ pub fn mark_primary(node: &NodeSpec) -> io::Result<()> {
     millrace_base::files::write_atomic(&node.folder.join(PRIMARY_MARK), text, 0o644)
 }
 
+/// Beside the data directory: it was promoted by someone else.
+const ROGUE_MARK: &str = "was_promoted";
+/// Beside the data directory: it is being rewound.
+const REWIND_MARK: &str = "is_rewound";
+
+/// Whether what was written in the node's data is to be kept, because someone else made it a primary.
+#[must_use]
+pub fn is_rogue(node: &NodeSpec) -> bool {
+    node.folder.join(ROGUE_MARK).exists()
+}
+
+/// # Errors
+/// If the mark cannot be written.
+pub fn mark_rogue(node: &NodeSpec) -> io::Result<()> {
+    millrace_base::files::write_atomic(
+        &node.folder.join(ROGUE_MARK),
+        b"the server of the data directory beside this file was promoted by someone else\n",
+        0o644,
+    )
+}
+
+/// Notes that the data is about to be changed in a way that cannot be interrupted.
+///
+/// # Errors
+/// If that has happened already, and was interrupted; if the mark cannot be written.
+pub(crate) fn begin_rewind(node: &NodeSpec) -> io::Result<()> {
+    let mark = node.folder.join(REWIND_MARK);
+    if mark.exists() {
+        return Err(io::Error::other("an earlier rewind was interrupted"));
+    }
+    millrace_base::files::write_atomic(&mark, b"pg_rewind works on the data directory beside this file\n", 0o644)
+}
+
+/// It is a replica's now, like any other.
+pub(crate) fn end_rewind(node: &NodeSpec) -> io::Result<()> {
+    remove_mark(node, PRIMARY_MARK)?;
+    remove_mark(node, REWIND_MARK)
+}
+
+fn remove_mark(node: &NodeSpec, mark: &str) -> io::Result<()> {
+    match fs::remove_file(node.folder.join(mark)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// The mark goes with the data that it speaks of.
 pub(crate) fn move_mark(node: &NodeSpec, beside: &str) -> io::Result<()> {
+    remove_mark(node, ROGUE_MARK)?;
+    remove_mark(node, REWIND_MARK)?;
     match fs::rename(node.folder.join(PRIMARY_MARK), node.folder.join(format!("{beside}.{PRIMARY_MARK}"))) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -108,17 +156,6 @@ pub async fn ask(
         }
         Ok(Err(error)) => Err(error),
         Err(_) => Err(PgError::Timeout { address: params.address(), deadline: timeout }),
-    }
-}
-
-/// The slots of a server that has just answered.
-///
-/// # Errors
-/// If there is no answer within `timeout`.
-pub async fn slots(connection: &Connection, address: String, timeout: Duration) -> Result<Vec<Slot>, PgError> {
-    match tokio::time::timeout(timeout, catalog::slots(connection)).await {
-        Ok(slots) => slots,
-        Err(_) => Err(PgError::Timeout { address, deadline: timeout }),
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+use millrace_base::Lsn;
 use millrace_pg::catalog::{ServerState, Slot};
+use serde::{Deserialize, Serialize};
 
-use crate::spec::NodeName;
+use crate::{promise::Promise, spec::NodeName};
 
 /// What a data directory is, by its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +51,8 @@ pub enum FailureKind {
     Damaged,
     /// The server was ready and ended without being asked to.
     Crashed,
+    /// It could not be brought back to where the primary's history left it.
+    Rewind,
     /// Anything else; trying again may help.
     Other,
 }
@@ -75,13 +79,32 @@ pub struct NodeView {
     /// The data directory once was a primary's, by the mark beside it.
     pub was_primary: bool,
     pub process: ProcessState,
+    /// Someone else promoted it; what was written there is kept.
+    pub rogue: bool,
+    /// Processes of a server work in the data directory, those of a killed server included: they may still write.
+    pub may_write: bool,
     /// What the server answered just now; `None` if it did not.
     pub server: Option<ServerState>,
+    /// Its slots; `None` if it did not answer.
+    pub slots: Option<Vec<Slot>>,
+    /// A server that runs has not answered since. Monotonic.
+    pub silent_since: Option<Duration>,
     /// A replica that answers has received nothing since. Monotonic.
     pub not_streaming_since: Option<Duration>,
+    /// Not among those who receive the primary's log since; `None` if it is. Monotonic.
+    pub absent_since: Option<Duration>,
+    /// Whose log it has been told to receive.
+    pub follows: Option<NodeName>,
     /// What the executor is doing with the node, and since when (monotonic): hands off.
     pub busy: Option<(String, Duration)>,
     pub failure: Option<Failure>,
+}
+
+impl NodeView {
+    /// What only this node has may be undone, and undoing it has not failed.
+    pub(crate) fn may_be_rewound(&self) -> bool {
+        !self.rogue && !self.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::Rewind)
+    }
 }
 
 /// Everything.
@@ -92,6 +115,12 @@ pub struct Observed {
     pub slots: Option<Vec<Slot>>,
     /// The roles of the cluster itself have been made by this supervisor.
     pub roles_ready: bool,
+    /// The end of the primary's log when it last answered.
+    pub primary_lsn: Option<Lsn>,
+    /// The primary has ended in order: the last record of its log begins here.
+    pub handed_over: Option<Lsn>,
+    /// What was acknowledged before the primary's present setting was in force is on a quorum of its members.
+    pub arrived: bool,
 }
 
 /// Run or stop.
@@ -101,6 +130,41 @@ pub enum Goal {
     Stop,
 }
 
+/// What a commit waits for before it is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// The disks of the primary and of `quorum` replicas.
+    Quorum {
+        quorum: usize,
+        /// If no replica is there commits wait; else they go on without, and it is said so.
+        strict: bool,
+    },
+    /// The primary's disk. Whoever is elected may lack up to `loss_max` bytes of log.
+    Asynchronous { loss_max: u64 },
+}
+
+/// How the cluster is to be run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Another primary is elected when the present one is lost.
+    pub failover: bool,
+    pub durability: Durability,
+    /// See [`crate::Limits`]; this goes for all below.
+    pub not_streaming_max: Duration,
+    pub silent_max: Duration,
+    pub start_max: Duration,
+    pub absent_max: Duration,
+}
+
+/// A person's word on who is to be the primary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Wish {
+    /// In order, with nothing lost and no error for clients.
+    Switchover { to: NodeName },
+    /// Whatever is lost.
+    Failover { to: NodeName },
+}
+
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intent {
@@ -108,6 +172,12 @@ pub struct Intent {
     pub primary: NodeName,
     /// The cluster's identity; `None` before it was first made.
     pub system_id: Option<u64>,
-    /// See [`crate::Limits::not_streaming_max`].
-    pub not_streaming_max: Duration,
+    /// The primary has been elected and may still be a replica.
+    pub promoting: bool,
+    /// What surely holds of acknowledged commits.
+    pub promise: Promise,
+    /// No election, by an operator's word.
+    pub paused: bool,
+    pub wish: Option<Wish>,
+    pub policy: Policy,
 }

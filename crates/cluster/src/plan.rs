@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use millrace_contract::status::Severity;
 use millrace_pg::StopMode;
 
-use crate::spec::NodeName;
+use crate::{promise::Promise, spec::NodeName};
 
 /// What becomes of the data directory that a new base backup replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,26 @@ pub enum Action {
         from: NodeName,
         discard: Discard,
     },
+    /// Kill the server and whatever it left that could write.
+    Fence,
+    /// Undo what only this node has, and make it a replica of `from`.
+    Rewind {
+        from: NodeName,
+    },
+    /// Restart the replica with the logical slots of `from`.
+    CopySlots {
+        from: NodeName,
+    },
+    /// Stop the primary in order once no client's transaction is open, so that nothing is lost and no client fails.
+    HandOver,
+    /// Make the elected replica the primary.
+    Promote,
+    /// Take the primary's log from `from` instead.
+    Follow {
+        from: NodeName,
+    },
+    /// On the primary: whom commits wait for.
+    SetPromise(Promise),
     /// On the primary: the roles of the cluster itself.
     EnsureRoles,
     /// On the primary: the slot that `replica` uses.
@@ -48,8 +68,18 @@ impl Action {
     #[must_use]
     pub fn is_exclusive(&self) -> bool {
         match self {
-            Self::Adopt | Self::Initdb | Self::Start { .. } | Self::Stop(_) | Self::MakeReplica { .. } => true,
-            Self::EnsureRoles | Self::CreateSlot { .. } => false,
+            Self::Adopt
+            | Self::Initdb
+            | Self::Start { .. }
+            | Self::Stop(_)
+            | Self::MakeReplica { .. }
+            | Self::Fence
+            | Self::Rewind { .. }
+            | Self::CopySlots { .. }
+            | Self::HandOver => true,
+            Self::Promote | Self::Follow { .. } | Self::SetPromise(_) | Self::EnsureRoles | Self::CreateSlot { .. } => {
+                false
+            }
         }
     }
 }
@@ -86,8 +116,25 @@ impl NodePlan {
     }
 }
 
+/// What is recorded before anything that rests on it is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Another primary. `missing`: bytes of log that the old one was seen to have and this one has not.
+    Elect {
+        node: NodeName,
+        missing: Option<u64>,
+        why: String,
+    },
+    /// The elected one is a primary.
+    Promoted,
+    Promise(Promise),
+    /// What an operator wanted cannot be.
+    GiveUp(String),
+}
+
 /// What is done with every node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub nodes: BTreeMap<NodeName, NodePlan>,
+    pub change: Option<Change>,
 }

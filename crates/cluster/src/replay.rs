@@ -7,15 +7,21 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use millrace_base::Lsn;
-use millrace_contract::{status::NodeRole, topology::Replay};
-use millrace_pg::{ConnectParams, Connection, PgError, catalog, connect};
+use millrace_contract::{
+    status::NodeRole,
+    topology::{Origin, Replay},
+};
+use millrace_pg::{
+    Connection,
+    catalog::{self, Standby},
+};
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{ClusterError, ClusterSpec, status::ClusterStatus};
+use crate::{ClusterError, ClusterSpec, NodeName, Promise, asked::Asked, status::ClusterStatus};
 
 /// Between the beginnings of two rounds.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -46,35 +52,23 @@ impl Rounds {
     }
 }
 
-#[derive(Debug)]
-struct Asked {
-    name: String,
-    params: ConnectParams,
-    connection: Option<Connection>,
-}
-
-impl Asked {
-    async fn position(&mut self) -> Result<Lsn, PgError> {
-        let asking = async {
-            let open = match self.connection.take() {
-                Some(open) if !open.is_closed() => open,
-                _ => connect(&self.params, ANSWER_MAX).await?,
-            };
-            let position = catalog::wal_position(&open).await?;
-            Ok((open, position))
-        };
-        match timeout(ANSWER_MAX, asking).await {
-            Ok(Ok((open, position))) => {
-                self.connection = Some(open);
-                Ok(position)
-            }
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(PgError::Timeout { address: self.params.address(), deadline: ANSWER_MAX }),
-        }
+/// How far acknowledged commits surely outlive the primary: the furthest that a quorum of the promise's members has on
+/// disk; all of the log where nothing is promised.
+fn kept(promise: &Promise, end: Lsn, standbys: &[Standby]) -> Lsn {
+    if promise.is_none() {
+        return end;
     }
+    let flushed = |name: &NodeName| {
+        let of = standbys.iter().filter(|standby| standby.application_name == name.as_str());
+        of.filter_map(|standby| standby.flush_lsn).max().unwrap_or(Lsn::INVALID)
+    };
+    let mut all: Vec<Lsn> = promise.members.iter().map(flushed).collect();
+    all.sort_unstable_by(|a, b| b.cmp(a));
+    all.get(promise.quorum - 1).copied().unwrap_or(Lsn::INVALID).min(end)
 }
 
-/// Asks the nodes of `spec` until `token` is cancelled.
+/// Asks the nodes of `spec` until `token` is cancelled. `origin` is told who writes the log, and how far it
+/// surely outlives them.
 ///
 /// # Errors
 /// If the authority's certificate cannot be read.
@@ -82,12 +76,10 @@ pub async fn follow(
     spec: &ClusterSpec,
     status: watch::Receiver<ClusterStatus>,
     replay: Arc<Replay>,
+    origin: watch::Sender<Option<Origin>>,
     token: CancellationToken,
 ) -> Result<(), ClusterError> {
-    let asked = |node| {
-        let params = ConnectParams { application_name: "millrace replay".to_owned(), ..spec.superuser(node)? };
-        Ok::<_, ClusterError>(Asked { name: node.name.to_string(), params, connection: None })
-    };
+    let asked = |node| Asked::new(spec, node, "millrace replay", ANSWER_MAX);
     let mut nodes = spec.nodes.iter().map(asked).collect::<Result<Vec<_>, _>>()?;
     let mut rounds = Rounds::default();
     let mut ticks = interval(INTERVAL);
@@ -98,17 +90,35 @@ pub async fn follow(
             _ = ticks.tick() => {}
             () = token.cancelled() => return Ok(()),
         }
-        let primary = {
+        let (primary, promise, term) = {
             let status = status.borrow();
-            status.nodes.iter().find(|n| n.role == NodeRole::Primary).map(|n| (n.name.clone(), n.timeline))
+            let primary = status.nodes.iter().find(|n| n.role == NodeRole::Primary);
+            (primary.map(|n| (n.name.clone(), n.timeline)), status.promise.clone(), status.term)
         };
         // a timeline that is not known yet may be another one
         let Some((name, Some(timeline))) = primary else { continue };
-        round(&mut nodes, &mut rounds, (name, timeline), &replay).await;
+        let Some(safe) = round(&mut nodes, &mut rounds, (name.clone(), timeline), &replay, &promise).await else {
+            continue;
+        };
+        let Some((host, port)) = nodes.iter().find(|node| node.name == name).map(Asked::place) else { continue };
+        origin.send_if_modified(|known| {
+            let before = known.as_ref().filter(|known| known.term == term).map(|known| known.kept);
+            if before.is_some_and(|before| before >= safe) {
+                return false;
+            }
+            *known = Some(Origin { term, host, port, kept: safe });
+            true
+        });
     }
 }
 
-async fn round(nodes: &mut [Asked], rounds: &mut Rounds, primary: (String, u32), replay: &Replay) {
+async fn round(
+    nodes: &mut [Asked],
+    rounds: &mut Rounds,
+    primary: (String, u32),
+    replay: &Replay,
+    promise: &Promise,
+) -> Option<Lsn> {
     let (name, timeline) = primary;
     let of = Some((name.clone(), timeline));
     if rounds.of != of {
@@ -116,18 +126,29 @@ async fn round(nodes: &mut [Asked], rounds: &mut Rounds, primary: (String, u32),
         replay.forget();
     }
     let begun = replay.begin();
-    let Some(primary) = nodes.iter_mut().find(|node| node.name == name) else { return };
-    match primary.position().await {
-        Ok(position) => rounds.note(begun, position),
+    let primary = nodes.iter_mut().find(|node| node.name == name)?;
+    let asked = async |client: &Connection| {
+        // who has what first: the end of the log is at least as far
+        let standbys = catalog::standbys(client).await?;
+        let state = catalog::server_state(client).await?;
+        Ok((state, standbys))
+    };
+    let safe = match primary.ask(asked).await {
+        // an elected one that is still a replica says nothing of the log to come
+        Ok((state, _)) if state.in_recovery || state.timeline != timeline => return None,
+        Ok((state, standbys)) => {
+            rounds.note(begun, state.lsn);
+            kept(promise, state.lsn, &standbys)
+        }
         Err(error) => {
             tracing::debug!(%error, node = name, "the primary does not tell its position");
-            return;
+            return None;
         }
-    }
+    };
     let rounds = &*rounds;
     join_all(nodes.iter_mut().filter(|node| node.name != name).map(|node| async move {
         // a replica that has crashed can be further back than it was
-        let reached = match node.position().await {
+        let reached = match node.ask(async |client| catalog::wal_position(client).await).await {
             Ok(replayed) => rounds.reached(replayed),
             Err(error) => {
                 tracing::debug!(%error, node = node.name, "a replica does not tell its position");
@@ -137,11 +158,35 @@ async fn round(nodes: &mut [Asked], rounds: &mut Rounds, primary: (String, u32),
         replay.round_of(&node.name).store(reached.unwrap_or(0), std::sync::atomic::Ordering::SeqCst);
     }))
     .await;
+    Some(safe)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_outlives_the_primary() {
+        let standby = |name: &str, flushed| Standby {
+            pid: 1,
+            application_name: name.into(),
+            client_address: None,
+            role: None,
+            state: "streaming".into(),
+            sync_state: Some("quorum".into()),
+            sent_lsn: None,
+            write_lsn: None,
+            flush_lsn: Some(Lsn(flushed)),
+            replay_lsn: None,
+            replay_lag_ms: None,
+        };
+        let promise = |quorum| Promise::new([NodeName::new("b"), NodeName::new("c")].into(), quorum);
+        let standbys = [standby("b", 70), standby("c", 90), standby("copy for b", 100)];
+        assert_eq!(kept(&promise(1), Lsn(100), &standbys), Lsn(90));
+        assert_eq!(kept(&promise(2), Lsn(100), &standbys), Lsn(70));
+        assert_eq!(kept(&promise(2), Lsn(100), &standbys[..1]), Lsn::INVALID);
+        assert_eq!(kept(&Promise::none(), Lsn(100), &standbys), Lsn(100));
+    }
 
     #[test]
     fn the_last_round_that_was_reached() {

@@ -6,7 +6,7 @@ use millrace_base::{Secret, tls::TlsFiles};
 use millrace_pg::{Binaries, ConnectParams, HbaRule, RunAs, ServerSpec, Setting, server::Upstream};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::ClusterError, settings};
+use crate::{error::ClusterError, observed::Durability, settings};
 
 /// The platform's superuser on every server.
 pub const SUPERUSER: &str = "postgres";
@@ -63,6 +63,15 @@ pub struct Limits {
     pub max_connections: u32,
     /// Log that slots may keep before they are given up, in MB.
     pub max_slot_wal_keep_mb: u32,
+    /// Another primary is elected when the present one is lost.
+    pub failover: bool,
+    pub durability: Durability,
+    /// A primary that has not answered for this long is as good as dead.
+    pub silent_max: Duration,
+    /// A primary that is not ready this long after its start is as good as dead.
+    pub start_max: Duration,
+    /// A replica that has not received the primary's log for this long is not waited for any more.
+    pub absent_max: Duration,
     /// A server that does not answer a probe within this is unresponsive.
     pub probe_timeout: Duration,
     /// Between looks at everything when nothing happens.
@@ -84,6 +93,11 @@ impl Default for Limits {
             shared_buffers_mb: 256,
             max_connections: 100,
             max_slot_wal_keep_mb: 8 * 1024,
+            failover: true,
+            durability: Durability::Quorum { quorum: 1, strict: false },
+            silent_max: Duration::from_secs(3),
+            start_max: Duration::from_secs(60),
+            absent_max: Duration::from_secs(5),
             probe_timeout: Duration::from_secs(2),
             observe_interval: Duration::from_secs(1),
             stop_timeout: Duration::from_secs(30),
@@ -122,7 +136,7 @@ pub struct ClusterSpec {
 }
 
 /// Settings that the platform's own working rests on.
-const RESERVED: [&str; 16] = [
+const RESERVED: [&str; 17] = [
     "listen_addresses",
     "port",
     "unix_socket_directories",
@@ -139,6 +153,7 @@ const RESERVED: [&str; 16] = [
     "hot_standby",
     "fsync",
     "full_page_writes",
+    "synchronous_standby_names",
 ];
 
 impl ClusterSpec {

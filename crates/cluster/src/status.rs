@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::{
     observed::{Goal, Intent, NodeView, Observed, ProcessState},
     plan::Plan,
+    promise::Promise,
     spec::ClusterSpec,
 };
 
@@ -24,6 +25,12 @@ pub struct ClusterStatus {
     pub all_ready: bool,
     /// PostgreSQL's identifier of the cluster, once made.
     pub system_id: Option<u64>,
+    /// Grows with each election.
+    pub term: u64,
+    /// What acknowledged commits are surely on besides the primary.
+    pub promise: Promise,
+    /// No election, by an operator's word.
+    pub paused: bool,
     pub nodes: Vec<NodeStatus>,
     /// The primary's slots, as last seen.
     pub slots: Vec<SlotStatus>,
@@ -37,6 +44,7 @@ pub(crate) fn assemble(
     observed: &Observed,
     intent: &Intent,
     plan: &Plan,
+    term: u64,
     now: (Micros, Duration),
 ) -> ClusterStatus {
     let primary_view = observed.nodes.get(&intent.primary);
@@ -44,7 +52,14 @@ pub(crate) fn assemble(
     let primary_lsn = primary_server.map(|server| server.lsn);
     let mut status = ClusterStatus {
         primary: Some(intent.primary.to_string()),
-        primary_ready: intent.goal == Goal::Run && primary_server.is_some() && observed.roles_ready,
+        // one that hands over finishes what it does and gets nothing new
+        primary_ready: intent.goal == Goal::Run
+            && intent.wish.is_none()
+            && primary_server.is_some()
+            && observed.roles_ready,
+        term,
+        promise: intent.promise.clone(),
+        paused: intent.paused,
         system_id: intent.system_id,
         slots: observed.slots.iter().flatten().map(slot_status).collect(),
         ..ClusterStatus::default()

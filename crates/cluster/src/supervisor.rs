@@ -7,10 +7,14 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use millrace_base::{Clock, Tasks};
-use millrace_pg::{Postmaster, ServerError, catalog::ServerState, process::Exit};
+use millrace_base::{Clock, Lsn, Tasks};
+use millrace_pg::{
+    Postmaster, ServerError,
+    catalog::{self, ServerState},
+    process::Exit,
+};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -19,10 +23,13 @@ use crate::{
     act,
     decide::{choose_primary, decide},
     error::ClusterError,
+    history::{self, Event as Happening},
     node::Node,
     observe,
-    observed::{Failure, FailureKind, Goal, Intent, NodeView, Observed, ProcessState},
-    plan::{Action, Plan},
+    observed::{Failure, FailureKind, Goal, Intent, NodeView, Observed, Policy, ProcessState, Wish},
+    operate::{Handle, Order, Reply},
+    plan::{Action, Change, Plan},
+    promise::Promise,
     spec::{ClusterSpec, NodeName},
     state::{self, ClusterRecord},
     status::{self, ClusterStatus},
@@ -30,6 +37,10 @@ use crate::{
 
 /// Looks between the regular ones, while something is about to change.
 const SOON: Duration = Duration::from_millis(50);
+/// The same, while clients wait for another primary.
+const VERY_SOON: Duration = Duration::from_millis(10);
+/// A switchover waits this long for clients' transactions to end.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// For how long that is, after a start or the loss of the upstream.
 const SETTLING: Duration = Duration::from_secs(10);
 
@@ -41,6 +52,18 @@ pub struct Supervisor {
     intent: Intent,
     nodes: BTreeMap<NodeName, Node>,
     roles_ready: bool,
+    term: u64,
+    /// The end of the primary's log when it last answered.
+    primary_lsn: Option<Lsn>,
+    /// The primary has ended in order, with this as its last record.
+    handed_over: Option<Lsn>,
+    /// What the primary acknowledged before its present setting has arrived where it says.
+    arrived: bool,
+    /// Since when there has been no primary that accepts writes; kept for the record.
+    without_primary_since: Option<Duration>,
+    orders: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
+    /// Who waits for the wish to come true.
+    wisher: Option<oneshot::Sender<Reply>>,
     status: watch::Sender<ClusterStatus>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     /// Watchers of processes and steps under way.
@@ -51,15 +74,33 @@ pub struct Supervisor {
 
 #[derive(Debug)]
 enum Event {
-    Exited { node: NodeName, pid: u32 },
-    Done { node: NodeName, result: Result<Done, ClusterError> },
+    Exited {
+        node: NodeName,
+        pid: u32,
+    },
+    Done {
+        node: NodeName,
+        result: Result<Done, ClusterError>,
+    },
+    /// The primary has written a checkpoint for the switchover to this node.
+    Prepared {
+        to: NodeName,
+        result: Result<(), ClusterError>,
+    },
 }
 
 #[derive(Debug)]
 enum Done {
-    Initdb { system_id: u64 },
+    Initdb {
+        system_id: u64,
+    },
     Replica,
     Stopped(Exit),
+    Fenced,
+    Rewound,
+    HandedOver,
+    /// It runs on: clients' transactions did not end.
+    NotHandedOver(Postmaster),
     Cancelled,
 }
 
@@ -88,11 +129,29 @@ impl Supervisor {
                 goal: Goal::Run,
                 primary: spec.nodes.first().map_or_else(|| NodeName::new(""), |node| node.name.clone()),
                 system_id: None,
-                not_streaming_max: spec.limits.not_streaming_max,
+                promoting: false,
+                promise: Promise::none(),
+                paused: false,
+                wish: None,
+                policy: Policy {
+                    failover: spec.limits.failover,
+                    durability: spec.limits.durability,
+                    not_streaming_max: spec.limits.not_streaming_max,
+                    silent_max: spec.limits.silent_max,
+                    start_max: spec.limits.start_max,
+                    absent_max: spec.limits.absent_max,
+                },
             },
             spec,
             clock,
             roles_ready: false,
+            term: 1,
+            primary_lsn: None,
+            handed_over: None,
+            arrived: false,
+            without_primary_since: None,
+            orders: mpsc::channel(16),
+            wisher: None,
             status: sender,
             events: mpsc::channel(256),
             tasks: Tasks::new(steps.clone()),
@@ -102,25 +161,55 @@ impl Supervisor {
         Ok((supervisor, receiver))
     }
 
+    /// What asks this supervisor for what an operator wants.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle::new(self.orders.0.clone(), self.status.subscribe())
+    }
+
     /// Who the primary is, and of which cluster: the record's word, else the data's.
     fn settle_intent(&mut self) -> Result<(), ClusterError> {
         let record = state::load(&self.spec.state_dir)?;
         let seen = self.look(None);
         let first = self.intent.primary.clone();
         self.intent.primary = choose_primary(&seen, record.as_ref().map(|record| &record.primary), &first)?;
-        self.intent.system_id = match record {
-            Some(record) => Some(record.system_id),
-            None => match seen.nodes.get(&self.intent.primary).map(|view| &view.data) {
-                Some(crate::DataState::Whole { system_id, .. }) => Some(*system_id),
-                _ => None,
-            },
-        };
-        self.keep_record()
+        match record {
+            Some(record) => {
+                self.intent.system_id = Some(record.system_id);
+                self.intent.promoting = record.promoting;
+                self.intent.promise = record.promise;
+                self.intent.paused = record.paused;
+                self.term = record.term;
+            }
+            None => {
+                if let Some(crate::DataState::Whole { system_id, .. }) =
+                    seen.nodes.get(&self.intent.primary).map(|view| &view.data)
+                {
+                    self.intent.system_id = Some(*system_id);
+                }
+            }
+        }
+        // what is promised is in force from the first commit on
+        if let Some(primary) = self.nodes.get_mut(&self.intent.primary) {
+            primary.promise = self.intent.promise.clone();
+        }
+        self.keep_record(&self.intent)
     }
 
-    fn keep_record(&self) -> Result<(), ClusterError> {
-        let Some(system_id) = self.intent.system_id else { return Ok(()) };
-        let record = ClusterRecord { primary: self.intent.primary.clone(), system_id };
+    /// Records what `intent` says, if it is not recorded already.
+    fn keep_record(&self, intent: &Intent) -> Result<(), ClusterError> {
+        self.keep_record_of(intent, self.term)
+    }
+
+    fn keep_record_of(&self, intent: &Intent, term: u64) -> Result<(), ClusterError> {
+        let Some(system_id) = intent.system_id else { return Ok(()) };
+        let record = ClusterRecord {
+            term,
+            promoting: intent.promoting,
+            promise: intent.promise.clone(),
+            paused: intent.paused,
+            ..ClusterRecord::new(intent.primary.clone(), system_id)
+        };
         if state::load(&self.spec.state_dir)?.as_ref() == Some(&record) {
             return Ok(());
         }
@@ -137,20 +226,25 @@ impl Supervisor {
             let observed = self.observe().await;
             let now = self.clock.monotonic();
             let plan = decide(&observed, &self.intent, now);
-            let told = status::assemble(&self.spec, &observed, &self.intent, &plan, (self.clock.wall(), now));
+            let told =
+                status::assemble(&self.spec, &observed, &self.intent, &plan, self.term, (self.clock.wall(), now));
             self.status.send_if_modified(|status| {
                 let changed = *status != told;
                 *status = told;
                 changed
             });
-            let acted = self.act(&plan).await;
+            let mut acted = self.act(&plan).await;
+            if let Some(change) = plan.change {
+                acted |= self.change(change, &observed);
+            }
             if self.intent.goal == Goal::Stop && self.all_stopped() {
                 return Ok(());
             }
             let pause = if acted { Duration::ZERO } else { self.pause(&observed, now) };
             // dropping `recv`, `join_next` or `cancelled` loses nothing
             tokio::select! {
-                Some(event) = self.events.1.recv() => self.handle(event).await?,
+                Some(event) = self.events.1.recv() => self.take(event).await?,
+                Some(order) = self.orders.1.recv() => self.obey(order, &observed),
                 () = tokio::time::sleep(pause) => {}
                 Some(ended) = self.tasks.join_next() => {
                     if let Err(error) = ended {
@@ -173,6 +267,10 @@ impl Supervisor {
     /// Until when nothing is likely to change by itself.
     fn pause(&self, observed: &Observed, now: Duration) -> Duration {
         let mut pause = self.spec.limits.observe_interval;
+        let lost = observed.nodes.get(&self.intent.primary).is_some_and(|view| view.silent_since.is_some());
+        if self.intent.promoting || self.intent.wish.is_some() || lost {
+            pause = VERY_SOON;
+        }
         let recently = |since: Duration| now.saturating_sub(since) < SETTLING;
         for (name, view) in &observed.nodes {
             let started = self.nodes.get(name).map_or(Duration::ZERO, |node| node.started);
@@ -200,37 +298,247 @@ impl Supervisor {
             let view = NodeView {
                 data: observe::data_state(&node.server),
                 was_primary: observe::was_primary(&node.spec),
+                rogue: observe::is_rogue(&node.spec),
                 process: node.process(),
+                may_write: node.pid.is_some() || node.server.has_processes(),
                 server: answers.and_then(|answers| answers.get(name)).cloned(),
+                slots: node.slots.clone(),
+                silent_since: node.silent_since,
                 not_streaming_since: if *name == primary { None } else { node.not_streaming_since },
+                absent_since: node.absent_since,
+                follows: node.follows.clone(),
                 busy: node.busy.clone(),
                 failure: node.failure.clone(),
             };
             (name.clone(), view)
         });
-        Observed { nodes: views.collect(), slots: None, roles_ready: self.roles_ready }
+        Observed {
+            nodes: views.collect(),
+            slots: None,
+            roles_ready: self.roles_ready,
+            primary_lsn: self.primary_lsn,
+            handed_over: self.handed_over,
+            arrived: self.arrived,
+        }
     }
 
     async fn observe(&mut self) -> Observed {
         let now = self.clock.monotonic();
-        let probe = self.spec.limits.probe_timeout;
-        let stable = self.spec.limits.stable_after;
-        let asked =
-            self.nodes.iter_mut().map(|(name, node)| async move { (name.clone(), node.ask(now, probe, stable).await) });
+        let (limits, primary) = (&self.spec.limits, &self.intent.primary);
+        let asked = self
+            .nodes
+            .iter_mut()
+            .map(|(name, node)| async move { (name.clone(), node.ask(now, limits, name == primary).await) });
         let answers: BTreeMap<_, _> =
             join_all(asked).await.into_iter().filter_map(|(name, answer)| Some((name, answer?))).collect();
+        let slots = match answers.get(&self.intent.primary).filter(|server| !server.in_recovery) {
+            Some(server) => self.ask_primary(now, server).await,
+            None => None,
+        };
+        Observed { slots, ..self.look(Some(&answers)) }
+    }
 
-        let mut observed = self.look(Some(&answers));
-        if let Some(node) = self.nodes.get(&self.intent.primary)
-            && answers.contains_key(&self.intent.primary)
-            && let Some(connection) = &node.connection
-        {
-            match observe::slots(connection, node.params.address(), probe).await {
-                Ok(slots) => observed.slots = Some(slots),
-                Err(error) => tracing::debug!(%error, "the primary's slots cannot be read"),
+    /// The primary's slots, and who receives its log.
+    async fn ask_primary(&mut self, now: Duration, server: &ServerState) -> Option<Vec<catalog::Slot>> {
+        self.primary_lsn = Some(server.lsn);
+        let patience = self.spec.limits.probe_timeout;
+        let node = self.nodes.get_mut(&self.intent.primary)?;
+        let connection = node.connection.as_ref()?;
+        let standbys = match timeout(patience, catalog::standbys(connection)).await {
+            Ok(Ok(standbys)) => standbys,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "who receives the primary's log cannot be read");
+                return None;
+            }
+            Err(_) => return None,
+        };
+        let slots = node.slots.clone()?;
+        self.arrived = node.arrived(now, server, &standbys);
+        for (name, node) in &mut self.nodes {
+            let receives = standbys.iter().any(|s| s.application_name == name.as_str() && s.state == "streaming");
+            node.absent_since = if receives { None } else { Some(node.absent_since.unwrap_or(now)) };
+        }
+        Some(slots)
+    }
+
+    /// Records a change, then lets it be true. Returns whether that was possible.
+    fn change(&mut self, change: Change, observed: &Observed) -> bool {
+        let now = self.clock.monotonic();
+        let mut intent = self.intent.clone();
+        let mut term = self.term;
+        match &change {
+            Change::Elect { node, .. } => {
+                intent.primary = node.clone();
+                intent.promoting = true;
+                // what was promised holds until the elected one accepts writes
+                intent.wish = None;
+                term += 1;
+            }
+            Change::Promoted => {
+                intent.promoting = false;
+                // it surely has everything; of the others nobody knows
+                intent.promise = Promise::none();
+            }
+            Change::Promise(promise) => intent.promise = promise.clone(),
+            Change::GiveUp(_) => {
+                intent.wish = None;
+                self.handed_over = None;
             }
         }
-        observed
+        if let Err(error) = self.keep_record_of(&intent, term) {
+            tracing::error!(%error, "what was decided cannot be recorded, and is not done");
+            return false;
+        }
+        let before = std::mem::replace(&mut self.intent, intent);
+        self.term = term;
+        match change {
+            Change::Elect { node, missing, why } => {
+                tracing::warn!(from = %before.primary, to = %node, why, ?missing, term, "another primary");
+                self.primary_lsn = None;
+                self.handed_over = None;
+                self.arrived = false;
+                self.without_primary_since = Some(now);
+                let others = observed
+                    .nodes
+                    .iter()
+                    .filter(|(name, view)| **name != node && **name != before.primary && view.server.is_some());
+                let members = others.map(|(name, _)| name.clone()).collect();
+                for other in self.nodes.values_mut() {
+                    other.promise = Promise::none();
+                    other.absent_since = Some(now);
+                }
+                if let Some(elected) = self.nodes.get_mut(&node)
+                    && let crate::Durability::Quorum { quorum, .. } = self.intent.policy.durability
+                {
+                    elected.promise = Promise::new(members, quorum);
+                }
+                self.happened(Happening::Elected { from: before.primary, to: node, why, missing_bytes: missing });
+            }
+            Change::Promoted => {
+                let without = self.without_primary_since.take().map(|since| now.saturating_sub(since));
+                let node = self.intent.primary.clone();
+                self.happened(Happening::Promoted {
+                    node: node.clone(),
+                    after_ms: without.and_then(|d| u64::try_from(d.as_millis()).ok()),
+                });
+                self.answer(Ok(format!("{node} is the primary")));
+            }
+            Change::Promise(promise) => self.happened(Happening::Promise { setting: promise.setting() }),
+            Change::GiveUp(why) => self.answer(Err(why)),
+        }
+        true
+    }
+
+    fn happened(&self, happening: Happening) {
+        if let Err(error) = history::append(&self.spec.state_dir, self.clock.wall(), self.term, happening) {
+            tracing::warn!(%error, "the history cannot be written");
+        }
+    }
+
+    /// Tells whoever waits what became of the wish.
+    fn answer(&mut self, reply: Reply) {
+        if let Some(wisher) = self.wisher.take() {
+            // who asked may be gone
+            wisher.send(reply).ok();
+        }
+    }
+
+    /// Begins what an operator wants, or says why it cannot be.
+    fn obey(&mut self, order: Order, observed: &Observed) {
+        match order {
+            Order::Switchover { to, reply } => match self.heir(to, observed) {
+                Ok(to) => {
+                    self.wisher = Some(reply);
+                    self.prepare(to);
+                }
+                // who asked may be gone
+                Err(why) => drop(reply.send(Err(why))),
+            },
+            Order::Failover { to, reply } => {
+                let answers = observed.nodes.get(&to).is_some_and(|view| view.server.is_some());
+                if to == self.intent.primary || !answers || self.wisher.is_some() {
+                    drop(reply.send(Err(format!("{to} is no replica that answers, or a change is under way"))));
+                    return;
+                }
+                self.wisher = Some(reply);
+                self.intent.wish = Some(Wish::Failover { to });
+            }
+            Order::Pause { paused, reply } => {
+                let intent = Intent { paused, ..self.intent.clone() };
+                let kept = self.keep_record(&intent).map_err(|error| error.to_string());
+                if kept.is_ok() {
+                    self.intent = intent;
+                    self.happened(Happening::Paused { paused });
+                }
+                let said = if paused { "no failover until `cluster resume`" } else { "failover is on" };
+                drop(reply.send(kept.map(|()| said.to_owned())));
+            }
+            Order::Reinit { node, reply } => {
+                if node == self.intent.primary || !self.nodes.contains_key(&node) {
+                    drop(reply.send(Err(format!("{node} is no replica"))));
+                    return;
+                }
+                drop(reply.send(self.reinit(&node)));
+            }
+        }
+    }
+
+    /// Who a switchover goes to: the one named, else the most advanced; it must be fit for it.
+    fn heir(&self, to: Option<NodeName>, observed: &Observed) -> Result<NodeName, String> {
+        if self.wisher.is_some() || self.intent.promoting || self.intent.goal == Goal::Stop {
+            return Err("another change is under way".to_owned());
+        }
+        let fit = |name: &NodeName| {
+            let view = observed.nodes.get(name).filter(|_| *name != self.intent.primary)?;
+            let server = view.server.as_ref().filter(|server| server.in_recovery && server.streaming)?;
+            Some((server.lsn, name.clone()))
+        };
+        if self.primary_lsn.is_none() || observed.slots.is_none() {
+            return Err(format!("{} does not answer; use `cluster failover`", self.intent.primary));
+        }
+        match to {
+            Some(name) => fit(&name).map(|(_, name)| name).ok_or_else(|| format!("{name} is no replica that streams")),
+            None => observed
+                .nodes
+                .keys()
+                .filter_map(fit)
+                .max()
+                .map(|(_, name)| name)
+                .ok_or_else(|| "no replica streams".to_owned()),
+        }
+    }
+
+    /// A checkpoint now makes the primary's shutdown short.
+    fn prepare(&mut self, to: NodeName) {
+        let Some(node) = self.nodes.get(&self.intent.primary) else { return };
+        let (params, events, name) = (node.params.clone(), self.events.0.clone(), self.intent.primary.clone());
+        self.tasks.spawn("checkpoint", async move {
+            let checkpoint = async {
+                let client = millrace_pg::connect(&params, DRAIN_MAX).await?;
+                catalog::checkpoint(&client).await
+            };
+            let result = checkpoint.await.map_err(ClusterError::sql(&name));
+            // no receiver: the supervisor is gone, and with it the interest
+            let _gone = events.send(Event::Prepared { to, result }).await;
+            Ok::<_, ClusterError>(())
+        });
+    }
+
+    fn reinit(&mut self, name: &NodeName) -> Reply {
+        let Some(primary) = self.spec.node(&self.intent.primary).cloned() else {
+            return Err("there is no primary".into());
+        };
+        let (spec, wall, now) = (self.spec.clone(), self.clock.wall(), self.clock.monotonic());
+        let Some(node) = self.nodes.get_mut(name).filter(|node| node.busy.is_none()) else {
+            return Err(format!("{name} is busy"));
+        };
+        node.busy = Some((format!("is made anew from {}", primary.name), now));
+        node.forget();
+        node.follows = Some(primary.name.clone());
+        let postmaster = node.postmaster.take();
+        let making = act::make_replica(spec, node.spec.clone(), primary, crate::Discard::Delete, postmaster, wall);
+        self.step("base backup", name, async { making.await.map(|()| Done::Replica) }, true);
+        Ok(format!("{name} is made anew"))
     }
 
     /// Begins what the plan says. Returns whether anything of it succeeded.
@@ -258,8 +566,9 @@ impl Supervisor {
         match action {
             Action::Adopt => {
                 let Some(postmaster) = node.server.adopt().map_err(ClusterError::node(name))? else { return Ok(()) };
+                node.follows = upstream.is_some().then(|| self.intent.primary.clone());
                 // a damaged directory under a living server is the next start's trouble
-                match node.server.configure(upstream.as_ref()) {
+                match node.configured().configure(upstream.as_ref()) {
                     Ok(true) => postmaster.reload(),
                     Ok(false) => {}
                     Err(error) => tracing::warn!(node = %name, %error, "cannot write the configuration"),
@@ -268,9 +577,10 @@ impl Supervisor {
             }
             Action::Start { from } => {
                 let upstream = upstream.filter(|_| from.is_some());
-                node.server.configure(upstream.as_ref()).map_err(ClusterError::node(name))?;
+                node.follows.clone_from(from);
+                node.configured().configure(upstream.as_ref()).map_err(ClusterError::node(name))?;
                 let postmaster = node.server.start().await.map_err(ClusterError::node(name))?;
-                if from.is_none() {
+                if from.is_none() && !self.intent.promoting {
                     observe::mark_primary(&node.spec).map_err(|source| ClusterError::Io {
                         doing: "mark",
                         path: node.spec.folder.clone(),
@@ -282,12 +592,12 @@ impl Supervisor {
             Action::Stop(mode) => {
                 // the only server stopped unasked is one that accepted writes; stopping it comes first
                 if self.intent.goal == Goal::Run
-                    && let Err(error) = observe::mark_primary(&node.spec)
+                    && let Err(error) = observe::mark_primary(&node.spec).and_then(|()| observe::mark_rogue(&node.spec))
                 {
                     tracing::warn!(node = %name, %error, "cannot mark the data as a primary's");
                 }
                 let Some(postmaster) = node.postmaster.take() else { return Ok(()) };
-                node.connection = None;
+                node.forget();
                 node.busy = Some(("stops".to_owned(), now));
                 let stopping = act::stop(name.clone(), postmaster, *mode, spec.limits.stop_timeout);
                 self.step("stop", name, async { stopping.await.map(Done::Stopped) }, false);
@@ -302,10 +612,91 @@ impl Supervisor {
             Action::MakeReplica { from, discard } => {
                 let Some(primary) = spec.node(from).cloned() else { return Ok(()) };
                 node.busy = Some((format!("is made from a base backup of {from}"), now));
-                node.connection = None;
+                node.forget();
+                node.follows = Some(from.clone());
                 let (wall, postmaster) = (self.clock.wall(), node.postmaster.take());
                 let making = act::make_replica(spec, node.spec.clone(), primary, *discard, postmaster, wall);
                 self.step("base backup", name, async { making.await.map(|()| Done::Replica) }, true);
+                Ok(())
+            }
+            Action::Fence => {
+                let server = node.server.clone();
+                node.busy = Some(("is killed with everything it left".to_owned(), now));
+                node.forget();
+                // its end is no event of its own any more
+                node.postmaster = None;
+                let owner = name.clone();
+                let fencing = async move { server.fence().await.map_err(ClusterError::node(&owner)) };
+                self.step("fence", name, async { fencing.await.map(|()| Done::Fenced) }, false);
+                Ok(())
+            }
+            Action::Rewind { from } => {
+                let Some(primary) = spec.node(from).cloned() else { return Ok(()) };
+                node.busy = Some((format!("is brought back to {from}'s history"), now));
+                node.forget();
+                node.follows = Some(from.clone());
+                let rewinding = act::rewind(spec, node.spec.clone(), primary, node.postmaster.take());
+                // an interrupted rewind costs a base backup
+                self.step("rewind", name, async { rewinding.await.map(|()| Done::Rewound) }, false);
+                Ok(())
+            }
+            Action::CopySlots { from } => {
+                let (Some(primary), Some(postmaster)) = (spec.node(from).cloned(), node.postmaster.take()) else {
+                    return Ok(());
+                };
+                node.busy = Some((format!("restarts with the slots of {from}"), now));
+                node.forget();
+                let copying = act::copy_slots(spec, node.spec.clone(), primary, postmaster);
+                self.step("copy of slots", name, async { copying.await.map(|()| Done::Replica) }, false);
+                Ok(())
+            }
+            Action::HandOver => {
+                let Some(postmaster) = node.postmaster.take() else { return Ok(()) };
+                node.busy = Some(("hands over".to_owned(), now));
+                node.forget();
+                let handing = act::hand_over(spec, node.spec.clone(), postmaster, DRAIN_MAX);
+                let handing = async {
+                    Ok(match handing.await? {
+                        Ok(_exit) => Done::HandedOver,
+                        Err(postmaster) => Done::NotHandedOver(postmaster),
+                    })
+                };
+                self.step("switchover", name, handing, false);
+                Ok(())
+            }
+            Action::Promote => {
+                observe::mark_primary(&node.spec).map_err(|source| ClusterError::Io {
+                    doing: "mark",
+                    path: node.spec.folder.clone(),
+                    source,
+                })?;
+                node.follows = None;
+                if node.configured().configure(None).map_err(ClusterError::node(name))?
+                    && let Some(postmaster) = &node.postmaster
+                {
+                    postmaster.reload();
+                }
+                if let Some(connection) = &node.connection {
+                    ask_for(name, spec.limits.probe_timeout, catalog::begin_promotion(connection)).await?;
+                }
+                Ok(())
+            }
+            Action::Follow { from } => {
+                node.follows = Some(from.clone());
+                if node.configured().configure(upstream.as_ref()).map_err(ClusterError::node(name))?
+                    && let Some(postmaster) = &node.postmaster
+                {
+                    postmaster.reload();
+                }
+                Ok(())
+            }
+            Action::SetPromise(promise) => {
+                node.promise = promise.clone();
+                if node.configured().configure(None).map_err(ClusterError::node(name))?
+                    && let Some(postmaster) = &node.postmaster
+                {
+                    postmaster.reload();
+                }
                 Ok(())
             }
             Action::EnsureRoles => {
@@ -342,7 +733,7 @@ impl Supervisor {
         node.pid = Some(pid);
         node.started = now;
         node.ready = false;
-        node.connection = None;
+        node.forget();
         node.not_streaming_since = None;
         Ok(())
     }
@@ -367,9 +758,14 @@ impl Supervisor {
         });
     }
 
-    async fn handle(&mut self, event: Event) -> Result<(), ClusterError> {
+    async fn take(&mut self, event: Event) -> Result<(), ClusterError> {
         match event {
             Event::Exited { node, pid } => self.exited(&node, pid).await,
+            Event::Prepared { to, result } => match result {
+                Ok(()) if self.intent.goal == Goal::Run => self.intent.wish = Some(Wish::Switchover { to }),
+                Ok(()) => self.answer(Err("the cluster stops".to_owned())),
+                Err(error) => self.answer(Err(error.to_string())),
+            },
             Event::Done { node: name, result } => {
                 let Some(node) = self.nodes.get_mut(&name) else { return Ok(()) };
                 node.busy = None;
@@ -377,13 +773,36 @@ impl Supervisor {
                 match result {
                     Ok(Done::Initdb { system_id }) => {
                         self.intent.system_id = Some(system_id);
-                        self.keep_record()?;
+                        self.keep_record(&self.intent)?;
                     }
-                    Ok(Done::Replica) => {
+                    Ok(Done::Replica | Done::Rewound) => {
                         node.failure = None;
                         node.backoff.reset();
                     }
                     Ok(Done::Stopped(exit)) => tracing::info!(node = %name, %exit, "server stopped"),
+                    Ok(Done::Fenced) => {
+                        self.record(
+                            &name,
+                            FailureKind::Crashed,
+                            "the server was killed, because it hung".to_owned(),
+                            None,
+                        );
+                    }
+                    Ok(Done::HandedOver) => {
+                        // one that had to be killed is treated as lost
+                        let control = millrace_pg::control_file::read(&node.server.data_dir()).ok();
+                        self.handed_over =
+                            control.filter(|control| control.shut_down).map(|control| control.checkpoint);
+                    }
+                    Ok(Done::NotHandedOver(postmaster)) => {
+                        node.pid = Some(postmaster.pid());
+                        node.postmaster = Some(postmaster);
+                        self.intent.wish = None;
+                        let seconds = DRAIN_MAX.as_secs();
+                        self.answer(Err(format!(
+                            "clients' transactions did not end within {seconds} s; nothing has changed"
+                        )));
+                    }
                     Ok(Done::Cancelled) => {}
                     Err(error) => self.failed(&name, &error),
                 }
@@ -398,7 +817,7 @@ impl Supervisor {
         let Some(mut postmaster) = node.postmaster.take_if(|postmaster| postmaster.pid() == pid) else { return };
         let exit = postmaster.exited().await;
         node.pid = None;
-        node.connection = None;
+        node.forget();
         if self.intent.goal == Goal::Stop {
             return;
         }
@@ -413,6 +832,13 @@ impl Supervisor {
     fn failed(&mut self, name: &NodeName, error: &ClusterError) {
         let kind = match error {
             ClusterError::Node { source: ServerError::Damaged { .. }, .. } => FailureKind::Damaged,
+            ClusterError::Node {
+                source:
+                    ServerError::Program { program: "pg_rewind", .. }
+                    | ServerError::ProgramTimeout { program: "pg_rewind", .. },
+                ..
+            } => FailureKind::Rewind,
+            ClusterError::Io { doing: "mark the data in", .. } => FailureKind::Rewind,
             _ => FailureKind::Other,
         };
         let whole = match error {

@@ -63,8 +63,28 @@ pub struct Postgres {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
     pub listen: IpAddr,
+    /// Another primary is elected when the present one is lost.
+    pub failover: bool,
+    pub durability: Durability,
+    /// Replicas that must have a commit on disk, with [`Durability::Quorum`].
+    pub quorum: usize,
+    /// Commits wait while fewer replicas than that are there.
+    pub strict: bool,
+    /// What may be missing on a replica that is elected, with [`Durability::Asynchronous`].
+    pub loss_max_bytes: u64,
+    /// A primary that has not answered for this long is replaced.
+    pub silent_max: Duration,
     /// At least one; the first starts as the primary.
     pub nodes: Vec<Node>,
+}
+
+/// What a commit waits for before it is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// The disks of the primary and of a quorum of replicas.
+    Quorum,
+    /// The primary's disk.
+    Asynchronous,
 }
 
 /// `[[cluster.nodes]]`
@@ -240,7 +260,24 @@ fn read(path: &Path, text: &str, folders: Folders) -> Result<Config, ConfigError
     let postgres = Postgres { bin_dir, settings: settings(&postgres) };
 
     let cluster = root.table("cluster", &schema::CLUSTER);
-    let cluster = Cluster { listen: address(&cluster), nodes: nodes(&cluster, &mut ports) };
+    let durability = cluster.read("durability", |v| match crate::table::text(v)?.as_str() {
+        "quorum" => Ok(Durability::Quorum),
+        "asynchronous" => Ok(Durability::Asynchronous),
+        other => Err(crate::table::Problem {
+            message: format!("there is no durability called `{other}`"),
+            hint: suggest(other, "kinds of durability", &["quorum", "asynchronous"]),
+        }),
+    });
+    let cluster = Cluster {
+        listen: address(&cluster),
+        failover: cluster.boolean("failover"),
+        durability: durability.map_or(Durability::Quorum, |at| at.value),
+        quorum: usize::try_from(cluster.integer("quorum", 1..=8)).unwrap_or(1),
+        strict: cluster.boolean("wait_for_replicas"),
+        loss_max_bytes: cluster.size("loss_max", 0..=u64::MAX >> 1),
+        silent_max: Duration::from_millis(cluster.integer("silent_max_ms", 1_000..=600_000)),
+        nodes: nodes(&cluster, &mut ports),
+    };
 
     let pack = root.table("pack", &schema::PACK_REFERENCE);
     let pack_dir = folder_of(&pack, "path", &folder, folders).unwrap_or_default();

@@ -104,6 +104,42 @@ pub(crate) const CLUSTER: Table = Table {
     keys: &[
         key("listen", "address", Default("\"127.0.0.1\""), "the address that the servers listen on"),
         key(
+            "failover",
+            "boolean",
+            Default("true"),
+            "another primary is elected when the present one is lost; if false it is started again, however long that takes",
+        ),
+        key(
+            "durability",
+            "text",
+            Default("\"quorum\""),
+            "what a commit waits for: `quorum`, the disks of the primary and of `quorum` replicas; `asynchronous`, the primary's alone, and a failover may lose up to `loss_max`",
+        ),
+        key(
+            "quorum",
+            "integer",
+            Default("1"),
+            "replicas that must have a commit on disk, 1 to 8; all of them if there are fewer",
+        ),
+        key(
+            "wait_for_replicas",
+            "boolean",
+            Default("false"),
+            "if true, commits wait while fewer replicas than `quorum` are there; if false they go on without after 5 s, `status` says so, and no failover is made until replicas have caught up",
+        ),
+        key(
+            "loss_max",
+            "size",
+            Default("\"1MiB\""),
+            "log that a replica may lack and still be elected, with `asynchronous`",
+        ),
+        key(
+            "silent_max_ms",
+            "integer",
+            Default("3000"),
+            "a primary that has not answered for this long is killed and replaced, 1,000 to 600,000",
+        ),
+        key(
             "nodes",
             "array of tables",
             Nothing,

@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use millrace_base::Lsn;
 use tokio::sync::watch;
 
 use crate::status::NodeRole;
@@ -56,6 +57,17 @@ impl Topology {
     pub fn primary(&self) -> Option<&TopologyNode> {
         self.nodes.iter().find(|node| node.role == NodeRole::Primary && node.health == NodeHealth::Ready)
     }
+}
+
+/// Who writes the log now, and how much of it nobody can take back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Grows with each election. A position of one term says nothing of another's log.
+    pub term: u64,
+    pub host: String,
+    pub port: u16,
+    /// The log up to here outlives the server that wrote it; what lies beyond may be undone by a failover.
+    pub kept: Lsn,
 }
 
 /// How far replicas have come, so that who has written can read it from them. Counted in rounds: whoever asks the servers

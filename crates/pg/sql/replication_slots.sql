@@ -4,6 +4,7 @@ SELECT
     slot_name,
     slot_type,
     database,
+    temporary,
     active,
     active_pid,
     restart_lsn,

@@ -7,7 +7,8 @@ SELECT
     (SELECT system_identifier FROM pg_control_system()) AS system_id,
     CASE WHEN pg_is_in_recovery() THEN
         coalesce((SELECT received_tli FROM pg_stat_wal_receiver),
-                 (SELECT timeline_id FROM pg_control_checkpoint()))
+                 (SELECT greatest(c.timeline_id, r.min_recovery_end_timeline)
+                  FROM pg_control_checkpoint() c, pg_control_recovery() r))
     ELSE
         ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int
     END AS timeline,
@@ -16,4 +17,5 @@ SELECT
     (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8 AS started_at,
     EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streaming,
     (SELECT slot_name FROM pg_stat_wal_receiver) AS receiver_slot,
+    current_setting('synchronous_standby_names') AS synchronous_standby_names,
     ARRAY(SELECT name FROM pg_settings WHERE pending_restart ORDER BY name) AS pending_restart

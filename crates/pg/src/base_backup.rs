@@ -35,7 +35,11 @@ impl ServerSpec {
             .arg("--pgdata")
             .arg(&incoming)
             .arg("--dbname")
-            .arg(self.conninfo(upstream))
+            // under a name of its own: a commit must not be taken for safe because an unfinished copy has received it
+            .arg(self.conninfo(&Upstream {
+                application_name: format!("copy for {}", upstream.application_name),
+                ..upstream.clone()
+            }))
             .arg("--slot")
             .arg(&upstream.slot)
             .args(["--wal-method=stream", "--checkpoint=fast", "--no-password"]);

@@ -25,6 +25,8 @@ pub struct ServerState {
     pub streaming: bool,
     /// Replica: the upstream's slot in use.
     pub receiver_slot: Option<String>,
+    /// Whom commits wait for, as it is set.
+    pub synchronous_standby_names: String,
     /// Settings that a restart would change.
     pub pending_restart: Vec<String>,
 }
@@ -36,6 +38,8 @@ pub struct Slot {
     /// `physical` or `logical`.
     pub slot_type: String,
     pub database: Option<String>,
+    /// It goes with its session.
+    pub temporary: bool,
     pub active: bool,
     pub active_pid: Option<u32>,
     pub restart_lsn: Option<Lsn>,
@@ -52,6 +56,12 @@ impl Slot {
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.wal_status.as_deref() == Some("lost")
+    }
+
+    /// It is for decoding, outlives its session, and can still be used.
+    #[must_use]
+    pub fn is_kept_logical(&self) -> bool {
+        self.slot_type == "logical" && !self.temporary && !self.is_lost()
     }
 }
 
@@ -127,6 +137,7 @@ pub async fn server_state(client: &Client) -> Result<ServerState, PgError> {
         started_at: Micros(row.try_get("started_at")?),
         streaming: row.try_get("streaming")?,
         receiver_slot: row.try_get("receiver_slot")?,
+        synchronous_standby_names: row.try_get("synchronous_standby_names")?,
         pending_restart: row.try_get("pending_restart")?,
     })
 }
@@ -150,6 +161,7 @@ pub async fn slots(client: &Client) -> Result<Vec<Slot>, PgError> {
             name: row.try_get("slot_name")?,
             slot_type: row.try_get("slot_type")?,
             database: row.try_get("database")?,
+            temporary: row.try_get("temporary")?,
             active: row.try_get("active")?,
             active_pid: pid(row, "active_pid")?,
             restart_lsn: lsn(row, "restart_lsn")?,
@@ -251,6 +263,24 @@ pub async fn create_physical_slot(client: &Client, name: &str) -> Result<(), PgE
     }
 }
 
+/// Moves a logical slot on, on a replica too: what lies before `to` is not needed from it any more.
+///
+/// # Errors
+/// See [`server_state`]; if the slot is in use, or the log from its position on is not there.
+pub async fn advance_slot(client: &Client, name: &str, to: Lsn) -> Result<(), PgError> {
+    client.query_one("SELECT pg_replication_slot_advance($1, $2)", &[&name, &PgLsn::from(to.0)]).await?;
+    Ok(())
+}
+
+/// What the server keeps of a slot on its disk, for [`crate::ServerSpec::write_slot`] of another server.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn slot_file(client: &Client, name: &str) -> Result<Vec<u8>, PgError> {
+    let row = client.query_one("SELECT pg_read_binary_file('pg_replslot/' || $1 || '/state')", &[&name]).await?;
+    Ok(row.try_get(0)?)
+}
+
 /// Drops a slot. That it does not exist is no error; that it is in use is.
 ///
 /// # Errors
@@ -269,6 +299,42 @@ pub async fn drop_slot(client: &Client, name: &str) -> Result<(), PgError> {
 pub async fn promote(client: &Client, deadline: Duration) -> Result<bool, PgError> {
     let seconds = i32::try_from(deadline.as_secs().max(1)).unwrap_or(i32::MAX);
     Ok(client.query_one("SELECT pg_promote(true, $1)", &[&seconds]).await?.try_get(0)?)
+}
+
+/// Asks a replica to become a primary, and does not wait for it.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn begin_promotion(client: &Client) -> Result<(), PgError> {
+    client.query_one("SELECT pg_promote(false)", &[]).await?;
+    Ok(())
+}
+
+/// Writes everything to disk now, so that the shutdown that follows is short.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn checkpoint(client: &Client) -> Result<(), PgError> {
+    client.batch_execute("CHECKPOINT").await?;
+    Ok(())
+}
+
+/// Clients' transactions that are open, those of this session excepted.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn open_transactions(client: &Client) -> Result<u64, PgError> {
+    let row = client.query_one(include_str!("../sql/open_transactions.sql"), &[]).await?;
+    Ok(unsigned(&row, "open")?.unwrap_or_default())
+}
+
+/// Ends the sessions that receive decoded changes: a server that stops waits for them otherwise.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn end_logical_senders(client: &Client) -> Result<(), PgError> {
+    client.query(include_str!("../sql/end_logical_senders.sql"), &[]).await?;
+    Ok(())
 }
 
 async fn all<T>(client: &Client, sql: &str, read: impl Fn(&Row) -> Result<T, PgError>) -> Result<Vec<T>, PgError> {

@@ -174,6 +174,8 @@ pub enum ServerError {
     NotADataDirectory { path: PathBuf },
     #[error("a server runs on {} already (process {pid})", data_dir.display())]
     AlreadyRunning { data_dir: PathBuf, pid: u32 },
+    #[error("{} no longer has the log that slot {slot} needs", data_dir.display())]
+    NoLog { slot: String, data_dir: PathBuf },
     #[error("no space is left on the disk of {}", path.display())]
     DiskFull { path: PathBuf },
     #[error("a setting was refused: {line}")]
@@ -231,6 +233,7 @@ impl ServerError {
             Self::NotADataDirectory { .. } => "choose another place; nothing there was touched".to_owned(),
             Self::AlreadyRunning { .. } => "stop it first, or let the platform adopt it".to_owned(),
             Self::DiskFull { .. } => "free some space; nothing is lost".to_owned(),
+            Self::NoLog { .. } => "it is tried again once the slot's user has moved on".to_owned(),
             Self::BadSetting { .. } => "correct the setting in the configuration".to_owned(),
             Self::Damaged { .. } => "restore it, or rebuild it from another node".to_owned(),
             Self::NotReady { .. } => "it may still be recovering; its log says how far it is".to_owned(),

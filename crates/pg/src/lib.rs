@@ -16,10 +16,12 @@ pub mod hba;
 pub mod process;
 pub mod process_table;
 pub mod replication;
+pub mod rewind;
 pub mod roles;
 pub mod run_as;
 pub mod server;
 pub mod settings;
+pub mod slots;
 
 pub use binaries::Binaries;
 pub use connect::{ConnectParams, Connection, connect};

@@ -179,9 +179,24 @@ impl ServerSpec {
         Ok(())
     }
 
+    /// Whether any process of a server works in the data directory: a backend can outlive its postmaster, and commit.
+    #[must_use]
+    pub fn has_processes(&self) -> bool {
+        process_table::working_in(&self.data_dir()).iter().any(|process| process.program.starts_with("postgres"))
+    }
+
+    /// Kills the server with all that belongs to it, however it is (stopped, hanging, without its postmaster), and
+    /// returns once nothing of it is left that could write.
+    ///
+    /// # Errors
+    /// If a process survives for ten seconds, in uninterruptible sleep.
+    pub async fn fence(&self) -> Result<(), ServerError> {
+        self.end_orphans().await
+    }
+
     /// Kills what a killed server left, then removes its pid file, which might name a process
     /// of someone else by now.
-    async fn end_orphans(&self) -> Result<(), ServerError> {
+    pub(crate) async fn end_orphans(&self) -> Result<(), ServerError> {
         let data = self.data_dir();
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -194,7 +209,7 @@ impl ServerSpec {
             for orphan in &orphans {
                 process_table::signal(orphan.pid, Signal::KILL);
             }
-            sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(5)).await;
         }
         match fs::remove_file(data.join("postmaster.pid")) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -151,7 +151,7 @@ impl ServerSpec {
             changed |= self.write(&self.private_dir().join(name), &bytes)?;
         }
         if let Some(upstream) = upstream {
-            changed |= self.write(&self.passfile(), passfile_line(upstream).as_bytes())?;
+            changed |= self.write(&self.passfile(), passfile_line(&upstream.user, &upstream.password).as_bytes())?;
         }
         Ok(changed)
     }
@@ -194,15 +194,19 @@ impl ServerSpec {
 
     /// How to reach the upstream: a connection string without a secret.
     pub(crate) fn conninfo(&self, upstream: &Upstream) -> String {
+        self.conninfo_of(&upstream.host, upstream.port, &upstream.user, &upstream.application_name, &self.passfile())
+    }
+
+    pub(crate) fn conninfo_of(&self, host: &str, port: u16, user: &str, program: &str, passfile: &Path) -> String {
         let quote = settings::quote_conninfo;
         format!(
             "host={} port={} user={} application_name={} passfile={} sslmode=verify-full sslrootcert={} \
              connect_timeout=5 keepalives_idle=10 keepalives_interval=5 keepalives_count=3",
-            quote(&upstream.host),
-            upstream.port,
-            quote(&upstream.user),
-            quote(&upstream.application_name),
-            quote(&self.passfile().display().to_string()),
+            quote(host),
+            port,
+            quote(user),
+            quote(program),
+            quote(&passfile.display().to_string()),
             quote(&self.private_dir().join("ca.crt").display().to_string()),
         )
     }
@@ -245,7 +249,7 @@ impl ServerSpec {
     }
 
     /// A secret for one program, removed when dropped.
-    fn private_file(&self, name: &str, text: &str) -> Result<TemporaryFile, ServerError> {
+    pub(crate) fn private_file(&self, name: &str, text: &str) -> Result<TemporaryFile, ServerError> {
         let path = self.private_dir().join(name);
         self.write(&path, text.as_bytes())?;
         Ok(TemporaryFile(path))
@@ -267,12 +271,12 @@ impl ServerSpec {
 }
 
 /// `host:port:database:user:password`, colons and backslashes escaped (manual, "The Password File").
-fn passfile_line(upstream: &Upstream) -> String {
+pub(crate) fn passfile_line(user: &str, password: &Secret) -> String {
     let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
-    format!("*:*:*:{}:{}\n", escape(&upstream.user), escape(upstream.password.reveal()))
+    format!("*:*:*:{}:{}\n", escape(user), escape(password.reveal()))
 }
 
-struct TemporaryFile(PathBuf);
+pub(crate) struct TemporaryFile(pub(crate) PathBuf);
 
 impl Drop for TemporaryFile {
     fn drop(&mut self) {

@@ -1,6 +1,7 @@
 //! What each word does: most ask the running platform over its control socket, the others work on
 //! the files or on the primary directly.
 
+mod cluster;
 mod lifecycle;
 pub(crate) mod load;
 mod logs;
@@ -23,7 +24,7 @@ use millrace_pg::RunAs;
 
 use crate::{
     cli::{Cli, Command, Init, MigrateCommand, ModelCommand, UserCommand},
-    context::{self, Context, PLATFORM_DATABASE},
+    context::{self, Context},
     control::Client,
     explain::{Explained, Usage, explain},
     logging,
@@ -83,6 +84,7 @@ async fn dispatch(cli: Cli, environment: Environment, output: Output) -> anyhow:
         }
         Command::Load(options) => load::run(&load()?, &options).await,
         Command::Simulate(options) => load::simulate(&load()?, &options).await,
+        Command::Cluster(command) => cluster::run(&load()?, &command).await,
         Command::Proxy(command) => proxy::run(&load()?, &command).await,
         Command::Migrate(command) => migrate(&load()?, &command).await,
         Command::Model(command) => model(&load()?, &command).await,
@@ -340,7 +342,7 @@ async fn model(context: &Context, command: &ModelCommand) -> anyhow::Result<u8> 
 
 async fn user(context: &Context, command: &UserCommand) -> anyhow::Result<u8> {
     let output = context.output;
-    let store = std::sync::Arc::new(UserStore::new(context.primary()?.to_database(PLATFORM_DATABASE)));
+    let store = std::sync::Arc::new(UserStore::new(context.clone()));
     let exists = |names: &[String], name: &str| names.iter().any(|known| known == name);
     let names = store.names().await.explained()?;
     match command {

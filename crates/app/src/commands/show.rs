@@ -2,7 +2,7 @@
 
 use millrace_contract::{
     operate::{Check, Proof},
-    status::{CaptureState, NodeRole, NodeState, PlatformStatus, Severity, Times},
+    status::{CaptureState, NodeRole, NodeState, NodeStatus, PlatformStatus, Severity, Times},
 };
 
 use crate::output::{Output, age_text, bytes_text, table};
@@ -42,35 +42,7 @@ pub(crate) fn status(status: &PlatformStatus, output: Output) -> String {
         line(format!("  → {}", finding.what_to_do));
     }
     line(String::new());
-    let nodes: Vec<Vec<String>> = status
-        .nodes
-        .iter()
-        .map(|node| {
-            vec![
-                node.name.clone(),
-                match node.role {
-                    NodeRole::Primary => "primary".into(),
-                    NodeRole::Replica => "replica".into(),
-                },
-                match node.state {
-                    NodeState::Stopped => "stopped".into(),
-                    NodeState::Starting => "starting".into(),
-                    NodeState::Running => "running".into(),
-                    NodeState::Unresponsive => "unresponsive".into(),
-                },
-                node.port.to_string(),
-                node.pid.map_or_else(String::new, |pid| pid.to_string()),
-                node.timeline.map_or_else(String::new, |timeline| timeline.to_string()),
-                node.lsn.map_or_else(String::new, |lsn| lsn.to_string()),
-                match (node.role, node.lag_bytes) {
-                    (NodeRole::Replica, Some(lag)) => bytes_text(lag),
-                    _ => String::new(),
-                },
-                node.doing.clone(),
-            ]
-        })
-        .collect();
-    line(table(&["node", "role", "state", "port", "pid", "tl", "lsn", "behind", "doing"], &nodes));
+    line(nodes(&status.nodes));
     let slots: Vec<Vec<String>> = status
         .slots
         .iter()
@@ -221,6 +193,38 @@ pub(crate) fn proof(proof: &Proof, output: Output) -> String {
     let verdict = if proof.is_clean() { output.green("identical") } else { output.red("they differ") };
     text.push_str(&format!("{verdict} as of {} · compared in {} ms\n", proof.lsn, proof.duration_ms));
     text
+}
+
+/// The servers of the cluster.
+pub(super) fn nodes(nodes: &[NodeStatus]) -> String {
+    let nodes: Vec<Vec<String>> = nodes
+        .iter()
+        .map(|node| {
+            vec![
+                node.name.clone(),
+                match node.role {
+                    NodeRole::Primary => "primary".into(),
+                    NodeRole::Replica => "replica".into(),
+                },
+                match node.state {
+                    NodeState::Stopped => "stopped".into(),
+                    NodeState::Starting => "starting".into(),
+                    NodeState::Running => "running".into(),
+                    NodeState::Unresponsive => "unresponsive".into(),
+                },
+                node.port.to_string(),
+                node.pid.map_or_else(String::new, |pid| pid.to_string()),
+                node.timeline.map_or_else(String::new, |timeline| timeline.to_string()),
+                node.lsn.map_or_else(String::new, |lsn| lsn.to_string()),
+                match (node.role, node.lag_bytes) {
+                    (NodeRole::Replica, Some(lag)) => bytes_text(lag),
+                    _ => String::new(),
+                },
+                node.doing.clone(),
+            ]
+        })
+        .collect();
+    table(&["node", "role", "state", "port", "pid", "tl", "lsn", "behind", "doing"], &nodes)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The running platform: everything started in order, watched, and ended in the opposite order.
 
+mod cluster;
 mod models;
 mod observe;
 mod operator;
@@ -9,6 +10,7 @@ mod reload;
 mod run;
 mod serve;
 
+pub(crate) use cluster::{ClusterView, ClusterWork};
 pub(crate) use models::state as model_state;
 pub(crate) use operator::ModelReport;
 pub(crate) use run::{Start, models, parse_models, run};

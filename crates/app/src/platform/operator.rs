@@ -39,7 +39,7 @@ const REPORT_DEADLINE: Duration = Duration::from_secs(300);
 /// What `verify` needs to know of the configuration.
 #[derive(Debug)]
 pub(crate) struct Access {
-    /// Superuser access to each node, the primary first.
+    /// Superuser access to each node.
     pub(crate) nodes: Vec<(String, ConnectParams)>,
     /// With password and database; a reload changes passwords.
     pub(crate) roles: tokio::sync::watch::Sender<Vec<(String, Secret, String)>>,
@@ -89,6 +89,9 @@ pub(crate) struct ModelReport {
 pub(crate) struct PlatformOperator {
     pub(crate) observatory: Observatory,
     pub(crate) access: Access,
+    pub(crate) cluster: millrace_cluster::operate::Handle,
+    /// `[cluster] failover`.
+    pub(crate) failover: bool,
     pub(crate) reader: Arc<dyn Reader>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) writer: WriterHandle,
@@ -240,11 +243,20 @@ impl PlatformOperator {
     }
 
     fn primary(&self) -> Result<&ConnectParams, OperateError> {
-        self.access
-            .nodes
-            .first()
-            .map(|(_, params)| params)
-            .ok_or_else(|| OperateError { message: "the cluster has no nodes".into(), hint: None })
+        let primary = self.cluster.status().primary;
+        let found = self.access.nodes.iter().find(|(name, _)| Some(name) == primary.as_ref());
+        found.map(|(_, params)| params).ok_or_else(|| OperateError {
+            message: "the cluster has no primary".into(),
+            hint: Some("see `millrace status`".into()),
+        })
+    }
+
+    /// Superuser access to each node, the primary first.
+    fn nodes(&self) -> Vec<(String, ConnectParams)> {
+        let primary = self.cluster.status().primary;
+        let mut nodes = self.access.nodes.clone();
+        nodes.sort_by_key(|(name, _)| Some(name) != primary.as_ref());
+        nodes
     }
 
     /// The pack's database as the superuser.
@@ -350,7 +362,7 @@ impl PlatformOperator {
         let pending = millrace_migrate::pending(client.client_mut(), &self.access.migrations).await;
         let subject = verify::Subject {
             status: self.status().await,
-            nodes: self.access.nodes.clone(),
+            nodes: self.nodes(),
             roles: self.access.roles.borrow().clone(),
             etl_reader: self.access.capture_role.clone(),
             endpoint: self.access.endpoint.clone(),

@@ -142,20 +142,6 @@ fn pool(view: &PoolView) -> PoolStatus {
     }
 }
 
-/// Tells how far replicas are, if reads are routed.
-pub(super) fn spawn_replay(
-    context: &Context,
-    cluster: tokio::sync::watch::Receiver<millrace_cluster::ClusterStatus>,
-    replay: Arc<Replay>,
-    services: &mut millrace_base::Tasks,
-) -> anyhow::Result<()> {
-    if context.config.proxy.route_reads {
-        let (spec, token) = (context.cluster_spec()?, services.token().clone());
-        services.spawn("replay", async move { millrace_cluster::replay::follow(&spec, cluster, replay, token).await });
-    }
-    Ok(())
-}
-
 fn times(of: &Histogram) -> Times {
     let us = |percent| of.percentile(percent).and_then(|time| u64::try_from(time.as_micros()).ok());
     Times { counts: of.counts.to_vec(), p50_us: us(50), p95_us: us(95), p99_us: us(99) }

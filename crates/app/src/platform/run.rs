@@ -16,6 +16,7 @@ use millrace_contract::{
     Reader, TableName,
     operate::Operator,
     status::{CaptureState, CaptureStatus, ListenerStatus},
+    topology::{Origin, Replay},
 };
 use millrace_model::Models;
 use millrace_pg::ConnectParams;
@@ -36,7 +37,7 @@ use super::{
 };
 use crate::{
     commands::load,
-    context::{CAPTURE_ROLE, Context, PLATFORM_DATABASE, WAREHOUSE_ROLE},
+    context::{CAPTURE_ROLE, Context, WAREHOUSE_ROLE},
     control,
     explain::explain,
     lock, logging,
@@ -186,6 +187,7 @@ async fn live(
     let (topology, followed) = millrace_cluster::topology::channel();
     let replay = Arc::default();
     let proxy = millrace_proxy::Proxy::start(proxy_listeners, proxy::options(context, Arc::clone(&replay))?, followed)?;
+    let cluster_handle = supervisor.handle();
     let cluster_token = cluster_tasks.token().clone();
     cluster_tasks.spawn("cluster", supervisor.run(cluster_token));
 
@@ -214,6 +216,8 @@ async fn live(
             vec![context.layout.data().to_owned(), context.layout.warehouse()],
         ),
         access: access(context)?,
+        cluster: cluster_handle,
+        failover: config.cluster.failover,
         reader: reader.clone(),
         engine,
         writer: writer.clone(),
@@ -235,13 +239,13 @@ async fn live(
         () = stop.cancelled() => return Ok(()),
     };
     // roles and databases are there: applications may come
-    proxy::spawn_replay(context, cluster.clone(), replay, services)?;
+    let origin = follow_cluster(context, &cluster, replay, services)?;
     proxy::spawn(proxy, topology, cluster, proxy::teller(context)?, services);
     operator.access.publish(&prepared.tables);
-    let options = capture_options(context, &primary, prepared)?;
+    let options = capture_options(context, &primary, origin, prepared)?;
     spawn_capture(options, sink, command_receiver, capture_status, clock.clone(), services);
 
-    let users = Arc::new(UserStore::new(primary.to_database(PLATFORM_DATABASE)));
+    let users = Arc::new(UserStore::new(Context::clone(context)));
     let accounts = operator.accounts.get_or_init(|| Arc::new(Accounts::new(users.clone(), clock.clone()))).clone();
     let tls = config.tls().server_config(&[b"h2", b"http/1.1"])?;
     let router = millrace_console::router(ConsoleState {
@@ -389,6 +393,22 @@ async fn admin(context: &Context, primary: &ConnectParams) -> anyhow::Result<mil
     millrace_pg::connect(&primary.to_database(&context.pack.database), Duration::from_secs(20)).await.explained()
 }
 
+/// Tells how far replicas are and where the log comes from, and keeps the slots of replicas up with the primary's.
+fn follow_cluster(
+    context: &Context,
+    cluster: &watch::Receiver<ClusterStatus>,
+    replay: Arc<Replay>,
+    services: &mut Tasks,
+) -> anyhow::Result<watch::Receiver<Option<Origin>>> {
+    let (origin, followed) = watch::channel(None);
+    let (spec, status, token) = (context.cluster_spec()?, cluster.clone(), services.token().clone());
+    services
+        .spawn("replay", async move { millrace_cluster::replay::follow(&spec, status, replay, origin, token).await });
+    let (spec, status, token) = (context.cluster_spec()?, cluster.clone(), services.token().clone());
+    services.spawn("slots", async move { millrace_cluster::logical::follow(&spec, status, token).await });
+    Ok(followed)
+}
+
 /// Waits for the primary, saying what the nodes do; `None` when asked to stop meanwhile.
 async fn wait_for_primary(
     context: &Context,
@@ -455,6 +475,7 @@ async fn sample(context: &Context, primary: &ConnectParams) -> anyhow::Result<()
 fn capture_options(
     context: &Context,
     primary: &ConnectParams,
+    origin: watch::Receiver<Option<Origin>>,
     captured: Captured,
 ) -> anyhow::Result<millrace_capture::CaptureOptions> {
     let config = &context.config.capture;
@@ -468,6 +489,7 @@ fn capture_options(
     options.slot.clone_from(&config.slot);
     options.publication.clone_from(&config.publication);
     options.added = captured.anew;
+    options.origin = Some(origin);
     options.copy_connections = config.copy_workers;
     options.batch_age = config.batch_interval;
     options.batch_bytes_max = usize::try_from(config.batch_bytes_max).unwrap_or(usize::MAX);

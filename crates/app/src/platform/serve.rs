@@ -10,12 +10,16 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use millrace_cluster::NodeName;
 use millrace_contract::operate::{OperateError, Operator};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use super::operator::{ModelWork, PlatformOperator};
+use super::{
+    cluster::{ClusterView, ClusterWork},
+    operator::{ModelWork, PlatformOperator},
+};
 
 /// Binds a TCP port at once, so that a port in use is known before anything starts.
 pub(crate) fn bind(name: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
@@ -67,6 +71,7 @@ pub(crate) async fn control(
         .route("/prove", post(prove))
         .route("/resync/{table}", post(resync))
         .route("/model/{work}", post(model))
+        .route("/cluster", get(cluster_view).post(cluster))
         .route("/proxy/reload", post(reload))
         .route("/proxy/{work}", post(proxy))
         .route("/report", post(report))
@@ -156,6 +161,25 @@ impl Drop for Pause<'_> {
 
 /// A pause that transactions do not let happen is given up after this.
 const PAUSE_MAX: Duration = Duration::from_secs(120);
+
+async fn cluster_view(State(operator): Shared) -> Json<ClusterView> {
+    Json(ClusterView::of(&operator.cluster.status(), operator.failover))
+}
+
+async fn cluster(State(operator): Shared, Json(work): Json<ClusterWork>) -> Result<Json<String>, Refused> {
+    let cluster = &operator.cluster;
+    let node = |name: &str| NodeName::new(name);
+    let reply = match work {
+        ClusterWork::Switchover { to } => cluster.switchover(to.as_deref().map(node)).await,
+        ClusterWork::Failover { to } => cluster.failover(node(&to)).await,
+        ClusterWork::Pause => cluster.pause(true).await,
+        ClusterWork::Resume => cluster.pause(false).await,
+        ClusterWork::Reinit { node: name } => cluster.reinit(node(&name)).await,
+    };
+    reply.map(Json).map_err(|message| {
+        Refused(OperateError { message, hint: Some("`millrace cluster status` shows the nodes".to_owned()) })
+    })
+}
 
 async fn proxy(
     State(operator): Shared,

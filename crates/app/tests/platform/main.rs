@@ -13,6 +13,7 @@ mod browser;
 mod clock;
 mod crash;
 mod disk;
+mod failover;
 mod harness;
 mod models;
 mod proxy;

@@ -8,6 +8,7 @@ use millrace_base::Micros;
 use proptest::prelude::*;
 
 use super::*;
+use crate::observed::Policy;
 
 const OURS: u64 = 7;
 const STEP: Duration = Duration::from_secs(1);
@@ -89,7 +90,19 @@ impl World {
                 goal: Goal::Run,
                 primary: NodeName::new("a"),
                 system_id: None,
-                not_streaming_max: Duration::from_secs(15),
+                promoting: false,
+                promise: Promise::none(),
+                paused: false,
+                wish: None,
+                // elections are simulated elsewhere
+                policy: Policy {
+                    failover: false,
+                    durability: Durability::Asynchronous { loss_max: 0 },
+                    not_streaming_max: Duration::from_secs(15),
+                    silent_max: Duration::from_secs(3),
+                    start_max: Duration::from_secs(60),
+                    absent_max: Duration::from_secs(5),
+                },
             },
         }
     }
@@ -116,13 +129,20 @@ impl World {
                 started_at: Micros(0),
                 streaming: node.streaming,
                 receiver_slot: None,
+                synchronous_standby_names: String::new(),
                 pending_restart: Vec::new(),
             });
             let view = NodeView {
                 data: node.data.clone(),
                 was_primary: node.was_primary,
+                rogue: node.promoted,
                 process: node.process.clone(),
+                may_write: node.process != ProcessState::None,
                 server,
+                slots: None,
+                silent_since: None,
+                absent_since: None,
+                follows: Some(self.intent.primary.clone()),
                 not_streaming_since: node.not_streaming_since,
                 busy: node.job.as_ref().map(|(action, since)| (format!("{action:?}"), *since)),
                 failure: node.failure.clone(),
@@ -133,6 +153,7 @@ impl World {
             name: name.slot(),
             slot_type: "physical".into(),
             database: None,
+            temporary: false,
             active: self.nodes[name].streaming,
             active_pid: None,
             // a slot keeps log from its making on: less than one that was left behind needs
@@ -146,6 +167,9 @@ impl World {
             nodes: nodes.collect(),
             slots: self.primary_serves().then(|| self.slots.iter().map(slot).collect()),
             roles_ready: self.roles_ready,
+            primary_lsn: Some(Lsn(100)),
+            handed_over: None,
+            arrived: true,
         }
     }
 
@@ -261,6 +285,14 @@ impl World {
                 node.job = Some((Action::MakeReplica { from: self.intent.primary.clone(), discard }, until));
             }
             Action::Initdb => node.job = Some((Action::Initdb, until)),
+            // as if its data had once been a primary's: it is brought back in place
+            Action::Rewind { from } => {
+                assert!(!node.promoted, "what someone wrote there is kept");
+                self.slots.insert(name.clone());
+                node.process = ProcessState::None;
+                node.job = Some((Action::Rewind { from }, until));
+            }
+            other => panic!("{other:?} without an election"),
         }
     }
 

@@ -6,6 +6,7 @@ use millrace_base::Micros;
 use proptest::{option, prelude::*};
 
 use super::*;
+use crate::observed::Policy;
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const OURS: u64 = 7;
@@ -42,13 +43,19 @@ fn server() -> impl Strategy<Value = ServerState> {
             started_at: Micros(0),
             streaming: in_recovery && streaming,
             receiver_slot: None,
+            synchronous_standby_names: String::new(),
             pending_restart: Vec::new(),
         },
     )
 }
 
 fn failure() -> impl Strategy<Value = Failure> {
-    let kinds = prop_oneof![Just(FailureKind::Damaged), Just(FailureKind::Crashed), Just(FailureKind::Other)];
+    let kinds = prop_oneof![
+        Just(FailureKind::Damaged),
+        Just(FailureKind::Crashed),
+        Just(FailureKind::Rewind),
+        Just(FailureKind::Other)
+    ];
     (kinds, 990u64..1010, 1u32..9).prop_map(|(kind, not_before, next_try)| Failure {
         kind,
         what: "the server was killed by signal 9".into(),
@@ -66,13 +73,24 @@ prop_compose! {
         process in process(),
         server in option::weighted(0.8, server()),
         not_streaming_since in option::of((900u64..1000).prop_map(Duration::from_secs)),
+        (silent_since, absent_since) in (option::of(since()), option::of(since())),
+        (rogue, orphans, follows) in (option::weighted(0.1, Just(())), any::<bool>(), option::of(0usize..3)),
         busy in option::weighted(0.15, Just(("is made from a base backup of a".to_owned(), Duration::from_secs(900)))),
         failure in option::weighted(0.3, failure()),
     ) -> NodeView {
         // a server answers only if its process runs and says that it is ready
         let server = server.filter(|_| matches!(process, ProcessState::Running { ready: true, .. }));
-        NodeView { data, was_primary, process, server, not_streaming_since, busy, failure }
+        let silent_since = silent_since.filter(|_| server.is_none());
+        let may_write = process != ProcessState::None || orphans;
+        NodeView {
+            data, was_primary, rogue: rogue.is_some(), process, may_write, server, silent_since, not_streaming_since,
+            slots: None, absent_since, follows: follows.map(|node| NodeName::new(NAMES[node])), busy, failure,
+        }
     }
+}
+
+fn since() -> impl Strategy<Value = Duration> {
+    (990u64..=1000).prop_map(Duration::from_secs)
 }
 
 fn slot(name: &'static str) -> impl Strategy<Value = Slot> {
@@ -81,6 +99,7 @@ fn slot(name: &'static str) -> impl Strategy<Value = Slot> {
         name: NodeName::new(name).slot(),
         slot_type: "physical".into(),
         database: None,
+        temporary: false,
         active,
         active_pid: None,
         restart_lsn: restart.map(Lsn),
@@ -99,20 +118,59 @@ fn slots() -> impl Strategy<Value = Option<Vec<Slot>>> {
 }
 
 fn observed() -> impl Strategy<Value = Observed> {
-    (proptest::collection::vec(node(), 3), slots(), any::<bool>()).prop_map(|(views, slots, roles_ready)| Observed {
-        nodes: NAMES.iter().map(|name| NodeName::new(name)).zip(views).collect(),
-        slots,
-        roles_ready,
-    })
+    let lsn = || option::of((1u64..5).prop_map(Lsn));
+    let seen = (any::<bool>(), lsn(), any::<bool>(), lsn());
+    (proptest::collection::vec(node(), 3), slots(), seen).prop_map(
+        |(views, slots, (roles_ready, primary_lsn, arrived, handed_over))| Observed {
+            nodes: NAMES.iter().map(|name| NodeName::new(name)).zip(views).collect(),
+            slots,
+            roles_ready,
+            primary_lsn,
+            handed_over,
+            arrived,
+        },
+    )
+}
+
+fn policy() -> Policy {
+    Policy {
+        failover: true,
+        durability: Durability::Quorum { quorum: 1, strict: false },
+        not_streaming_max: Duration::from_secs(15),
+        silent_max: Duration::from_secs(3),
+        start_max: Duration::from_secs(60),
+        absent_max: Duration::from_secs(5),
+    }
+}
+
+fn promise() -> impl Strategy<Value = Promise> {
+    let members = proptest::collection::btree_set(prop_oneof![Just("b"), Just("c")].prop_map(NodeName::new), 0..3);
+    (members, 0usize..3).prop_map(|(members, quorum)| Promise::new(members, quorum))
+}
+
+fn wish() -> impl Strategy<Value = Wish> {
+    let to = || prop_oneof![Just("b"), Just("c")].prop_map(NodeName::new);
+    prop_oneof![to().prop_map(|to| Wish::Switchover { to }), to().prop_map(|to| Wish::Failover { to })]
 }
 
 fn intent() -> impl Strategy<Value = Intent> {
-    (any::<bool>(), option::weighted(0.8, Just(OURS))).prop_map(|(run, system_id)| Intent {
-        goal: if run { Goal::Run } else { Goal::Stop },
-        primary: NodeName::new("a"),
-        system_id,
-        not_streaming_max: Duration::from_secs(15),
-    })
+    let durability = prop_oneof![
+        any::<bool>().prop_map(|strict| Durability::Quorum { quorum: 1, strict }),
+        (0u64..3).prop_map(|loss_max| Durability::Asynchronous { loss_max }),
+    ];
+    let words = (any::<bool>(), any::<bool>(), option::weighted(0.2, wish()), durability);
+    (any::<bool>(), option::weighted(0.8, Just(OURS)), promise(), words).prop_map(
+        |(run, system_id, promise, (promoting, paused, wish, durability))| Intent {
+            goal: if run { Goal::Run } else { Goal::Stop },
+            primary: NodeName::new("a"),
+            system_id,
+            promoting,
+            promise,
+            paused,
+            wish,
+            policy: Policy { durability, ..policy() },
+        },
+    )
 }
 
 fn standby(data: &DataState) -> bool {
@@ -150,7 +208,7 @@ proptest! {
                         prop_assert_eq!(&view.process, &ProcessState::None);
                         prop_assert_eq!(from.is_none(), is_primary);
                         // a server that would accept writes is never started but as the primary
-                        prop_assert_eq!(standby(&view.data), !is_primary);
+                        prop_assert!(standby(&view.data) != is_primary || is_primary && intent.promoting);
                         prop_assert!(view.failure.as_ref().is_none_or(|failure| failure.not_before <= NOW));
                     }
                     Action::Stop(_) if intent.goal == Goal::Stop => {
@@ -179,6 +237,27 @@ proptest! {
                             prop_assert!(readable, "what is not ours is not touched");
                         }
                     }
+                    Action::Fence => prop_assert!(is_primary && intent.goal == Goal::Run && view.may_write),
+                    Action::CopySlots { from } => prop_assert!(!is_primary && from == &intent.primary),
+                    Action::HandOver => {
+                        let wished = matches!(intent.wish, Some(Wish::Switchover { .. }));
+                        prop_assert!(is_primary && wished);
+                    }
+                    Action::Promote => {
+                        prop_assert!(is_primary && intent.promoting && intent.goal == Goal::Run);
+                        prop_assert!(view.server.as_ref().is_some_and(|server| server.in_recovery));
+                    }
+                    Action::Follow { from } => {
+                        prop_assert!(!is_primary && from == &intent.primary);
+                        prop_assert!(primary.server.as_ref().is_some_and(|server| !server.in_recovery));
+                    }
+                    Action::Rewind { from } => {
+                        prop_assert!(!is_primary && from == &intent.primary && intent.goal == Goal::Run);
+                        prop_assert!(!view.rogue && !intent.promoting);
+                        prop_assert!(primary.server.as_ref().is_some_and(|server| !server.in_recovery));
+                    }
+                    // the record never says more than the server has been told
+                    Action::SetPromise(promise) => prop_assert!(is_primary && intent.promise.follows_from(promise)),
                     Action::EnsureRoles => prop_assert!(is_primary && !observed.roles_ready),
                     Action::CreateSlot { replica } => {
                         prop_assert!(is_primary && replica != name);
@@ -188,6 +267,40 @@ proptest! {
                     }
                 }
             }
+        }
+    }
+
+    /// Who is elected surely has everything, and nobody can write to the old primary's data any more.
+    #[test]
+    fn elections_are_safe(observed in observed(), intent in intent()) {
+        let Some(Change::Elect { node, .. }) = decide(&observed, &intent, NOW).change else { return Ok(()) };
+        let old = &observed.nodes[&intent.primary];
+        prop_assert!(!old.may_write && old.process == ProcessState::None && old.busy.is_none());
+        prop_assert!(node != intent.primary && intent.goal == Goal::Run);
+        let position = |name: &NodeName| {
+            let server = observed.nodes[name].server.as_ref().filter(|server| server.in_recovery)?;
+            (observed.nodes[name].busy.is_none() && intent.system_id == Some(server.system_id)).then(|| server.lsn)
+        };
+        let elected = position(&node);
+        prop_assert!(elected.is_some());
+        if matches!(intent.wish, Some(Wish::Failover { .. })) {
+            return Ok(());
+        }
+        prop_assert!(intent.wish.is_some() || !intent.paused);
+        if let (Some(_), Some(end)) = (&intent.wish, observed.handed_over) {
+            prop_assert!(elected > Some(end), "{node} has not received the end of the log");
+            return Ok(());
+        }
+        // any commit that was acknowledged is on `quorum` members: however it was spread, the elected one has it
+        let begun = intent.promoting && !standby(&old.data);
+        let (members, quorum) = (&intent.promise.members, if begun { 0 } else { intent.promise.quorum });
+        let ahead = members.iter().filter(|member| position(member).is_none_or(|other| Some(other) > elected)).count();
+        prop_assert!(quorum == 0 || ahead < quorum, "{ahead} members may have what {node} has not");
+        if quorum == 0 {
+            let Durability::Asynchronous { loss_max } = intent.policy.durability else {
+                return Err(TestCaseError::fail("nothing was promised, and someone was elected"));
+            };
+            prop_assert!(observed.primary_lsn.is_none_or(|last| elected.is_some_and(|e| last.bytes_since(e) <= loss_max)));
         }
     }
 
@@ -222,7 +335,9 @@ fn healthy(is_primary: bool) -> NodeView {
     NodeView {
         data: DataState::Whole { system_id: OURS, standby: !is_primary },
         was_primary: is_primary,
+        rogue: false,
         process: ProcessState::Running { pid: 9, ready: true },
+        may_write: true,
         server: Some(ServerState {
             in_recovery: !is_primary,
             system_id: OURS,
@@ -232,12 +347,21 @@ fn healthy(is_primary: bool) -> NodeView {
             started_at: Micros(0),
             streaming: !is_primary,
             receiver_slot: None,
+            synchronous_standby_names: if is_primary { both().setting() } else { String::new() },
             pending_restart: Vec::new(),
         }),
+        slots: None,
+        silent_since: None,
         not_streaming_since: None,
+        absent_since: None,
+        follows: (!is_primary).then(|| NodeName::new("a")),
         busy: None,
         failure: None,
     }
+}
+
+fn both() -> Promise {
+    Promise::new([NodeName::new("b"), NodeName::new("c")].into(), 1)
 }
 
 fn well() -> (Observed, Intent) {
@@ -246,6 +370,7 @@ fn well() -> (Observed, Intent) {
         name: NodeName::new(name).slot(),
         slot_type: "physical".into(),
         database: None,
+        temporary: false,
         active: true,
         active_pid: None,
         restart_lsn: Some(Lsn(90)),
@@ -254,12 +379,23 @@ fn well() -> (Observed, Intent) {
         safe_wal_bytes: None,
         wal_status: Some("reserved".into()),
     };
-    let observed = Observed { nodes, slots: Some(vec![slot("b"), slot("c")]), roles_ready: true };
+    let observed = Observed {
+        nodes,
+        slots: Some(vec![slot("b"), slot("c")]),
+        roles_ready: true,
+        primary_lsn: Some(Lsn(100)),
+        handed_over: None,
+        arrived: true,
+    };
     let intent = Intent {
         goal: Goal::Run,
         primary: NodeName::new("a"),
         system_id: Some(OURS),
-        not_streaming_max: Duration::from_secs(15),
+        promoting: false,
+        promise: both(),
+        paused: false,
+        wish: None,
+        policy: policy(),
     };
     (observed, intent)
 }
@@ -276,6 +412,7 @@ fn view<'a>(observed: &'a mut Observed, name: &str) -> &'a mut NodeView {
 }
 
 fn down(view: &mut NodeView) {
+    view.may_write = false;
     view.process = ProcessState::None;
     view.server = None;
 }
@@ -292,7 +429,9 @@ fn a_healthy_cluster_is_left_alone() {
 #[test]
 fn a_crash_is_waited_out_then_restarted() {
     let crashed = |not_before| {
-        after("a", |observed, _| {
+        after("a", |observed, intent| {
+            // nobody else surely has everything
+            intent.promise = Promise::none();
             let view = view(observed, "a");
             down(view);
             view.failure = Some(Failure {
@@ -301,14 +440,77 @@ fn a_crash_is_waited_out_then_restarted() {
                 what_to_do: None,
                 at: NOW - Duration::from_secs(2),
                 not_before,
-                next_try: 3,
+                next_try: 2,
             });
         })
     };
     let waiting = crashed(NOW + Duration::from_millis(1600));
-    assert_eq!(waiting.sentence, "the server was killed by signal 9 2 s ago, try 3 in 1.6 s");
+    assert_eq!(waiting.sentence, "the server was killed by signal 9 2 s ago, try 2 in 1.6 s");
     assert!(waiting.actions.is_empty());
     assert_eq!(crashed(NOW).actions, [Action::Start { from: None }]);
+}
+
+#[test]
+fn a_lost_primary_is_fenced_then_replaced() {
+    let lost = |may_write: bool, change: fn(&mut Observed, &mut Intent)| {
+        let (mut observed, mut intent) = well();
+        for name in ["b", "c"] {
+            view(&mut observed, name).server.as_mut().unwrap().streaming = false;
+        }
+        let a = view(&mut observed, "a");
+        down(a);
+        a.may_write = may_write;
+        a.failure = Some(Failure {
+            kind: FailureKind::Crashed,
+            what: "the server was killed by signal 9".into(),
+            what_to_do: None,
+            at: NOW,
+            not_before: NOW + Duration::from_secs(1),
+            next_try: 1,
+        });
+        change(&mut observed, &mut intent);
+        let plan = decide(&observed, &intent, NOW);
+        (plan.change, plan.nodes[&intent.primary].clone())
+    };
+    let (change, a) = lost(true, |_, _| ());
+    assert_eq!((change, &a.actions[..]), (None, &[Action::Fence][..]));
+    assert_eq!(a.sentence, "the server was killed by signal 9; is killed, so that it writes no more");
+    let elected = |change: fn(&mut Observed, &mut Intent)| match lost(false, change) {
+        (Some(Change::Elect { node, .. }), plan) => (node.to_string(), plan.sentence),
+        (change, plan) => (format!("{change:?}"), plan.sentence),
+    };
+    let said = "the server was killed by signal 9; b becomes the primary";
+    assert_eq!(elected(|_, _| ()), ("b".into(), said.into()));
+    let ahead = |observed: &mut Observed, _: &mut Intent| {
+        view(observed, "c").server.as_mut().unwrap().received_lsn = Some(Lsn(91));
+    };
+    assert_eq!(elected(ahead).0, "c");
+    let one_away = |observed: &mut Observed, _: &mut Intent| view(observed, "c").server = None;
+    let why = "no other node can take its place: 1 more of b, c must answer to be sure that no commit is lost";
+    assert_eq!(
+        elected(one_away),
+        ("None".into(), format!("the server was killed by signal 9 0 s ago, try 1 in 1.0 s; {why}"))
+    );
+    assert_eq!(elected(|_, intent| intent.paused = true).0, "None");
+    let forced = |observed: &mut Observed, intent: &mut Intent| {
+        view(observed, "c").server = None;
+        intent.wish = Some(Wish::Failover { to: NodeName::new("b") });
+    };
+    assert_eq!(elected(forced).0, "b");
+}
+
+#[test]
+fn a_frozen_primary_is_killed_after_a_while() {
+    let silent = |seconds| {
+        after("a", |observed, _| {
+            let view = view(observed, "a");
+            view.server = None;
+            view.silent_since = Some(NOW - Duration::from_millis(seconds));
+        })
+    };
+    assert_eq!(silent(2_900).actions, []);
+    assert_eq!(silent(3_000).actions, [Action::Fence]);
+    assert_eq!(silent(3_000).sentence, "has not answered for 3.0 s; is killed, so that it writes no more");
 }
 
 #[test]
@@ -380,7 +582,9 @@ fn lost_data_of_a_primary_is_never_replaced() {
         DataState::Whole { system_id: 8, standby: false },
         DataState::Whole { system_id: OURS, standby: true },
     ] {
-        let plan = after("a", |observed, _| {
+        let plan = after("a", |observed, intent| {
+            // nobody else surely has everything
+            intent.promise = Promise::none();
             let view = view(observed, "a");
             down(view);
             view.data = data.clone();

@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
+use millrace_cluster::{Durability, Limits};
 use millrace_contract::status::NodeState;
 use millrace_testkit::wait_until;
 
@@ -9,7 +10,7 @@ use crate::harness::{Cluster, LONG};
 
 #[tokio::test]
 async fn killed_servers_are_restarted() {
-    let mut cluster = Cluster::start(&["a", "b"]).await;
+    let mut cluster = Cluster::start_with(&["a", "b"], |limits| limits.failover = false).await;
     for name in ["b", "a", "b"] {
         cluster.kill_and_recover(name).await;
     }
@@ -42,7 +43,9 @@ fn kept_aside(folder: &Path) -> Vec<String> {
 
 #[tokio::test]
 async fn slots_are_made_again_and_a_replica_left_behind_is_rebuilt() {
-    let mut cluster = Cluster::start(&["a", "b"]).await;
+    // commits must not wait for the replica that is away
+    let asynchronous = |limits: &mut Limits| limits.durability = Durability::Asynchronous { loss_max: 0 };
+    let mut cluster = Cluster::start_with(&["a", "b"], asynchronous).await;
     let primary = cluster.client("a").await;
     let drop_slot = || async {
         wait_until(LONG, || async {
@@ -140,8 +143,11 @@ async fn a_port_taken_later_is_told_and_awaited() {
 
 #[tokio::test]
 async fn a_frozen_server_is_told_and_left_alone() {
-    let mut cluster =
-        Cluster::start_with(&["a", "b"], |limits| limits.probe_timeout = Duration::from_millis(500)).await;
+    let mut cluster = Cluster::start_with(&["a", "b"], |limits| {
+        limits.failover = false;
+        limits.probe_timeout = Duration::from_millis(500);
+    })
+    .await;
     let pids = cluster.pids();
     let folder = cluster.folder("a").join("data").canonicalize().unwrap();
     let signal = |signal: &str| {

@@ -6,18 +6,19 @@ use millrace_base::{
     Clock, Secret, SystemClock, Tasks,
     tls::{TlsFiles, default_hosts},
 };
-use millrace_cluster::{ClusterSpec, ClusterStatus, Limits, NodeName, NodeSpec, Supervisor};
+use millrace_cluster::{ClusterSpec, ClusterStatus, Limits, NodeName, NodeSpec, Supervisor, operate::Handle};
 use millrace_contract::status::NodeStatus;
 use millrace_pg::{Binaries, Connection, RunAs, Setting, connect};
 use millrace_testkit::{Sandbox, free_port, wait_until};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) const LONG: Duration = Duration::from_secs(180);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 pub(crate) struct Cluster {
     pub(crate) spec: ClusterSpec,
     pub(crate) status: watch::Receiver<ClusterStatus>,
+    pub(crate) handle: Option<Handle>,
     pub(crate) token: CancellationToken,
     pub(crate) tasks: Option<Tasks>,
     pub(crate) sandbox: Sandbox,
@@ -63,6 +64,7 @@ impl Cluster {
         let mut cluster = Self {
             spec,
             status: watch::channel(ClusterStatus::default()).1,
+            handle: None,
             token: CancellationToken::new(),
             tasks: None,
             sandbox,
@@ -76,6 +78,7 @@ impl Cluster {
     pub(crate) fn supervise(&mut self) {
         let (supervisor, status) = Supervisor::new(self.spec.clone(), Arc::new(SystemClock::new())).unwrap();
         self.status = status;
+        self.handle = Some(supervisor.handle());
         self.token = CancellationToken::new();
         let mut tasks = Tasks::new(self.token.clone());
         tasks.spawn("supervisor", supervisor.run(self.token.clone()));

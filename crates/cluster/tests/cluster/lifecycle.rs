@@ -70,6 +70,7 @@ async fn an_interrupted_bootstrap_is_finished() {
     let mut cluster = Cluster {
         spec,
         status: watch::channel(ClusterStatus::default()).1,
+        handle: None,
         token: CancellationToken::new(),
         tasks: None,
         sandbox,

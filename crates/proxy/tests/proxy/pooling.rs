@@ -44,10 +44,11 @@ async fn a_thousand_clients_work_for_a_minute_and_none_is_favoured() {
     done.sort();
     let (fewest, median, most) = (done[0].0, done[500].0, done[999].0);
     let longest = done.iter().map(|(_, longest)| *longest).max().unwrap();
+    let shares = format!("{fewest} {median} {most}, the longest {longest:?}: {:?}", &done[..20]);
     // workers have the same number of clients, and may have had one connection more or less
-    assert!(f64::from(fewest) > 0.6 * f64::from(median), "{fewest} {median} {most}");
-    assert!(f64::from(most) < 1.6 * f64::from(median), "{fewest} {median} {most}");
-    assert!(longest < Duration::from_secs(5), "{longest:?}");
+    assert!(f64::from(fewest) > 0.6 * f64::from(median), "{shares}");
+    assert!(f64::from(most) < 1.6 * f64::from(median), "{shares}");
+    assert!(longest < Duration::from_secs(5), "{shares}");
     let pools = rig.handle.pools().await.unwrap();
     assert_eq!(
         pools.iter().map(|pool| pool.counts.queries).sum::<u64>(),

@@ -1,0 +1,103 @@
+//! `millrace cluster`: the words for whoever decides which node is the primary.
+
+use std::{
+    fmt::Write as _,
+    io::{BufRead as _, Write as _},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use millrace_cluster::history::{Entry, Event};
+use millrace_contract::status::PlatformStatus;
+
+use super::{LONG, SHORT, client, show};
+use crate::{
+    cli::ClusterCommand,
+    context::Context,
+    explain::Usage,
+    platform::{ClusterView, ClusterWork},
+};
+
+/// A switchover waits ten seconds for transactions, and for a checkpoint before.
+const SWITCHOVER_MAX: Duration = Duration::from_secs(120);
+
+pub(super) async fn run(context: &Context, command: &ClusterCommand) -> anyhow::Result<u8> {
+    let work = match command {
+        ClusterCommand::Status => return status(context).await,
+        ClusterCommand::History => return history(context),
+        ClusterCommand::Switchover { to } => ClusterWork::Switchover { to: to.clone() },
+        ClusterCommand::Failover { to, yes } => {
+            if !yes {
+                confirm(context, to, "commits that it has not received are lost")?;
+            }
+            ClusterWork::Failover { to: to.clone() }
+        }
+        ClusterCommand::Pause => ClusterWork::Pause,
+        ClusterCommand::Resume => ClusterWork::Resume,
+        ClusterCommand::Reinit { node, yes } => {
+            if !yes {
+                confirm(context, node, "its data is deleted and copied anew")?;
+            }
+            ClusterWork::Reinit { node: node.clone() }
+        }
+    };
+    let said: String = client(context).post("/cluster", &work, SWITCHOVER_MAX.max(LONG)).await?;
+    context.output.json(&serde_json::json!({ "done": said }))?;
+    context.output.line(said);
+    Ok(0)
+}
+
+async fn status(context: &Context) -> anyhow::Result<u8> {
+    let status: PlatformStatus = client(context).get("/status", SHORT).await?;
+    let view: ClusterView = client(context).get("/cluster", SHORT).await?;
+    context.output.json(&view)?;
+    context.output.line(show::nodes(&status.nodes));
+    context.output.line(format!("promise    {}", view.promise_text()));
+    context.output.line(format!("failover   {}", view.failover_text()));
+    context.output.line(format!("term       {}", view.term));
+    Ok(0)
+}
+
+fn history(context: &Context) -> anyhow::Result<u8> {
+    let entries = millrace_cluster::history::read(&context.layout.cluster()).context("cannot read the history")?;
+    context.output.json(&entries)?;
+    if entries.is_empty() {
+        context.output.line("nothing has happened to the primary yet");
+    }
+    for entry in &entries {
+        context.output.line(line(entry));
+    }
+    Ok(0)
+}
+
+fn line(entry: &Entry) -> String {
+    let mut line = format!("{}  term {}  ", entry.at, entry.term);
+    // writing to a string cannot fail
+    let _infallible = match &entry.event {
+        Event::Elected { from, to, why, missing_bytes: None } => write!(line, "{to} elected after {from}: {why}"),
+        Event::Elected { from, to, why, missing_bytes: Some(bytes) } => {
+            write!(line, "{to} elected after {from}: {why}; up to {bytes} bytes of log of {from} are lost")
+        }
+        Event::Promoted { node, after_ms: Some(ms) } => {
+            write!(line, "{node} accepts writes, {ms} ms after its election")
+        }
+        Event::Promoted { node, after_ms: None } => write!(line, "{node} accepts writes"),
+        Event::Promise { setting } if setting.is_empty() => write!(line, "commits are on the primary alone"),
+        Event::Promise { setting } => write!(line, "every commit is on the primary and on {setting}"),
+        Event::Paused { paused: true } => write!(line, "failover paused by an operator"),
+        Event::Paused { paused: false } => write!(line, "failover resumed by an operator"),
+    };
+    line
+}
+
+/// Asks whether it is to be done to `node`.
+fn confirm(context: &Context, node: &str, price: &str) -> anyhow::Result<()> {
+    context.output.note(format!("{node}: {price}.\ntype {node} to go on:"));
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer).context("cannot read the answer")?;
+    if answer.trim() != node {
+        return Err(Usage("nothing was done".to_owned()).into());
+    }
+    Ok(())
+}

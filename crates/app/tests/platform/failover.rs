@@ -1,0 +1,138 @@
+//! The primary changes under a whole platform: what was acknowledged stays, capture goes on, `prove` is clean.
+
+use std::process::{Child, Command, Stdio};
+
+use crate::harness::{Platform, command, kill, wait_until};
+
+/// Customers that act by way of the proxy until dropped.
+struct Load(Child);
+
+impl Load {
+    fn on(platform: &Platform) -> Self {
+        let dir = platform.dir();
+        let child = command(&["--dir", dir.to_str().unwrap(), "simulate", "--rate", "50"])
+            .current_dir(&dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        kill(self.0.id(), "INT");
+        self.0.wait().unwrap();
+    }
+}
+
+fn primary(platform: &Platform) -> (String, u32) {
+    let status = platform.status();
+    let node = status["nodes"].as_array().unwrap().iter().find(|node| node["role"] == "primary").unwrap().clone();
+    (node["name"].as_str().unwrap().to_owned(), u32::try_from(node["pid"].as_u64().unwrap_or(0)).unwrap())
+}
+
+/// A failover loses nothing: every acknowledged commit is on a replica, and the replicas have capture's slot.
+fn safe(platform: &Platform) {
+    let slots = |status: &serde_json::Value| {
+        let nodes = status["nodes"].as_array().unwrap();
+        nodes.iter().filter(|n| n["role"] == "replica" && n["streaming"] == true).all(|n| {
+            let name = n["name"].as_str().unwrap();
+            platform
+                .try_sql(name, "SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'logical'")
+                .stdout
+                .trim()
+                == "1"
+        })
+    };
+    wait_until("a cluster that is safe", || {
+        let cluster = platform.run(&["cluster", "status", "--json"]).json();
+        cluster["members"].as_array().unwrap().len() == 2 && slots(&platform.status())
+    });
+}
+
+fn another_primary(platform: &Platform, than: &str) -> String {
+    wait_until("another primary", || {
+        let cluster = platform.run(&["cluster", "status", "--json"]).json();
+        cluster["primary_ready"] == true && cluster["primary"] != than
+    });
+    primary(platform).0
+}
+
+fn arrives(platform: &Platform) {
+    let newest = "SELECT max(payment_id) FROM";
+    let paid = platform.sql("primary", &format!("{newest} operational.payments"));
+    wait_until("what was paid to arrive", || {
+        let seen = platform.sql("warehouse", &format!("{newest} warehouse.fact_payments"));
+        seen.parse::<u64>().unwrap() >= paid.parse::<u64>().unwrap()
+    });
+}
+
+#[test]
+fn the_primary_is_killed_frozen_and_switched_while_customers_pay() {
+    let platform = Platform::init();
+    platform.up(&["--sample"]);
+    safe(&platform);
+    let load = Load::on(&platform);
+    let (first, pid) = primary(&platform);
+    kill(pid, "KILL");
+    let second = another_primary(&platform, &first);
+    arrives(&platform);
+    platform.prove();
+
+    safe(&platform);
+    let (_, pid) = primary(&platform);
+    let stop = format!("kill -STOP {pid} $(pgrep -P {pid})");
+    assert!(Command::new("sh").args(["-c", &stop]).status().unwrap().success());
+    let third = another_primary(&platform, &second);
+    arrives(&platform);
+
+    safe(&platform);
+    let said = platform.run(&["cluster", "switchover", "--to", &first]).ok();
+    assert!(third == first || said.contains(&format!("{first} is the primary")), "{said}");
+    arrives(&platform);
+    drop(load);
+    platform.prove();
+    let history = platform.run(&["cluster", "history"]).ok();
+    assert!(history.contains("was killed by signal 9") && history.contains("has not answered for"), "{history}");
+
+    // the record says who it is, also to a platform that starts
+    platform.down();
+    platform.up(&[]);
+    assert_eq!(primary(&platform).0, first);
+    platform.prove();
+    platform.down();
+}
+
+#[test]
+fn an_operator_decides() {
+    let platform = Platform::init();
+    platform.up(&[]);
+    safe(&platform);
+    let (first, pid) = primary(&platform);
+    let refused = platform.run(&["cluster", "switchover", "--to", &first]).failed(1, "no replica that streams");
+    assert!(refused.contains("millrace cluster status"), "{refused}");
+    platform.run(&["cluster", "switchover", "--to", "zebra"]).failed(1, "zebra is no replica that streams");
+    platform.run(&["cluster", "failover", "--to", "b"]).failed(2, "nothing was done");
+
+    platform.run(&["cluster", "pause"]).ok();
+    assert!(platform.run(&["cluster", "status"]).ok().contains("paused"));
+    kill(pid, "KILL");
+    wait_until("the same primary", || {
+        let (name, now) = primary(&platform);
+        name == first && now != pid && now != 0
+    });
+    platform.run(&["cluster", "resume"]).ok();
+    safe(&platform);
+
+    let other = if first == "b" { "c" } else { "b" };
+    platform.run(&["cluster", "failover", "--to", other, "--yes"]).ok();
+    assert_eq!(another_primary(&platform, &first), other);
+    safe(&platform);
+    platform.run(&["cluster", "reinit", &first, "--yes"]).ok();
+    safe(&platform);
+    platform.prove();
+    platform.down();
+}

@@ -1,0 +1,110 @@
+//! Who may become the primary. Pure.
+//!
+//! Invariant: without a person's word, only a replica is elected that surely holds every acknowledged commit, or, where
+//! commits are acknowledged by the primary alone, one that has all but a configured number of bytes.
+
+use std::collections::BTreeSet;
+
+use millrace_base::Lsn;
+use millrace_pg::catalog::ServerState;
+
+use crate::{
+    observed::{DataState, Durability, Intent, NodeView, Observed, Wish},
+    promise::Promise,
+    spec::NodeName,
+};
+
+/// Its outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Election {
+    Elected {
+        node: NodeName,
+        /// Bytes of log that the old primary was seen to have and the elected one has not; they may be lost.
+        missing: Option<u64>,
+    },
+    /// Why no one can be elected.
+    No(String),
+}
+
+/// A replica that answers, and how far the log has surely come there.
+struct Candidate<'a> {
+    name: &'a NodeName,
+    timeline: u32,
+    received: Lsn,
+}
+
+fn candidate<'a>(name: &'a NodeName, view: &'a NodeView, intent: &Intent) -> Option<Candidate<'a>> {
+    let fits = |server: &&ServerState| server.in_recovery && intent.system_id == Some(server.system_id);
+    let server = view.server.as_ref().filter(fits).filter(|_| *name != intent.primary && view.busy.is_none())?;
+    let received = server.received_lsn.unwrap_or(Lsn::INVALID).max(server.lsn);
+    Some(Candidate { name, timeline: server.timeline, received })
+}
+
+/// Whether an elected primary may have acknowledged commits already, of which nobody knows where they are: as long as it
+/// is a replica by its files, it has not, and what was promised by its predecessor holds.
+fn may_have_begun(observed: &Observed, intent: &Intent) -> bool {
+    let is_replica = |view: &NodeView| matches!(view.data, DataState::Whole { standby: true, .. });
+    intent.promoting && !observed.nodes.get(&intent.primary).is_some_and(is_replica)
+}
+
+/// Elects the successor of [`Intent::primary`], whose server no longer runs.
+#[must_use]
+pub fn elect(observed: &Observed, intent: &Intent) -> Election {
+    let candidates: Vec<_> = observed.nodes.iter().filter_map(|(name, view)| candidate(name, view, intent)).collect();
+    let wished = match &intent.wish {
+        Some(Wish::Failover { to } | Wish::Switchover { to }) => Some(to),
+        None => None,
+    };
+    let of_last =
+        |received: Lsn| observed.primary_lsn.map(|last| last.bytes_since(received)).filter(|bytes| *bytes > 0);
+    if let Some(Wish::Failover { to }) = &intent.wish {
+        return match candidates.iter().find(|candidate| candidate.name == to) {
+            Some(chosen) => Election::Elected { node: to.clone(), missing: of_last(chosen.received) },
+            None => Election::No(format!("{to} does not answer")),
+        };
+    }
+    // the old primary's log is complete: who has its end has everything
+    if let (Some(Wish::Switchover { to }), Some(end)) = (&intent.wish, observed.handed_over) {
+        let whole = candidates.iter().filter(|candidate| candidate.received > end);
+        return match whole.max_by_key(|candidate| candidate.name == to) {
+            Some(heir) => Election::Elected { node: heir.name.clone(), missing: None },
+            None => Election::No("no replica has received its last log".to_owned()),
+        };
+    }
+    let none = Promise::none();
+    let promise = if may_have_begun(observed, intent) { &none } else { &intent.promise };
+    // members have followed the primary's timeline; how far another has got says nothing if it has log of its own.
+    // Of those that are equally far the one that is wished for, then the first by name.
+    let promised = !promise.is_none();
+    let eligible = candidates.iter().rev().filter(|c| !promised || promise.members.contains(c.name));
+    let rank = |c: &Candidate<'_>| (if promised { 0 } else { c.timeline }, c.received, wished == Some(c.name));
+    let Some(best) = eligible.max_by_key(|candidate| rank(candidate)) else {
+        return Election::No("no replica answers".to_owned());
+    };
+    let seen: BTreeSet<NodeName> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
+    let missing = of_last(best.received);
+    let node = best.name.clone();
+    if promised {
+        return match promise.still_to_see(&seen) {
+            0 => Election::Elected { node, missing: None },
+            more => Election::No(format!(
+                "{more} more of {} must answer to be sure that no commit is lost",
+                list(&promise.members)
+            )),
+        };
+    }
+    match intent.policy.durability {
+        Durability::Asynchronous { loss_max } if missing.unwrap_or(0) <= loss_max => {
+            Election::Elected { node, missing }
+        }
+        Durability::Asynchronous { loss_max } => Election::No(format!(
+            "{node}, the most advanced replica, lacks {} bytes, more than the {loss_max} that may be lost",
+            missing.unwrap_or(0)
+        )),
+        Durability::Quorum { .. } => Election::No("no replica is sure to have every commit".to_owned()),
+    }
+}
+
+fn list(members: &BTreeSet<NodeName>) -> String {
+    members.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ")
+}
