@@ -181,7 +181,7 @@ install_python() {
 }
 
 install_node_drivers() {
-    local folder=crates/proxy/tests/node
+    local folder=crates/proxy-tests/tests/node
     local installed=$folder/node_modules/.package-lock.json
     [ -e "$folder/package.json" ] || return 0
     if [ ! -e "$installed" ] || [ "$folder/package-lock.json" -nt "$installed" ]; then

@@ -5,14 +5,14 @@
 #
 # Suites are fetched into .deps/suites (or $MILLRACE_SUITES) by pip and apt; nothing is installed beside that. Each run has
 # a throw-away server of its own. It takes about ten minutes, so `make test` does not run it. docs/proxy-suites.md says
-# what comes of it; crates/proxy/tests/suites/expected.txt lists the differences that are known, and why they are.
+# what comes of it; crates/proxy-tests/tests/suites/expected.txt lists the differences that are known, and why they are.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 folder=${MILLRACE_SUITES:-.deps/suites}
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
-here=$PWD/crates/proxy/tests/suites
+here=$PWD/crates/proxy-tests/tests/suites
 serve=${CARGO_TARGET_DIR:-$PWD/target}/debug/examples/serve
 postgres=15
 bin=/usr/lib/postgresql/$postgres/bin
@@ -134,7 +134,7 @@ run_regress() {
 
 install_python
 say "building the proxy"
-cargo build --quiet --package millrace-proxy --example serve
+cargo build --quiet --package millrace-proxy-tests --example serve
 for suite in "${suites[@]}"; do
     # a pool in transaction mode gives a regression test's statements to any server: the tests are of one session
     modes=(direct transaction session)

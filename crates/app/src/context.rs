@@ -53,9 +53,11 @@ pub(crate) fn folder(given: Option<&PathBuf>, environment: &Environment) -> Path
     if !is_platform(&here) && is_platform(&beside) { beside } else { here }
 }
 
-/// Connections that a server admits: room for four full pools beside the platform's own.
+/// Connections that a server admits: room for four full pools, of the largest that there are, beside the platform's own.
 pub(crate) fn max_connections(config: &Config) -> u32 {
-    let pool = config.proxy.pool_size + config.proxy.reserve_pool_size;
+    let databases = config.proxy.databases.iter().map(|database| database.pool);
+    let pools = databases.chain([config.proxy.pool]).map(|pool| pool.size + pool.reserve);
+    let pool = pools.max().unwrap_or_default();
     u32::try_from(40 + 4 * pool).unwrap_or(u32::MAX).max(100)
 }
 
@@ -104,6 +106,17 @@ impl Context {
             });
         }
         hba.retain(|rule| !rule.databases.is_empty());
+        if config.proxy.auth_query {
+            // whoever the proxy, which is on this host, has let in
+            let mut databases = Vec::new();
+            for database in hba.iter().flat_map(|rule| &rule.databases) {
+                if !databases.contains(database) {
+                    databases.push(database.clone());
+                }
+            }
+            hba.push(HbaRule { databases, users: Vec::new(), source: HbaSource::SameHost });
+            hba.retain(|rule| !rule.databases.is_empty());
+        }
         let settings = config
             .postgres
             .settings

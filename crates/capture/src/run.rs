@@ -64,7 +64,7 @@ pub(crate) fn has_left(table: &TableName, reason: &str) -> bool {
 /// What a person must act on; [`CaptureError::hint`] says how. The status then is
 /// [`CaptureState::Stopped`]. Everything else is tried again.
 pub async fn run<S: Sink>(
-    options: CaptureOptions,
+    mut options: CaptureOptions,
     sink: S,
     mut commands: mpsc::Receiver<Command>,
     status: watch::Sender<CaptureStatus>,
@@ -77,9 +77,9 @@ pub async fn run<S: Sink>(
     let mut since: Option<Micros> = None;
     loop {
         let began = Instant::now();
-        let (options, term) = options.now();
-        let options = Arc::new(options);
-        let ended = Box::pin(session(&options, term, &mut batches, &mut commands, &progress, &token)).await;
+        let (now, term) = options.now();
+        let now = Arc::new(now);
+        let ended = Box::pin(session(&now, (term, &mut options.added), &mut batches, &mut commands, &progress, &token)).await;
         let Err(error) = ended else { return Ok(()) };
         if token.is_cancelled() {
             return Ok(batches.give_up().await?);
@@ -187,10 +187,11 @@ async fn altered_while_away(
     Ok(altered)
 }
 
-/// From connecting to whatever ends it. `Ok`: the token was cancelled.
+/// From connecting to whatever ends it. `Ok`: the token was cancelled. `added` is emptied once the sink knows of it: the
+/// next session need not copy those tables again.
 async fn session<S: Sink>(
     options: &Arc<CaptureOptions>,
-    term: u64,
+    (term, added): (u64, &mut Vec<TableName>),
     batches: &mut Batches<S>,
     commands: &mut mpsc::Receiver<Command>,
     progress: &Arc<Progress>,
@@ -207,6 +208,7 @@ async fn session<S: Sink>(
     if !resume.watermark.is_valid() {
         initial_copy(options, term, batches, &resume, &mut replication, &catalog, progress, token).await?;
         progress.made_durable();
+        added.clear();
         resume = batches.sink.resume().await?;
     } else {
         let slot = source::slot(&catalog, &options.slot).await?;
@@ -214,12 +216,13 @@ async fn session<S: Sink>(
         let slot = slot.ok_or_else(none)?;
         slot.check_ours(options)?;
         slot.check_position(options, resume.watermark)?;
-        for table in &options.added {
+        for table in added.iter() {
             if resume.tables.contains(table) && !resume.quarantined.contains_key(table) {
                 batches.sink.quarantine(table.clone(), COPIED_ANEW.to_owned()).await?;
                 resume.quarantined.insert(table.clone(), COPIED_ANEW.to_owned());
             }
         }
+        added.clear();
         for table in altered_while_away(options, &catalog, &resume).await? {
             tracing::info!(%table, "a table was altered while capture was away and is copied anew");
             batches.sink.quarantine(table.clone(), COPIED_ANEW.to_owned()).await?;

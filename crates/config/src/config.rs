@@ -112,21 +112,49 @@ pub struct Proxy {
     /// Reads of the read-write port go to replicas.
     pub route_reads: bool,
     pub workers: usize,
-    pub pool_mode: PoolMode,
-    pub pool_size: usize,
-    pub reserve_pool_size: usize,
-    pub reserve_pool_timeout: Duration,
-    pub min_pool_size: usize,
+    /// Of every database that is not among `databases`.
+    pub pool: PoolSettings,
+    pub databases: Vec<ProxyDatabase>,
+    pub users: Vec<ProxyUser>,
+    pub max_client_conn: usize,
+    pub max_user_connections: Option<usize>,
+    pub max_db_connections: Option<usize>,
+    /// Roles that are not the pack's may log in.
+    pub auth_query: bool,
+    pub require_tls: bool,
+    /// Address and length of the prefix; none means any.
+    pub allow: Vec<(IpAddr, u8)>,
+}
+
+/// How the connections of one database and user are pooled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolSettings {
+    pub mode: PoolMode,
+    pub size: usize,
+    pub reserve: usize,
+    pub reserve_timeout: Duration,
+    pub min: usize,
     pub server_lifetime: Duration,
     pub server_idle_timeout: Duration,
     pub query_wait_timeout: Duration,
     pub max_prepared_statements: usize,
-    pub max_client_conn: usize,
-    pub max_user_connections: Option<usize>,
-    pub max_db_connections: Option<usize>,
-    pub require_tls: bool,
-    /// Address and length of the prefix; none means any.
-    pub allow: Vec<(IpAddr, u8)>,
+}
+
+/// `[[proxy.databases]]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyDatabase {
+    pub name: String,
+    pub pool: PoolSettings,
+    /// Instead of `max_db_connections`.
+    pub max_connections: Option<usize>,
+}
+
+/// `[[proxy.users]]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyUser {
+    pub name: String,
+    /// Instead of `max_user_connections`.
+    pub max_connections: usize,
 }
 
 /// `[capture]`
@@ -315,12 +343,49 @@ fn read(path: &Path, text: &str, folders: Folders) -> Result<Config, ConfigError
     Ok(Config { folder, platform, postgres, cluster, pack_dir, proxy, capture, warehouse, console })
 }
 
+const CONNECTIONS_MAX: u64 = 1_000_000;
+
 fn proxy(table: &Reader<'_>, ports: &mut Ports<'_>) -> Proxy {
-    const CONNECTIONS_MAX: u64 = 1_000_000;
-    let whole = |name, range| usize::try_from(table.integer(name, range)).unwrap_or(0);
-    let seconds = |name, most| Duration::from_secs(table.integer(name, 1..=most));
     let maybe = |name| table.integer_maybe(name, 1..=CONNECTIONS_MAX).and_then(|n| usize::try_from(n).ok());
-    let pool_mode = table.read("pool_mode", |v| match crate::table::text(v)?.as_str() {
+    let pool = pool(table, &LEAST);
+    Proxy {
+        listen: address(table),
+        port: ports.take(table, "port", || "the proxy".to_owned()),
+        read_only_port: ports.take(table, "read_only_port", || "the proxy, read-only".to_owned()),
+        replica_lag_max_bytes: table.size("replica_lag_max", 1 << 20..=u64::MAX),
+        route_reads: table.boolean("route_reads"),
+        workers: count(table, "workers", 64),
+        pool,
+        databases: proxy_databases(table, &pool),
+        users: proxy_users(table),
+        max_client_conn: count(table, "max_client_conn", CONNECTIONS_MAX),
+        max_user_connections: maybe("max_user_connections"),
+        max_db_connections: maybe("max_db_connections"),
+        auth_query: table.boolean("auth_query"),
+        require_tls: table.boolean("require_tls"),
+        allow: networks(table),
+    }
+}
+
+/// Stands where a value is wrong, which has been recorded.
+const LEAST: PoolSettings = PoolSettings {
+    mode: PoolMode::Transaction,
+    size: 1,
+    reserve: 0,
+    reserve_timeout: Duration::ZERO,
+    min: 0,
+    server_lifetime: Duration::from_secs(1),
+    server_idle_timeout: Duration::from_secs(1),
+    query_wait_timeout: Duration::from_secs(1),
+    max_prepared_statements: 1,
+};
+
+/// What a table says of pools, and `below` where it says nothing.
+fn pool(table: &Reader<'_>, below: &PoolSettings) -> PoolSettings {
+    let number =
+        |name, range, below| table.integer_maybe(name, range).and_then(|n| usize::try_from(n).ok()).unwrap_or(below);
+    let seconds = |name, most, below| table.integer_maybe(name, 1..=most).map_or(below, Duration::from_secs);
+    let mode = table.read("pool_mode", |v| match crate::table::text(v)?.as_str() {
         "session" => Ok(PoolMode::Session),
         "transaction" => Ok(PoolMode::Transaction),
         "statement" => Ok(PoolMode::Statement),
@@ -329,28 +394,63 @@ fn proxy(table: &Reader<'_>, ports: &mut Ports<'_>) -> Proxy {
             hint: suggest(other, "modes", &["transaction", "session", "statement"]),
         }),
     });
-    Proxy {
-        listen: address(table),
-        port: ports.take(table, "port", || "the proxy".to_owned()),
-        read_only_port: ports.take(table, "read_only_port", || "the proxy, read-only".to_owned()),
-        replica_lag_max_bytes: table.size("replica_lag_max", 1 << 20..=u64::MAX),
-        route_reads: table.boolean("route_reads"),
-        workers: count(table, "workers", 64),
-        pool_mode: pool_mode.map_or(PoolMode::Transaction, |mode| mode.value),
-        pool_size: count(table, "pool_size", 10_000),
-        reserve_pool_size: whole("reserve_pool_size", 0..=10_000),
-        reserve_pool_timeout: Duration::from_millis(table.integer("reserve_pool_timeout_ms", 0..=3_600_000)),
-        min_pool_size: whole("min_pool_size", 0..=10_000),
-        server_lifetime: seconds("server_lifetime_s", 604_800),
-        server_idle_timeout: seconds("server_idle_timeout_s", 604_800),
-        query_wait_timeout: seconds("query_wait_timeout_s", 3_600),
-        max_prepared_statements: count(table, "max_prepared_statements", 10_000),
-        max_client_conn: count(table, "max_client_conn", CONNECTIONS_MAX),
-        max_user_connections: maybe("max_user_connections"),
-        max_db_connections: maybe("max_db_connections"),
-        require_tls: table.boolean("require_tls"),
-        allow: networks(table),
+    PoolSettings {
+        mode: mode.map_or(below.mode, |mode| mode.value),
+        size: number("pool_size", 1..=10_000, below.size),
+        reserve: number("reserve_pool_size", 0..=10_000, below.reserve),
+        reserve_timeout: table
+            .integer_maybe("reserve_pool_timeout_ms", 0..=3_600_000)
+            .map_or(below.reserve_timeout, Duration::from_millis),
+        min: number("min_pool_size", 0..=10_000, below.min),
+        server_lifetime: seconds("server_lifetime_s", 604_800, below.server_lifetime),
+        server_idle_timeout: seconds("server_idle_timeout_s", 604_800, below.server_idle_timeout),
+        query_wait_timeout: seconds("query_wait_timeout_s", 3_600, below.query_wait_timeout),
+        max_prepared_statements: number("max_prepared_statements", 1..=10_000, below.max_prepared_statements),
     }
+}
+
+fn proxy_databases(proxy: &Reader<'_>, pool: &PoolSettings) -> Vec<ProxyDatabase> {
+    let tables = proxy.tables("databases", &schema::PROXY_DATABASE).unwrap_or_default();
+    let names = names(&tables, "databases");
+    let settings = tables.iter().map(|table| {
+        let most = table.integer_maybe("max_connections", 1..=CONNECTIONS_MAX);
+        (self::pool(table, pool), most.and_then(|n| usize::try_from(n).ok()))
+    });
+    let each = names.into_iter().zip(settings);
+    each.map(|(name, (pool, max_connections))| ProxyDatabase { name, pool, max_connections }).collect()
+}
+
+fn proxy_users(proxy: &Reader<'_>) -> Vec<ProxyUser> {
+    let tables = proxy.tables("users", &schema::PROXY_USER).unwrap_or_default();
+    let names = names(&tables, "users");
+    let most = tables.iter().map(|table| count(table, "max_connections", CONNECTIONS_MAX));
+    names.into_iter().zip(most).map(|(name, max_connections)| ProxyUser { name, max_connections }).collect()
+}
+
+/// The names of databases or users, which are PostgreSQL's: any text. No two are the same.
+fn names(tables: &[Reader<'_>], what: &str) -> Vec<String> {
+    const NAME_BYTES_MAX: usize = 63;
+    let mut names: Vec<String> = Vec::new();
+    for table in tables {
+        let name = table.read("name", |v| {
+            let name = crate::table::text(v)?;
+            if name.is_empty() || name.len() > NAME_BYTES_MAX {
+                return Err(crate::table::Problem::new("is no name of PostgreSQL's", "1 to 63 bytes"));
+            }
+            Ok(name)
+        });
+        if let Some(name) = &name
+            && names.contains(&name.value)
+        {
+            table.wrong(
+                name.span.clone(),
+                format!("two {what} are called `{}`", name.value),
+                Some("write what holds for it in one place".to_owned()),
+            );
+        }
+        names.push(name.map(|name| name.value).unwrap_or_default());
+    }
+    names
 }
 
 fn networks(table: &Reader<'_>) -> Vec<(IpAddr, u8)> {

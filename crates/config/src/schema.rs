@@ -225,6 +225,14 @@ pub(crate) const PROXY: Table = Table {
         key("max_client_conn", "integer", Default("1000"), "clients at a time, 1 to 1000000; the next one is refused"),
         key("max_user_connections", "integer", Nothing, "clients of one user at a time"),
         key("max_db_connections", "integer", Nothing, "clients of one database at a time"),
+        key("databases", "array of tables", Nothing, "databases for which something else holds"),
+        key("users", "array of tables", Nothing, "users for whom something else holds"),
+        key(
+            "auth_query",
+            "boolean",
+            Default("false"),
+            "whether roles that are not the pack's may log in, with the password that the primary has for them; superusers may not",
+        ),
         key("require_tls", "boolean", Default("true"), "whether clients without TLS are refused"),
         key(
             "allow",
@@ -232,6 +240,33 @@ pub(crate) const PROXY: Table = Table {
             Default("[]"),
             "addresses that clients may come from, such as `\"10.0.0.0/8\"`; all if empty",
         ),
+    ],
+};
+
+pub(crate) const PROXY_DATABASE: Table = Table {
+    header: "[[proxy.databases]]",
+    about: "What holds for one database; where it says nothing, `[proxy]` holds.",
+    keys: &[
+        key("name", "text", Required, "the database's name"),
+        key("pool_mode", "text", Nothing, "as in `[proxy]`, as all that follow"),
+        key("pool_size", "integer", Nothing, "server connections of one user, 1 to 10000"),
+        key("reserve_pool_size", "integer", Nothing, "0 to 10000"),
+        key("reserve_pool_timeout_ms", "integer", Nothing, "0 to 3600000"),
+        key("min_pool_size", "integer", Nothing, "0 to 10000"),
+        key("server_lifetime_s", "integer", Nothing, "1 to 604800"),
+        key("server_idle_timeout_s", "integer", Nothing, "1 to 604800"),
+        key("query_wait_timeout_s", "integer", Nothing, "1 to 3600"),
+        key("max_prepared_statements", "integer", Nothing, "1 to 10000"),
+        key("max_connections", "integer", Nothing, "its clients at a time, instead of `max_db_connections`"),
+    ],
+};
+
+pub(crate) const PROXY_USER: Table = Table {
+    header: "[[proxy.users]]",
+    about: "What holds for one user.",
+    keys: &[
+        key("name", "text", Required, "the user's name"),
+        key("max_connections", "integer", Required, "its clients at a time, instead of `max_user_connections`"),
     ],
 };
 
@@ -415,7 +450,20 @@ pub fn reference() -> String {
     let groups: [(&str, &[&Table]); 3] = [
         (
             "The platform: `millrace.toml`",
-            &[&ROOT, &PLATFORM, &POSTGRES, &CLUSTER, &NODE, &PACK_REFERENCE, &PROXY, &CAPTURE, &WAREHOUSE, &CONSOLE],
+            &[
+                &ROOT,
+                &PLATFORM,
+                &POSTGRES,
+                &CLUSTER,
+                &NODE,
+                &PACK_REFERENCE,
+                &PROXY,
+                &PROXY_DATABASE,
+                &PROXY_USER,
+                &CAPTURE,
+                &WAREHOUSE,
+                &CONSOLE,
+            ],
         ),
         ("Secrets: `secrets.toml`", &[&SECRETS]),
         ("Packs", &[&PACK, &ROLE, &DASHBOARD, &FILTER, &TILE]),

@@ -70,6 +70,23 @@ fn keys_and_types() {
 }
 
 #[test]
+fn databases_and_users_of_the_proxy() {
+    let with = |proxy: &str| format!("[platform]\nname = \"l\"\n{proxy}");
+    let cases = [
+        ("an unknown key", with("[[proxy.databases]]\nname = \"a\"\nport = 6432\n")),
+        ("no name", with("[[proxy.databases]]\npool_size = 5\n")),
+        ("an empty name", with("[[proxy.users]]\nname = \"\"\nmax_connections = 5\n")),
+        ("out of range", with("[[proxy.databases]]\nname = \"a\"\npool_size = 0\n")),
+        ("a mode that there is not", with("[[proxy.databases]]\nname = \"a\"\npool_mode = \"sesion\"\n")),
+        ("twice", with("[[proxy.databases]]\nname = \"a\"\n[[proxy.databases]]\nname = \"a\"\npool_size = 5\n")),
+        ("a user without a limit", with("[[proxy.users]]\nname = \"a\"\n")),
+        ("a table for an array of them", with("[proxy.databases]\nname = \"a\"\n")),
+    ];
+    let cases: Vec<_> = cases.iter().map(|(what, text)| (*what, text.as_str())).collect();
+    insta::assert_snapshot!(messages(&cases, platform));
+}
+
+#[test]
 fn names_ports_addresses() {
     insta::assert_snapshot!(messages(
         &[

@@ -10,7 +10,8 @@ use std::{
 
 use millrace_base::{Micros, tls::is_private};
 use millrace_config::{
-    Config, ConfigError, InitOptions, Pack, PoolMode, Secrets, fallback_data_dir, init, pack::MigrationKind,
+    Config, ConfigError, InitOptions, Pack, PoolMode, PoolSettings, Secrets, fallback_data_dir, init,
+    pack::MigrationKind,
 };
 use millrace_contract::report::{ChartKind, Format, ParamType};
 
@@ -66,11 +67,31 @@ fn defaults_are_those_of_the_reference() {
     assert_eq!(config.console.port, 8400);
     assert_eq!(config.listeners().len(), 7);
     let proxy = &config.proxy;
-    assert_eq!((proxy.port, proxy.read_only_port, proxy.pool_size, proxy.max_client_conn), (6432, 6433, 25, 1_000));
+    assert_eq!((proxy.port, proxy.read_only_port, proxy.pool.size, proxy.max_client_conn), (6432, 6433, 25, 1_000));
     assert_eq!(
-        (proxy.pool_mode, proxy.require_tls, proxy.replica_lag_max_bytes),
+        (proxy.pool.mode, proxy.require_tls, proxy.replica_lag_max_bytes),
         (PoolMode::Transaction, true, 64 << 20)
     );
+    assert!(proxy.databases.is_empty() && proxy.users.is_empty() && !proxy.auth_query);
+}
+
+#[test]
+fn a_database_of_the_proxy_has_what_holds_for_all_but_for_what_it_says() {
+    let config = parse(
+        "[platform]\nname = \"l\"\n[proxy]\npool_size = 7\nserver_lifetime_s = 60\nmax_db_connections = 50\nauth_query = true\n\
+         [[proxy.databases]]\nname = \"Some Base\"\npool_mode = \"session\"\nserver_lifetime_s = 5\nmax_connections = 3\n\
+         [[proxy.databases]]\nname = \"other\"\n[[proxy.users]]\nname = \"app_user\"\nmax_connections = 9\n",
+    );
+    let proxy = &config.proxy;
+    let [some, other] = proxy.databases.as_slice() else { panic!("{:?}", proxy.databases) };
+    assert_eq!((some.name.as_str(), some.max_connections, other.max_connections), ("Some Base", Some(3), None));
+    assert_eq!(
+        some.pool,
+        PoolSettings { mode: PoolMode::Session, server_lifetime: Duration::from_secs(5), ..proxy.pool }
+    );
+    assert_eq!((some.pool.size, other.pool), (7, proxy.pool));
+    assert_eq!((proxy.users[0].name.as_str(), proxy.users[0].max_connections), ("app_user", 9));
+    assert!(proxy.auth_query);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Decisions are pure ([`Rules::allows`], [`Throttle`]); counts are shared by all listeners.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -70,12 +70,29 @@ impl Rules {
 }
 
 /// How many clients may be connected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientLimits {
     pub all: usize,
     /// Of one user; of one database.
     pub user: Option<usize>,
     pub database: Option<usize>,
+    /// Instead of `user`, for some of them.
+    pub users: BTreeMap<String, usize>,
+    /// Instead of `database`, for some of them.
+    pub databases: BTreeMap<String, usize>,
+}
+
+impl Default for ClientLimits {
+    fn default() -> Self {
+        Self { all: 1_000, user: None, database: None, users: BTreeMap::new(), databases: BTreeMap::new() }
+    }
+}
+
+/// The limit of one of many, and what it is called: its own, or that of all.
+fn limit(own: Option<&usize>, of_all: Option<usize>, names: [&'static str; 2]) -> (usize, &'static str) {
+    let [of_its_own, usual] = names;
+    // counted without a limit as well: there may be one soon
+    own.map_or((of_all.unwrap_or(usize::MAX), usual), |own| (*own, of_its_own))
 }
 
 /// Clients connected, by user and database.
@@ -90,14 +107,15 @@ impl Connected {
     /// Lets one more in, or says which limit it meets.
     pub(crate) fn admit(&self, user: &str, database: &str, limits: &ClientLimits) -> Result<Permit, &'static str> {
         let mut permit = Permit(Vec::new());
-        let mut take = |count: Arc<AtomicUsize>, max: usize, what| {
+        let mut take = |count: Arc<AtomicUsize>, (max, what): (usize, _)| {
             let taken = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
             taken.map(|_| permit.0.push(count)).map_err(|_| what)
         };
-        take(self.all.clone(), limits.all, "max_client_conn")?;
-        // counted without a limit as well: there may be one soon
-        take(counter(&self.users, user), limits.user.unwrap_or(usize::MAX), "max_user_connections")?;
-        take(counter(&self.databases, database), limits.database.unwrap_or(usize::MAX), "max_db_connections")?;
+        let of_user = ["max_connections of the user", "max_user_connections"];
+        let of_database = ["max_connections of the database", "max_db_connections"];
+        take(self.all.clone(), (limits.all, "max_client_conn"))?;
+        take(counter(&self.users, user), limit(limits.users.get(user), limits.user, of_user))?;
+        take(counter(&self.databases, database), limit(limits.databases.get(database), limits.database, of_database))?;
         Ok(permit)
     }
 
@@ -197,13 +215,24 @@ mod tests {
     #[test]
     fn permits_are_given_back() {
         let connected = Connected::default();
-        let limits = ClientLimits { all: 3, user: Some(1), database: Some(2) };
+        let limits = ClientLimits { all: 3, user: Some(1), database: Some(2), ..ClientLimits::default() };
         let first = connected.admit("u", "d", &limits).unwrap();
         assert_eq!(connected.admit("u", "d", &limits).unwrap_err(), "max_user_connections");
         let second = connected.admit("v", "d", &limits).unwrap();
         assert_eq!(connected.admit("w", "d", &limits).unwrap_err(), "max_db_connections");
         assert_eq!(connected.all(), 2);
-        drop((first, second));
+        // what is said of one holds instead of what is said of all, more or less
+        let limits = ClientLimits {
+            users: [("u".to_owned(), 2)].into(),
+            databases: [("d".to_owned(), 1), ("e".to_owned(), 1)].into(),
+            ..limits
+        };
+        assert_eq!(connected.admit("u", "d", &limits).unwrap_err(), "max_connections of the database");
+        let third = connected.admit("u", "e", &limits).unwrap();
+        assert_eq!(connected.admit("u", "f", &limits).unwrap_err(), "max_client_conn");
+        drop(second);
+        assert_eq!(connected.admit("u", "f", &limits).unwrap_err(), "max_connections of the user");
+        drop((first, third));
         assert_eq!(connected.all(), 0);
     }
 

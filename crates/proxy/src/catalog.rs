@@ -127,7 +127,8 @@ impl Catalog {
     }
 
     pub(crate) fn of_relation(&self, schema: Option<&str>, name: &str) -> Meaning {
-        if schema.is_some_and(|schema| OF_THE_NODE.contains(&schema)) {
+        // a temporary table is one session's, whatever else is called so
+        if schema.is_some_and(|schema| OF_THE_NODE.contains(&schema) || schema.starts_with("pg_temp")) {
             return Meaning::Unsure;
         }
         self.relations.get(name).copied().unwrap_or(Meaning::Unsure)

@@ -9,7 +9,7 @@ use crate::{
     frame::{HEADER_BYTES, Header, Spans, header},
     link::{Link, PoolMode, Session},
     message::{self, read_cstr},
-    statements::Statements,
+    statements::{Definitions, Statements},
     walk,
 };
 
@@ -222,8 +222,9 @@ struct Server {
 /// for the answer to each series, or sends all `ahead`.
 fn through(messages: &[Sent], pieces: &[usize], turns: &[usize], statements_max: usize, ahead: bool) -> Vec<u8> {
     let mut client = Client::new();
-    let mut servers: Vec<Server> =
-        (0..3).map(|_| Server { link: Link::new(statements_max), model: Model::default() }).collect();
+    let mut servers: Vec<Server> = (0..3)
+        .map(|_| Server { link: Link::new(statements_max, Definitions::default()), model: Model::default() })
+        .collect();
     let all: Vec<u8> = messages.iter().flat_map(Sent::bytes).collect();
     let (mut ends, mut length) = (Vec::new(), 0);
     for message in messages {
@@ -317,7 +318,7 @@ proptest! {
             prop_oneof![any::<u8>(), Just(0u8), proptest::sample::select(&b"QPBDCESHFdcfX"[..])], 0..300),
         pieces in proptest::collection::vec(1usize..50, 1..10),
     ) {
-        let (mut client, mut link) = (Client::new(), Link::new(2));
+        let (mut client, mut link) = (Client::new(), Link::new(2, Definitions::default()));
         let (mut at, mut received) = (0, 0);
         for piece in pieces.iter().cycle().take(300) {
             received = (received + piece).min(data.len());
@@ -339,7 +340,7 @@ proptest! {
         data in proptest::collection::vec(
             prop_oneof![any::<u8>(), Just(0u8), proptest::sample::select(&b"RSKZTtDCcGHWdEN123nsIAV"[..])], 0..300),
     ) {
-        let (mut client, mut link) = (Client::new(), Link::new(2));
+        let (mut client, mut link) = (Client::new(), Link::new(2, Definitions::default()));
         for message in &messages {
             let _answered = client.walk(&mut link, &message.bytes());
         }
@@ -353,7 +354,7 @@ proptest! {
 /// A server that says goodbye right behind its answer says it to nobody whose turn is over.
 #[test]
 fn a_farewell_behind_an_answer_is_left_for_later() {
-    let (mut client, mut link) = (Client::new(), Link::new(2));
+    let (mut client, mut link) = (Client::new(), Link::new(2, Definitions::default()));
     client.walk(&mut link, &Sent::Query("one").bytes()).unwrap();
     let mut answer = Model::default().answer(&Sent::Query("one").bytes());
     let length = answer.len();

@@ -69,7 +69,44 @@ fn of_statements(text: &str, catalog: &Catalog) -> Meaning {
         Node::CopyStmt(copy) => copies_out(copy, catalog),
         _ => Meaning::Unsure,
     });
-    each.min().unwrap_or(Meaning::Unsure)
+    // no statement at all is answered anywhere, and changes nothing
+    each.min().unwrap_or(Meaning::Read)
+}
+
+/// Whether a text with the word `temp` makes and reads nothing temporary at its own level: a query that only names columns
+/// or tables so, and calls nothing that is called so.
+pub(crate) fn makes_nothing(text: &[u8]) -> bool {
+    let text = text.strip_suffix(b"\0").unwrap_or(text);
+    let Ok(text) = std::str::from_utf8(text) else { return false };
+    let judge = || {
+        let Ok(tree) = pg_raw_parse::parse(text) else { return false };
+        tree.stmts().all(|statement| matches!(statement, Node::SelectStmt(_)) && names_nothing_temporary(statement))
+    };
+    // as in `meaning`
+    text.len() <= TEXT_BYTES_MAX && catch_unwind(AssertUnwindSafe(judge)).unwrap_or(false)
+}
+
+fn names_nothing_temporary(select: Node<'_>) -> bool {
+    let temporary = |name: &str| name.to_ascii_lowercase().contains("temp");
+    let mut left = vec![select];
+    while let Some(node) = left.pop() {
+        let fine = match node {
+            Node::FuncCall(call) => {
+                call.funcname().iter().all(|name| name.as_str().is_some_and(|name| !temporary(name)))
+            }
+            Node::RangeVar(relation) => !relation.schemaname().is_some_and(temporary),
+            Node::CommonTableExpr(_) => true,
+            other => harmless(other),
+        };
+        if !fine {
+            return false;
+        }
+        walk::walk_manual::<()>(node, |child| {
+            left.push(child);
+            Recurse::no()
+        });
+    }
+    true
 }
 
 /// `BEGIN READ ONLY`, and not serializable, which a replica refuses.
@@ -216,6 +253,9 @@ mod tests {
     #[test]
     fn what_reads() {
         for text in [
+            "",
+            ";",
+            "-- nothing",
             "SELECT 1",
             "select sum(amount) FROM payments WHERE id = $1 GROUP BY 2 ORDER BY lower(name) LIMIT 5",
             "TABLE payments",
@@ -228,6 +268,7 @@ mod tests {
             "SELECT ARRAY[1, 2], (ROW(1, 2)).f1, CASE WHEN a THEN 1 END, a::int, CURRENT_DATE, a[1:2] FROM payments",
             "SELECT * FROM generate_series(1, 3) WHERE EXISTS (SELECT FROM loans) AND x IN (1, 2)",
             "SELECT a FROM payments UNION SELECT b FROM loans EXCEPT TABLE s",
+            "SELECT temp, set_config, 'with hold; set' FROM payments AS advisory_lock",
             "COPY payments TO STDOUT",
             "COPY (SELECT * FROM payments) TO STDOUT (FORMAT csv)",
             "BEGIN READ ONLY",
@@ -242,8 +283,6 @@ mod tests {
     #[test]
     fn what_is_for_the_primary() {
         for text in [
-            "",
-            ";",
             "SELEC 1",
             "INSERT INTO payments VALUES (1)",
             "UPDATE payments SET a = 1",
@@ -275,6 +314,12 @@ mod tests {
             "SELECT * FROM other.payments_log",
             "SELECT * FROM pg_catalog.pg_class",
             "SELECT * FROM pg_stat_activity",
+            "SELECT * FROM pg_temp.payments",
+            "SELECT * FROM pg_temp_3.payments",
+            "SELECT set_config('a.b', 'c', true)",
+            "SELECT 1 WHERE pg_advisory_xact_lock(1) IS NULL",
+            "SELECT 1; SET work_mem = 1",
+            "SELECT * INTO TEMP copy FROM payments",
             "SELECT * FROM information_schema.tables",
             "SELECT 1; UPDATE payments SET a = 1",
             "BEGIN",

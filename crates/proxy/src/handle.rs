@@ -97,8 +97,11 @@ impl Handle {
     /// If nobody has connected to such a database.
     pub async fn kill(&self, database: Option<&str>) -> Result<(), PauseError> {
         let database = self.known(database).await?;
-        self.shared.gates.send_modify(|gates| gates.pauses.pause(database.as_ref()));
-        // whoever logs in waits, rather than gets in by what is remembered
+        // whoever logs in waits: what is remembered from before does not count any more
+        self.shared.gates.send_modify(|gates| {
+            gates.pauses.pause(database.as_ref());
+            gates.kills.kill(database.as_ref());
+        });
         self.shared.greetings.forget(database.as_deref());
         let (done, mut all) = mpsc::channel(1);
         self.command(Command::Kill { database, done });

@@ -1,13 +1,15 @@
 //! What a statement's text says about the session beyond its transaction, by a look for a few words.
 //!
 //! A word found only means that the server is asked afterwards ([`crate::settings::probe`]), so a false alarm costs
-//! a round trip and nothing else. What statements do at their own level is told more exactly by their command tags
+//! a round trip and nothing else; for the one that is a usual name, `temp`, the grammar is asked before. What statements do at their own level is told more exactly by their command tags
 //! ([`of_tag`]); the text is for functions, `TEMP` and `SET LOCAL`. What a function does inside is not seen.
 //! Pure: no I/O.
 
 use std::sync::LazyLock;
 
 use aho_corasick::AhoCorasick;
+
+use crate::grammar;
 
 /// What is known of a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,6 +63,7 @@ pub(crate) fn of_text(text: &[u8]) -> TextHint {
     let mut hint = Hint { local_set: is_local_set(&first), ..Hint::default() };
     let Some(finder) = WORDS.as_ref() else { return TextHint::new(Hint { suspect: true, ..hint }) };
     let mut may_set = first[0].eq_ignore_ascii_case(b"set");
+    let mut temporary = false;
     for found in finder.find_iter(text) {
         let after = text.get(found.end()..).unwrap_or_default();
         match found.pattern().as_usize() {
@@ -68,7 +71,7 @@ pub(crate) fn of_text(text: &[u8]) -> TextHint {
                 may_set = true;
                 hint.suspect |= !ends_local(after);
             }
-            3 => hint.suspect |= is_temporary(after),
+            3 => temporary |= is_temporary(after),
             4 => {
                 hint.local_set = false;
                 may_set = true;
@@ -76,6 +79,7 @@ pub(crate) fn of_text(text: &[u8]) -> TextHint {
             _ => hint.suspect = true,
         }
     }
+    hint.suspect |= temporary && !hint.suspect && !grammar::makes_nothing(text);
     let custom = if may_set { custom_settings(text) } else { Vec::new() };
     TextHint { hint, custom }
 }
@@ -165,7 +169,10 @@ pub(crate) fn of_tag(tag: &[u8]) -> TagHint {
         }
         [b'S', b'E', b'T', 0] | [b'R', b'E', b'S', b'E', b'T', 0] => TagHint::Set,
         _ if tag.starts_with(b"DEALLOCATE ALL") || tag.starts_with(b"DISCARD ALL") => TagHint::Deallocated,
-        _ if starts_with_any(tag, &[b"ALTER ", b"DROP ", b"CREATE VIEW", b"CREATE RULE"]) => TagHint::Definition,
+        _ if starts_with_any(tag, &[b"ALTER ", b"DROP ", b"CREATE VIEW", b"CREATE RULE"]) => {
+            let (_, what) = tag.split_at(tag.iter().position(|b| *b == b' ').map_or(0, |at| at + 1));
+            if starts_with_any(what, &NOT_IN_STATEMENTS) { TagHint::None } else { TagHint::Definition }
+        }
         _ if starts_with_any(
             tag,
             &[b"LISTEN", b"UNLISTEN", b"PREPARE\0", b"DEALLOCATE", b"DISCARD", b"DO\0", b"CLOSE"],
@@ -176,6 +183,22 @@ pub(crate) fn of_tag(tag: &[u8]) -> TagHint {
         _ => TagHint::None,
     }
 }
+
+/// What no prepared statement is made of: others need not be parsed anew when these change.
+const NOT_IN_STATEMENTS: [&[u8]; 12] = [
+    b"ROLE",
+    b"OWNED",
+    b"DATABASE",
+    b"SYSTEM",
+    b"TABLESPACE",
+    b"INDEX",
+    b"STATISTICS",
+    b"TRIGGER",
+    b"EVENT TRIGGER",
+    b"DEFAULT PRIVILEGES",
+    b"PUBLICATION",
+    b"SUBSCRIPTION",
+];
 
 fn starts_with_any(tag: &[u8], starts: &[&[u8]]) -> bool {
     starts.iter().any(|start| tag.starts_with(start))
@@ -196,6 +219,13 @@ mod tests {
             ("SELECT 1 INTO pg_temp.t", true),
             ("SELECT temperature, template, attempt FROM temperatures", false),
             ("CREATE TEMPORARY", true),
+            ("SELECT temp FROM readings WHERE temp > $1 ORDER BY readings.temp", false),
+            ("SELECT temp, make_temp() FROM readings", true),
+            ("SELECT * FROM pg_temp.t", true),
+            ("SELECT temp INTO TEMP t FROM readings", true),
+            ("SELECT temp FROM readings; CREATE TEMP TABLE t ()", true),
+            ("SELECT temp, set_config('a.b', 'c', false) FROM readings", true),
+            ("INSERT INTO readings (temp) VALUES (1)", true),
             ("SELECT pg_advisory_lock(1)", true),
             ("SELECT pg_advisory_xact_lock(1)", false),
             ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", true),
@@ -242,6 +272,10 @@ mod tests {
             (b"PREPARE\0", TagHint::Suspect),
             (b"PREPARE TRANSACTION\0", TagHint::None),
             (b"ALTER TABLE\0", TagHint::Definition),
+            (b"DROP MATERIALIZED VIEW\0", TagHint::Definition),
+            (b"ALTER ROLE\0", TagHint::None),
+            (b"DROP INDEX\0", TagHint::None),
+            (b"ALTER DEFAULT PRIVILEGES\0", TagHint::None),
             (b"", TagHint::None),
         ] {
             assert_eq!(of_tag(tag), hint, "{}", String::from_utf8_lossy(tag));

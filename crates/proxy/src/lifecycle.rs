@@ -20,6 +20,9 @@ use crate::{
 const LOST: (&str, &str) =
     ("08006", "the connection to the server was lost; whether the statement took effect is not known");
 
+/// As a server says it.
+const CANCELLED: (&str, &str) = ("57014", "canceling statement due to user request");
+
 impl Worker {
     /// A server for a client that has something to send; without one, the client waits its turn.
     pub(crate) fn acquire(&mut self, at: usize, data: &[u8]) -> Option<usize> {
@@ -156,6 +159,12 @@ impl Worker {
             && server.link.expect.is_empty()
             && let Some(client) = self.clients.get_mut(client_at)
         {
+            if std::mem::take(&mut client.cancelled) {
+                client.state = ClientState::Idle;
+                server.client = None;
+                self.refuse_waiting(client_at, CANCELLED.0, CANCELLED.1, "");
+                return self.server_free(at);
+            }
             client.state = ClientState::Attached(at);
             return self.resume_client(client_at);
         }
@@ -229,7 +238,7 @@ impl Worker {
         }
     }
 
-    /// A server without a client goes to the one that waits longest, to the unused ones, or away.
+    /// A server without a client goes to those who wait, to the unused ones, or away.
     pub(crate) fn server_free(&mut self, at: usize) {
         let Some(server) = self.servers.get_mut(at) else { return };
         if server.cancelling {
@@ -246,9 +255,30 @@ impl Worker {
             pool.idle.push(at);
             return self.note_paused();
         }
+        if pool.waiting.is_empty() {
+            return pool.idle.push(at);
+        }
+        // not from in here: whoever gets it may give it back in the same breath
+        self.freed.push_back(at);
+    }
+
+    /// Gives servers that have become free to those who wait longest, until none is left of either.
+    #[inline]
+    pub(crate) fn hand_on(&mut self) {
+        while let Some(at) = self.freed.pop_front() {
+            self.give(at);
+        }
+    }
+
+    fn give(&mut self, at: usize) {
+        let Some(server) = self.servers.get(at) else { return };
         let pool_at = server.pool;
         let next = loop {
             let Some(pool) = self.pools.get_mut(pool_at) else { return };
+            if pool.paused {
+                pool.idle.push(at);
+                return self.note_paused();
+            }
             let Some(next) = pool.waiting.pop_front() else { return pool.idle.push(at) };
             if self.suits(next.client, at) {
                 break next;
@@ -338,6 +368,9 @@ impl Worker {
             if let Some(pool) = self.pools.get_mut(pool_at) {
                 pool.waiting.push_front(Waiting { client: client_at, since: client.since });
             }
+            if std::mem::take(&mut client.cancelled) {
+                return self.refuse_waiting(client_at, CANCELLED.0, CANCELLED.1, "");
+            }
             return self.open_more(pool_at);
         }
         self.detach(client_at);
@@ -394,15 +427,19 @@ impl Worker {
     /// Refuses what a client waits to send, and lets it go on if that is possible.
     pub(crate) fn refuse_waiting(&mut self, at: usize, code: &str, text: &str, hint: &str) {
         let Some(client) = self.clients.get_mut(at) else { return };
-        let Some(ends) = complete_answers(&client.line.stash) else {
+        let Some(refused) = refusable(&client.line.stash) else {
             return self.end_client(at, Severity::Fatal, code, text, hint);
         };
         let pool_at = client.pool;
-        client.line.stash = Vec::new();
+        client.line.stash = client.line.stash.split_off(refused.bytes);
         let mut bytes = Vec::new();
-        for _ in 0..ends {
+        for _ in 0..refused.series {
             message::error(&mut bytes, Severity::Error, code, text, hint);
             message::ready(&mut bytes, b'I');
+        }
+        if refused.open {
+            message::error(&mut bytes, Severity::Error, code, text, hint);
+            client.session.skips_to_sync = true;
         }
         let sent = client.line.send(&bytes);
         if let Some(pool) = self.pools.get_mut(pool_at) {
@@ -429,6 +466,7 @@ impl Worker {
         }
         let _closed_anyway = server.line.io.deregister(self.poll.registry());
         server.line.io.shutdown();
+        self.freed.retain(|freed| *freed != at);
         let Some(pool) = self.pools.get_mut(server.pool) else { return };
         pool.idle.retain(|idle| *idle != at);
         pool.owned = pool.owned.saturating_sub(1);
@@ -443,11 +481,13 @@ impl Worker {
 
     /// A client's own cancel request.
     pub(crate) fn cancel(&mut self, at: usize, secret: i32, done: control::Sender<()>) {
-        let Some(client) = self.clients.get(at).filter(|client| client.secret == secret) else { return };
+        let Some(client) = self.clients.get_mut(at).filter(|client| client.secret == secret) else { return };
         match client.state {
             ClientState::Attached(server) => self.request_cancel(server, Some(done)),
-            ClientState::Waiting => self.refuse_waiting(at, "57014", "canceling statement due to user request", ""),
-            ClientState::Idle | ClientState::Preparing(_) => {}
+            ClientState::Waiting => self.refuse_waiting(at, CANCELLED.0, CANCELLED.1, ""),
+            // it waits for the proxy's own statement, which is soon over
+            ClientState::Preparing(_) => client.cancelled = true,
+            ClientState::Idle => {}
         }
     }
 
@@ -498,16 +538,31 @@ impl Worker {
     }
 }
 
-/// How many answers with ReadyForQuery are owed for `data`; `None` if it does not end where one is.
-fn complete_answers(mut data: &[u8]) -> Option<usize> {
-    let (mut ends, mut last) = (0, 0);
-    while !data.is_empty() {
-        let head = frame::header(data).ok()??;
-        data = data.get(head.len..)?;
-        last = head.tag;
-        ends += usize::from(matches!(head.tag, b'Q' | b'S' | b'F'));
+/// What a client has sent that no server has seen, so that the session can go on when it is refused.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Refusable {
+    /// Each is owed an answer with ReadyForQuery.
+    series: usize,
+    /// One more has begun: its error is owed, and ReadyForQuery when its Sync is here.
+    open: bool,
+    /// Of all messages that are whole.
+    bytes: usize,
+}
+
+/// `None` if it cannot be refused message by message.
+fn refusable(data: &[u8]) -> Option<Refusable> {
+    let mut found = Refusable::default();
+    while let Some((tag, rest)) = data.get(found.bytes..).and_then(|rest| Some((*rest.first()?, rest))) {
+        let length = frame::header(rest).ok()?.map(|head| head.len).filter(|length| *length <= rest.len());
+        match tag {
+            b'Q' | b'S' | b'F' if length.is_some() => (found.series, found.open) = (found.series + 1, false),
+            b'P' | b'B' | b'D' | b'C' | b'E' | b'H' | b'S' => found.open = true,
+            _ => return None,
+        }
+        let Some(length) = length else { break };
+        found.bytes += length;
     }
-    matches!(last, b'Q' | b'S' | b'F').then_some(ends)
+    (found.series > 0 || found.open).then_some(found)
 }
 
 #[cfg(test)]
@@ -518,10 +573,17 @@ mod tests {
     fn answers_are_counted() {
         let mut data = Vec::new();
         message::query(&mut data, "SELECT 1");
+        let query = data.len();
         data.extend_from_slice(b"P\0\0\0\x04S\0\0\0\x04");
-        assert_eq!(complete_answers(&data), Some(2));
-        assert_eq!(complete_answers(&data[..data.len() - 1]), None);
-        assert_eq!(complete_answers(b"P\0\0\0\x04"), None);
-        assert_eq!(complete_answers(b""), None);
+        let refused = |data: &[u8]| refusable(data).map(|of| (of.series, of.open, of.bytes));
+        assert_eq!(refused(&data), Some((2, false, data.len())));
+        // the Sync is not here yet, or not all of it
+        for missing in 1..=5 {
+            assert_eq!(refused(&data[..data.len() - missing]), Some((1, true, data.len() - 5)), "{missing}");
+        }
+        assert_eq!(refused(&data[..query + 1]), Some((1, true, query)));
+        assert_eq!(refused(&data[..query - 1]), None);
+        assert_eq!(refused(b"d\0\0\0\x04"), None);
+        assert_eq!(refused(b""), None);
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use crate::{
     hint::Hint,
     settings::{SessionState, Settings},
-    statements::{Held, Statement},
+    statements::{Definitions, Held, Statement},
 };
 
 /// When a server is given back.
@@ -112,6 +112,8 @@ pub(crate) struct Link {
     /// Between CopyInResponse and the client's CopyDone: the server ignores Sync.
     pub(crate) copy_in: bool,
     pub(crate) held: Held,
+    /// Of its database.
+    pub(crate) definitions: Definitions,
     /// It lacks prepared statements that it should hold: somebody else has dropped them.
     pub(crate) stale: bool,
     /// Its transaction has changed a definition.
@@ -141,7 +143,7 @@ pub(crate) struct Link {
 
 impl Link {
     /// A fresh connection that has just said ReadyForQuery.
-    pub(crate) fn new(statements_max: usize) -> Self {
+    pub(crate) fn new(statements_max: usize, definitions: Definitions) -> Self {
         Self {
             expect: VecDeque::new(),
             body_left: 0,
@@ -151,6 +153,7 @@ impl Link {
             unsynced: false,
             copy_in: false,
             held: Held::new(statements_max),
+            definitions,
             stale: false,
             redefines: false,
             settings: Rc::default(),
@@ -185,6 +188,10 @@ impl Link {
 pub(crate) struct Session {
     /// Of a message that is passed on in pieces, still to come.
     pub(crate) body_left: usize,
+    /// It was refused before a server had it: what follows up to its Sync comes to nothing.
+    pub(crate) skips_to_sync: bool,
+    /// Of a message that comes to nothing, still to come.
+    pub(crate) skip_left: usize,
     pub(crate) named: HashMap<Box<[u8]>, Rc<Statement>>,
     pub(crate) unnamed: Option<Rc<Statement>>,
     /// For each answer that [`Expect::changes`], in order.
@@ -220,6 +227,8 @@ impl Session {
     pub(crate) fn new(startup: Rc<Settings>) -> Self {
         Self {
             body_left: 0,
+            skips_to_sync: false,
+            skip_left: 0,
             named: HashMap::new(),
             unnamed: None,
             changes: VecDeque::new(),

@@ -179,8 +179,8 @@ async fn admit(
         Err(limit) => return Ok(Err(refusal("53300", format!("too many clients: {limit} is reached"), ""))),
     };
     let pool = PoolKey { database: wish.database.as_str().into(), user: wish.user.as_str().into(), access };
-    let statuses = match greeting(shared, &pool, &wish.settings).await {
-        Ok(statuses) => statuses,
+    let (statuses, kills) = match greeting(shared, &pool, &wish.settings).await {
+        Ok(greeted) => greeted,
         Err(error) => return Ok(Err(error.into())),
     };
     let routed =
@@ -203,6 +203,7 @@ async fn admit(
         pool,
         settings,
         greeting,
+        kills,
         early: Vec::new(),
         permit,
     }))))
@@ -277,42 +278,48 @@ async fn resumed(shared: &Shared, pool: &PoolKey) -> Result<(), OpenError> {
     Err(OpenError { code: "57P03".to_owned(), message, lasting: false })
 }
 
-/// What a server says about its settings to a client that wishes `settings`. Asked once for each combination; it also
-/// tells whether there is such a database, and whether the user may use it.
+/// What a server says about its settings to a client that wishes `settings`, and how often the database had been killed
+/// then. Asked once for each combination; it also tells whether there is such a database, and whether the user may use it.
 async fn greeting(
     shared: &Shared,
     pool: &PoolKey,
     settings: &[(String, String)],
-) -> Result<Arc<Vec<(String, String)>>, OpenError> {
+) -> Result<(Arc<Vec<(String, String)>>, u64), OpenError> {
     let mut wished: Vec<(String, String)> = settings.iter().filter(|(n, _)| n != "application_name").cloned().collect();
     wished.sort();
-    let asked = (pool.clone(), wished);
-    if let Some(known) = shared.greetings.get(&asked) {
-        return Ok(known);
+    loop {
+        let kills = || shared.gates.borrow().kills.of(&pool.database);
+        let asked = (pool.clone(), kills(), wished.clone());
+        if let Some(known) = shared.greetings.get(&asked) {
+            return Ok((known, asked.1));
+        }
+        resumed(shared, pool).await?;
+        let node = shared.node_for(pool.access).await?;
+        let credential = shared.users.credential(&pool.user);
+        let login = (&*pool.user, &*pool.database, credential.as_ref());
+        let options = shared.options();
+        let opened = connect::open(&node, login, &wished, options.server_tls.clone(), options.connect).await?;
+        if kills() != asked.1 {
+            // it was killed meanwhile: as if the client came now
+            continue;
+        }
+        let (kills, statuses) = (asked.1, Arc::new(opened.statuses));
+        shared.greetings.put(asked, statuses.clone());
+        let counts = shared.pool(pool);
+        let limits = options.limits(pool);
+        if wished.is_empty() && counts.reserve(limits.size) {
+            let server = NewServer {
+                socket: opened.parts.socket,
+                tls: opened.parts.tls,
+                pool: pool.clone(),
+                limits,
+                shared: counts,
+                node: Arc::new(node),
+                key: opened.key,
+                asked_for: false,
+            };
+            shared.give_server(server);
+        }
+        return Ok((statuses, kills));
     }
-    let wished = &asked.1;
-    resumed(shared, pool).await?;
-    let node = shared.node_for(pool.access).await?;
-    let credential = shared.users.credential(&pool.user);
-    let login = (&*pool.user, &*pool.database, credential.as_ref());
-    let options = shared.options();
-    let opened = connect::open(&node, login, wished, options.server_tls.clone(), options.connect).await?;
-    let statuses = Arc::new(opened.statuses);
-    shared.greetings.put(asked.clone(), statuses.clone());
-    let counts = shared.pool(pool);
-    let limits = options.limits(pool);
-    if wished.is_empty() && counts.reserve(limits.size) {
-        let server = NewServer {
-            socket: opened.parts.socket,
-            tls: opened.parts.tls,
-            pool: pool.clone(),
-            limits,
-            shared: counts,
-            node: Arc::new(node),
-            key: opened.key,
-            asked_for: false,
-        };
-        shared.give_server(server);
-    }
-    Ok(statuses)
 }

@@ -67,7 +67,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             workers: 1,
-            clients: ClientLimits { all: 1_000, user: None, database: None },
+            clients: ClientLimits::default(),
             rules: Rules::default(),
             pool: PoolLimits::default(),
             databases: BTreeMap::new(),

@@ -1,6 +1,9 @@
 //! Which databases an operator holds back or closes. Pure.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Databases paused: some, or all but some.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,10 +35,32 @@ impl Pauses {
     }
 }
 
+/// How often databases were killed: a login that began before the last time must not go on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Kills {
+    all: u64,
+    named: BTreeMap<Arc<str>, u64>,
+}
+
+impl Kills {
+    pub(crate) fn kill(&mut self, database: Option<&Arc<str>>) {
+        match database {
+            None => self.all += 1,
+            Some(database) => *self.named.entry(database.clone()).or_default() += 1,
+        }
+    }
+
+    /// It only grows.
+    pub(crate) fn of(&self, database: &str) -> u64 {
+        self.all + self.named.get(database).copied().unwrap_or_default()
+    }
+}
+
 /// What logins heed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Gates {
     pub(crate) pauses: Pauses,
+    pub(crate) kills: Kills,
     /// Databases that admit no new clients.
     pub(crate) disabled: BTreeSet<Arc<str>>,
 }
@@ -43,6 +68,15 @@ pub(crate) struct Gates {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kills_are_counted_by_database() {
+        let mut kills = Kills::default();
+        kills.kill(Some(&"a".into()));
+        assert_eq!((kills.of("a"), kills.of("b")), (1, 0));
+        kills.kill(None);
+        assert_eq!((kills.of("a"), kills.of("b")), (2, 1));
+    }
 
     #[test]
     fn one_of_all_may_go_on() {

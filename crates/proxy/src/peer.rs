@@ -41,6 +41,8 @@ pub(crate) struct Client {
     pub(crate) session: Session,
     /// Of a client whose reads may go to replicas; `pool` is where it is now, or was last.
     pub(crate) route: Option<Route>,
+    /// It has asked for a cancellation while it was [`ClientState::Preparing`].
+    pub(crate) cancelled: bool,
     pub(crate) peer: SocketAddr,
     pub(crate) _permit: Permit,
     /// Since when it is in `state`.

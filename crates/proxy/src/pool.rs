@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{backends::Access, catalog::Catalog, histogram::Histogram, link::PoolMode};
+use crate::{backends::Access, catalog::Catalog, histogram::Histogram, link::PoolMode, statements::Definitions};
 
 /// What makes clients share connections.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,12 +62,19 @@ impl Default for PoolLimits {
 /// What the workers' parts of one pool have in common.
 #[derive(Debug, Default)]
 pub(crate) struct PoolShared {
+    /// Of its database: all pools of it have the same.
+    pub(crate) definitions: Definitions,
     servers: AtomicUsize,
     /// Workers with clients that wait and without any connection.
     starving: AtomicUsize,
 }
 
 impl PoolShared {
+    /// Of the database whose definitions these are.
+    pub(crate) fn new(definitions: Definitions) -> Self {
+        Self { definitions, ..Self::default() }
+    }
+
     /// Takes the right to one more connection.
     pub(crate) fn reserve(&self, max: usize) -> bool {
         self.servers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1)).is_ok()
@@ -110,6 +117,8 @@ pub(crate) struct Pool {
     pub(crate) key: PoolKey,
     pub(crate) limits: PoolLimits,
     pub(crate) shared: Arc<PoolShared>,
+    /// The place of its database among the worker's [`crate::statements::Statements`].
+    pub(crate) statements: usize,
     /// Unused connections; the last one used is used first, so that the others can grow old.
     pub(crate) idle: Vec<usize>,
     /// Clients, first come, first served.
@@ -186,11 +195,12 @@ impl Counts {
 }
 
 impl Pool {
-    pub(crate) fn new(key: PoolKey, limits: PoolLimits, shared: Arc<PoolShared>) -> Self {
+    pub(crate) fn new(key: PoolKey, limits: PoolLimits, shared: Arc<PoolShared>, statements: usize) -> Self {
         Self {
             key,
             limits,
             shared,
+            statements,
             idle: Vec::new(),
             waiting: VecDeque::new(),
             owned: 0,
@@ -279,7 +289,7 @@ mod tests {
 
     fn pool(size: usize, shared: &Arc<PoolShared>) -> Pool {
         let key = PoolKey { database: "d".into(), user: "u".into(), access: Access::ReadWrite };
-        Pool::new(key, PoolLimits { size, reserve: 1, ..PoolLimits::default() }, shared.clone())
+        Pool::new(key, PoolLimits { size, reserve: 1, ..PoolLimits::default() }, shared.clone(), 0)
     }
 
     fn wait(pool: &mut Pool, client: usize, since: u64) {

@@ -47,8 +47,8 @@ pub enum ProxyError {
     WorkerStopped,
 }
 
-/// Of a worker's thread, as address space: who waits is served from within whoever makes room.
-const STACK_BYTES: usize = 64 << 20;
+/// Of a worker's thread: what it needs does not grow with its clients.
+const STACK_BYTES: usize = 2 << 20;
 /// What the console puts behind the name of a database's read-only part.
 pub(crate) const READ_ONLY_SUFFIX: &str = ":ro";
 /// A client that has logged in is told after this that its worker takes nobody.
@@ -92,7 +92,8 @@ pub(crate) struct Lately {
 
 /// Settings by name, as they were written or reported.
 pub(crate) type Pairs = Vec<(String, String)>;
-type Greeted = (PoolKey, Pairs);
+/// With how often the database had been killed when it was asked.
+type Greeted = (PoolKey, u64, Pairs);
 
 /// What servers said about their settings, by pool and by what was wished.
 #[derive(Debug, Default)]
@@ -119,7 +120,7 @@ impl Greetings {
 
     /// Forgets a database, or all.
     pub(crate) fn forget(&self, database: Option<&str>) {
-        lock(&self.0).retain(|(pool, _), _| database.is_some_and(|database| *pool.database != *database));
+        lock(&self.0).retain(|(pool, ..), _| database.is_some_and(|database| *pool.database != *database));
     }
 }
 
@@ -186,7 +187,9 @@ impl Shared {
             return known.clone();
         }
         self.pool_made.notify_one();
-        pools.entry(key.clone()).or_default().clone()
+        let sibling = pools.iter().find(|(other, _)| other.database == key.database);
+        let definitions = sibling.map(|(_, shared)| shared.definitions.clone()).unwrap_or_default();
+        pools.entry(key.clone()).or_insert_with(|| Arc::new(PoolShared::new(definitions))).clone()
     }
 
     /// The databases that clients have come for.
@@ -427,19 +430,23 @@ async fn serve_requests(
         };
         let shared = shared.clone();
         tasks.spawn("proxy-server", async move {
+            let mut asked = None;
             let (worker, answer) = match request {
                 Request::Open { worker, pool, node } => (worker, open(&shared, pool, node).await),
-                Request::Cancel { worker, server, serial, node, key, done: _done } => {
+                Request::Cancel { worker, server, serial, node, key, done } => {
                     let tls = shared.options().server_tls.clone();
                     if let Err(error) = connect::cancel(&node, key, tls, shared.options().connect).await {
                         tracing::warn!(%error, node = %node.name, "a cancel request did not reach the server");
                     }
+                    asked = done;
                     (worker, Inbox::Cancelled { server, serial })
                 }
             };
             if let Some(worker) = shared.workers.get(worker) {
                 worker.send(answer).await;
             }
+            // the client hears of it when the server can be asked again
+            drop(asked);
             Ok::<_, std::convert::Infallible>(())
         });
     }

@@ -2,7 +2,12 @@
 //!
 //! Invariant: values of secrets are never in what is said. Settings have the names and units of `millrace.toml`.
 
-use std::{collections::BTreeSet, future::Future, pin::Pin, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    pin::Pin,
+    time::Duration,
+};
 
 use crate::{
     options::{ClientTls, Options},
@@ -46,6 +51,8 @@ pub(crate) fn compare(now: &Options, new: &Options) -> Reloaded {
         let of = |options: &Options| options.databases.get(database).copied().unwrap_or(options.pool);
         changed.extend(pool(&format!("{database}."), &of(now), &of(new)));
     }
+    changed.extend(own_limits("", &now.clients.databases, &new.clients.databases));
+    changed.extend(own_limits("user ", &now.clients.users, &new.clients.users));
     let pairs = plain(now).into_iter().zip(plain(new));
     changed.extend(pairs.filter(|((_, a), (_, b))| a != b).map(|((name, a), (_, b))| format!("{name}: {a} → {b}")));
     for (name, differs) in [
@@ -92,16 +99,27 @@ fn pool(of: &str, now: &PoolLimits, new: &PoolLimits) -> Vec<String> {
     pairs.map(|((name, a), (_, b))| format!("{of}{name}: {a} → {b}{}", scope(name))).collect()
 }
 
+/// Limits on clients of some databases, or users, alone.
+fn own_limits(of: &str, now: &BTreeMap<String, usize>, new: &BTreeMap<String, usize>) -> Vec<String> {
+    let names: BTreeSet<&String> = now.keys().chain(new.keys()).collect();
+    let limit = |limits: &BTreeMap<String, usize>, name| optional(limits.get(name).copied());
+    let each = names.into_iter().map(|name| (name, limit(now, name), limit(new, name))).filter(|(_, a, b)| a != b);
+    each.map(|(name, a, b)| format!("{of}{name}.max_connections: {a} → {b}")).collect()
+}
+
+fn optional(limit: Option<usize>) -> String {
+    limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string())
+}
+
 fn seconds(time: Duration) -> String {
     time.as_secs_f64().to_string()
 }
 
 fn plain(options: &Options) -> [(&'static str, String); 6] {
-    let limit = |limit: Option<usize>| limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
     [
         ("max_client_conn", options.clients.all.to_string()),
-        ("max_user_connections", limit(options.clients.user)),
-        ("max_db_connections", limit(options.clients.database)),
+        ("max_user_connections", optional(options.clients.user)),
+        ("max_db_connections", optional(options.clients.database)),
         ("require_tls", matches!(options.client_tls, ClientTls::Require(_)).to_string()),
         ("client_login_timeout_s", seconds(options.login)),
         ("server_connect_timeout_s", seconds(options.connect)),
@@ -120,8 +138,11 @@ fn users(now: &Options, new: &Options) -> Vec<String> {
     let query = |options: &Options| {
         options.auth_query.as_ref().map(|query| (query.user.clone(), query.password.clone(), query.database.clone()))
     };
-    if query(now) != query(new) {
-        said.push("where verifiers are asked for: changed".to_owned());
+    match (query(now), query(new)) {
+        (None, Some(_)) => said.push("auth_query: false → true".to_owned()),
+        (Some(_), None) => said.push("auth_query: true → false".to_owned()),
+        (now, new) if now != new => said.push("where verifiers are asked for: changed".to_owned()),
+        _ => {}
     }
     said
 }
@@ -144,6 +165,8 @@ mod tests {
         (new.pool.size, new.pool.mode, new.pool.wait) = (40, PoolMode::Session, Duration::from_secs(9));
         new.databases = [("loans".to_owned(), PoolLimits { size: 7, ..new.pool })].into();
         new.clients.user = Some(3);
+        new.clients.users = [("a".to_owned(), 4)].into();
+        new.clients.databases = [("loans".to_owned(), 5)].into();
         new.rules.0.push(Rule::default());
         new.secrets = [("a".to_owned(), Secret::new("two")), ("c".to_owned(), Secret::new("one"))].into();
         new.workers = 2;
@@ -157,6 +180,8 @@ mod tests {
                 "loans.pool_mode: transaction → session (for new clients)",
                 "loans.pool_size: 25 → 7",
                 "loans.query_wait_timeout_s: 120 → 9",
+                "loans.max_connections: none → 5",
+                "user a.max_connections: none → 4",
                 "max_user_connections: none → 3",
                 "allow: changed",
                 "password of a: changed",

@@ -16,7 +16,6 @@ use crate::{
     catalog::Catalog,
     frame::{Header, header},
     grammar::{self, Meaning},
-    hint,
     link::{Link, Session},
     message::{self, read_cstr},
 };
@@ -164,11 +163,10 @@ fn shape_of(text: &[u8], shape: &mut Vec<u8>) -> bool {
     true
 }
 
-/// What leaves something in the session is for the primary, where the session is asked about it.
+/// What leaves something in the session does not read, as the grammar has it: settings, locks and temporary tables are
+/// made by statements, functions and relations that the catalog does not call reading.
 fn judge(text: &[u8], catalog: &Catalog) -> Meaning {
-    grammar::hinted(text).unwrap_or_else(|| {
-        if hint::of_text(text).hint.suspect { Meaning::Unsure } else { grammar::meaning(text, catalog) }
-    })
+    grammar::hinted(text).unwrap_or_else(|| grammar::meaning(text, catalog))
 }
 
 /// Whether the first series in `data` reads, and how long it is; `None` if not all of it is here.

@@ -3,14 +3,17 @@
 //! A client's statement, named or not, is known here by its text and parameter types; on servers it has a name of ours,
 //! the same for every client that sent the same text. A server is asked to parse only what it does not hold yet.
 //! Invariants: a name of ours never stands for two texts, not even after eviction; memory is bounded by [`BYTES_MAX`] and
-//! by what clients hold; what a client parses after a definition has changed ([`outdate`]) is parsed by the server. Pure:
-//! no I/O.
+//! by what clients hold; what a client parses after a definition of its database has changed ([`Definitions`]) is parsed
+//! by the server. Pure: no I/O.
 
 use std::{
     cell::Cell,
     collections::HashMap,
     rc::Rc,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::{
@@ -27,13 +30,21 @@ const BYTES_MAX: usize = 16 << 20;
 /// Names are never used twice in a process, so that a connection may change its worker.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-/// Counts the times that definitions changed: what was parsed before may no longer fit.
-static CHANGES: AtomicU64 = AtomicU64::new(0);
+/// Counts the times that definitions of one database changed: what was parsed before may no longer fit.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Definitions(Arc<AtomicU64>);
 
-/// A table or its like is no longer what it was. Texts parsed from now on get new names, so that servers parse them anew;
-/// what clients hold keeps its name, and the server says whether it can still be used.
-pub(crate) fn outdate() {
-    CHANGES.fetch_add(1, Ordering::Relaxed);
+impl Definitions {
+    /// A table or its like is no longer what it was. Texts parsed from now on get new names, so that servers parse them
+    /// anew; what clients hold keeps its name, and the server says whether it can still be used.
+    pub(crate) fn outdate(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn changes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// One text that clients prepared.
@@ -51,19 +62,25 @@ pub(crate) struct Statement {
     pub(crate) custom: Box<[Box<str>]>,
 }
 
-/// All texts of one worker.
+/// All texts of one worker's clients of one database.
 #[derive(Debug, Default)]
 pub(crate) struct Statements {
     by_definition: HashMap<Rc<[u8]>, Rc<Statement>>,
     bytes: usize,
+    definitions: Definitions,
     /// How many changes of definitions came before these.
     changes: u64,
 }
 
 impl Statements {
+    /// None yet, of the database whose definitions these are.
+    pub(crate) fn new(definitions: Definitions) -> Self {
+        Self { definitions, ..Self::default() }
+    }
+
     /// The statement with this definition; `hint` is asked for when it is new.
     pub(crate) fn intern(&mut self, definition: &[u8], hint: impl FnOnce() -> TextHint) -> Rc<Statement> {
-        self.renew(CHANGES.load(Ordering::Relaxed));
+        self.renew(self.definitions.changes());
         if let Some(known) = self.by_definition.get(definition) {
             return known.clone();
         }
@@ -195,13 +212,15 @@ mod tests {
 
     #[test]
     fn after_a_change_texts_have_new_names() {
-        let mut statements = Statements::default();
+        let definitions = Definitions::default();
+        let (mut statements, mut elsewhere) = (Statements::new(definitions.clone()), Statements::default());
         let before = statements.intern(b"SELECT 1\0\0\0", TextHint::default);
-        statements.renew(1);
-        assert_eq!((statements.len(), statements.bytes), (0, 0));
-        // as if nothing had changed since
-        statements.changes = CHANGES.load(Ordering::Relaxed);
+        let other = elsewhere.intern(b"SELECT 1\0\0\0", TextHint::default);
+        definitions.outdate();
         assert_ne!(statements.intern(b"SELECT 1\0\0\0", TextHint::default).name, before.name);
+        assert_eq!((statements.len(), statements.bytes), (1, 11));
+        // in another database nothing has changed
+        assert!(Rc::ptr_eq(&elsewhere.intern(b"SELECT 1\0\0\0", || unreachable!()), &other));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::io;
 use crate::{
     frame::{Malformed, Spans},
     link::PoolMode,
-    message::Severity,
+    message::{self, Severity},
     peer::{ClientState, Server},
     pool::micros,
     walk::{self, ClientStep, ServerStep},
@@ -93,7 +93,7 @@ impl Worker {
                 return data.len();
             }
         }) else {
-            return 0;
+            return self.skip(at, data);
         };
         let Some(may) = self.admitted(at, server_at, data) else {
             let text = "advisory locks keep nobody from anything on a replica, where this read-only transaction is";
@@ -106,6 +106,7 @@ impl Worker {
             return 0;
         };
         let Some(pool) = self.pools.get_mut(server.pool) else { return 0 };
+        let Some(statements) = self.statements.get_mut(pool.statements) else { return 0 };
 
         if server.link.expect.is_empty() {
             server.asked = self.now;
@@ -114,14 +115,8 @@ impl Worker {
             }
         }
         let mut spans = Spans::new(data, &mut self.out);
-        let walked = walk::client(
-            &mut client.session,
-            &mut server.link,
-            &mut self.statements,
-            &mut spans,
-            &mut self.replies,
-            client.mode,
-        );
+        let walked =
+            walk::client(&mut client.session, &mut server.link, statements, &mut spans, &mut self.replies, client.mode);
         let consumed = spans.consumed();
         let bytes = spans.finish();
         pool.counts.received_bytes += bytes.len() as u64;
@@ -152,6 +147,32 @@ impl Worker {
         }
     }
 
+    /// Deals with what has no server: the rest of a series that was refused. Returns how many bytes that is.
+    fn skip(&mut self, at: usize, data: &[u8]) -> usize {
+        let Some(client) = self.clients.get_mut(at).filter(|client| client.session.skips_to_sync) else { return 0 };
+        let (skipped, ready) = match walk::skip(&mut client.session, data) {
+            Ok(skipped) => skipped,
+            Err(error) => {
+                self.refuse_client(at, error);
+                return data.len();
+            }
+        };
+        if ready {
+            message::ready(&mut self.replies, b'I');
+            let sent = client.line.send(&self.replies);
+            self.replies.clear();
+            if sent.is_err() {
+                self.lose_client(at);
+                return data.len();
+            }
+        }
+        let goes_on = !client.session.skips_to_sync;
+        match data.get(skipped..) {
+            Some(rest) if goes_on && !rest.is_empty() => skipped + self.forward_client(at, rest),
+            _ => skipped,
+        }
+    }
+
     /// The server for a client's next bytes; `None` if they have to wait, or need none.
     fn server_for(&mut self, at: usize, data: &[u8]) -> Result<Option<usize>, Malformed> {
         let Some(client) = self.clients.get(at) else { return Ok(None) };
@@ -160,6 +181,7 @@ impl Worker {
                 Ok(Some(at).filter(|at| self.servers.get(*at).is_none_or(|server| !server.link.reviewing)))
             }
             ClientState::Waiting | ClientState::Preparing(_) => Ok(None),
+            ClientState::Idle if client.session.skips_to_sync => Ok(None),
             ClientState::Idle if walk::wants_server(&client.session, data)? => Ok(self.acquire(at, data)),
             ClientState::Idle => {
                 if data.first() == Some(&b'X') {

@@ -9,7 +9,7 @@ use crate::{
     peer::Server,
     pool::Pool,
     view::{ClientView, PoolView, ServerView, WorkerView},
-    worker::{Command, Worker},
+    worker::{Command, KILLED, Worker},
 };
 
 impl Worker {
@@ -120,6 +120,7 @@ impl Worker {
             }
             Command::Kill { database, done } => {
                 self.pauses.pause(database.as_ref());
+                self.kills.kill(database.as_ref());
                 self.take_pauses();
                 self.kill(database.as_ref());
                 drop(done);
@@ -144,7 +145,7 @@ impl Worker {
         let of_it = |pool: usize| pools.contains(&pool);
         let clients: Vec<usize> = self.clients.iter().filter(|(_, c)| of_it(c.pool)).map(|(at, _)| at).collect();
         for at in clients {
-            self.end_client(at, Severity::Fatal, "57P01", "an operator has ended all connections to the database", "");
+            self.end_client(at, Severity::Fatal, KILLED.0, KILLED.1, "");
         }
         let servers: Vec<usize> = self.servers.iter().filter(|(_, s)| of_it(s.pool)).map(|(at, _)| at).collect();
         for at in servers {
@@ -184,6 +185,7 @@ impl Worker {
             {
                 self.server_free(server);
             }
+            self.hand_on();
             self.open_more(at);
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     hint::{self, Hint, TagHint, TextHint},
     link::{Expect, Link, Own, PoolMode, Session},
     message,
-    statements::{self, Statements},
+    statements::Statements,
 };
 
 /// A message of which more must be known than its header waits until it is here, up to this; it is at most as long as
@@ -100,6 +100,32 @@ pub(crate) fn client(
             other => return Err(Malformed::Type(other)),
         }
         pass(session, spans, head);
+    }
+}
+
+/// Drops what a client sends after it was refused, up to its Sync: how many bytes, and whether the Sync was among them.
+pub(crate) fn skip(session: &mut Session, data: &[u8]) -> Result<(usize, bool), Malformed> {
+    let mut at = 0;
+    loop {
+        let rest = data.get(at..).unwrap_or_default();
+        let now = session.skip_left.min(rest.len());
+        if now > 0 {
+            session.skip_left -= now;
+            at += now;
+            continue;
+        }
+        match header(rest)? {
+            Some(Header { tag: b'S', len }) if rest.len() >= len => {
+                session.skips_to_sync = false;
+                return Ok((at + len, true));
+            }
+            Some(Header { tag: b'X', .. }) => {
+                session.skips_to_sync = false;
+                return Ok((at, false));
+            }
+            Some(Header { tag: b'S', .. }) | None => return Ok((at, false)),
+            Some(Header { len, .. }) => session.skip_left = len,
+        }
     }
 }
 
@@ -240,7 +266,7 @@ pub(crate) fn server(
                 let passes = answered(link, |front| matches!(front, Expect::Query(_) | Expect::Sync));
                 if link.redefines && link.status == b'I' {
                     link.redefines = false;
-                    statements::outdate();
+                    link.definitions.outdate();
                 }
                 // the Sync that this answers may have been taken for one within a COPY
                 link.unsynced &= !link.expect.is_empty();
@@ -331,7 +357,7 @@ fn executed(session: Option<&mut Session>, link: &mut Link, spans: &mut Spans<'_
         TagHint::Suspect => link.suspect = true,
         TagHint::Definition => {
             // for its own transaction now, for others when it has committed
-            statements::outdate();
+            link.definitions.outdate();
             link.redefines = true;
             link.suspect |= link.pinned;
         }
@@ -370,7 +396,7 @@ fn failed(session: Option<&mut Session>, link: &mut Link, message: &[u8]) {
     let field = |name| message::error_field(message::body(message), name);
     match field(b'C') {
         // a plan that no longer fits: of all that is not supported, this alone comes from here
-        Some("0A000") if field(b'R') == Some("RevalidateCachedQuery") => statements::outdate(),
+        Some("0A000") if field(b'R') == Some("RevalidateCachedQuery") => link.definitions.outdate(),
         // a statement that is not there after all
         Some("26000") => link.stale = true,
         _ => {}

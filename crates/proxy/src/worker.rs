@@ -22,9 +22,10 @@ use crate::{
     backends::{Backends, Fit, Node},
     catalog::Catalog,
     inbox::{INBOX_MAX, OrderBook, WorkerHandle},
-    link::Session,
+    link::{Link, Session},
+    message::{self, Severity},
     options::Options,
-    pause::Pauses,
+    pause::{Kills, Pauses},
     peer::{CancelKey, Client, ClientState, Line, Server},
     pool::{Pool, PoolKey, PoolLimits, PoolShared},
     route::{Route, Texts},
@@ -99,6 +100,8 @@ pub(crate) struct NewClient {
     pub(crate) settings: Settings,
     /// All that a server says after a login, but for the key and ReadyForQuery.
     pub(crate) greeting: Vec<u8>,
+    /// How often its database had been killed when a server was asked for it.
+    pub(crate) kills: u64,
     /// What the client has sent already.
     pub(crate) early: Vec<u8>,
     /// Given back when the client leaves.
@@ -162,6 +165,8 @@ pub(crate) enum Request {
 
 const WAKE: Token = Token(usize::MAX);
 const EVENTS: usize = 1024;
+/// What those are told whose database is killed.
+pub(crate) const KILLED: (&str, &str) = ("57P01", "an operator has ended all connections to the database");
 /// Deadlines are looked at so often.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -179,17 +184,21 @@ pub(crate) struct Worker {
     pub(crate) servers: Slab<Server>,
     pub(crate) pools: Vec<Pool>,
     pub(crate) pool_index: HashMap<PoolKey, usize>,
-    pub(crate) statements: Statements,
+    /// One for each database.
+    pub(crate) statements: Vec<Statements>,
     pub(crate) backends: Arc<Backends>,
     /// Room for what goes out, used again and again.
     pub(crate) out: Vec<u8>,
     pub(crate) replies: Vec<u8>,
     /// Clients (`false`) and servers (`true`) that are to be received from although no event tells so.
     pub(crate) again: VecDeque<(usize, bool)>,
+    /// Servers without a client, for those who wait in their pools.
+    pub(crate) freed: VecDeque<usize>,
     pub(crate) serial: u64,
     /// Who waits for a pause to be complete, and of which database; `None` is all.
     pub(crate) pausing: Vec<(Option<Arc<str>>, control::Sender<()>)>,
     pub(crate) pauses: Pauses,
+    pub(crate) kills: Kills,
     /// Every node that there was a connection to; servers know theirs by its place here.
     node_names: Vec<String>,
     /// Room for counting by node.
@@ -254,14 +263,16 @@ impl Seed {
             servers: Slab::new(),
             pools: Vec::new(),
             pool_index: HashMap::new(),
-            statements: Statements::default(),
+            statements: Vec::new(),
             backends: Arc::default(),
             out: Vec::new(),
             replies: Vec::new(),
             again: VecDeque::new(),
+            freed: VecDeque::new(),
             serial: 0,
             pausing: Vec::new(),
             pauses: Pauses::default(),
+            kills: Kills::default(),
             node_names: Vec::new(),
             busy: Vec::new(),
             replay: self.replay,
@@ -294,22 +305,26 @@ impl Worker {
                     Token(at) if at & 1 == 0 => self.client_event(at >> 1, event, &mut buffer),
                     Token(at) => self.server_event(at >> 1, event, &mut buffer),
                 }
+                self.hand_on();
             }
             // last, so that no new connection gets an event of one that was closed in this turn
             if (woken || self.now >= next_tick) && !self.take_in() {
                 self.stop();
                 return Ok(());
             }
+            self.hand_on();
             for _ in 0..self.again.len() {
                 match self.again.pop_front() {
                     Some((client, false)) => self.client_readable(client, &mut buffer),
                     Some((server, true)) => self.server_readable(server, &mut buffer),
                     None => break,
                 }
+                self.hand_on();
             }
             if self.now >= next_tick {
                 next_tick = self.now + TICK;
                 self.tick();
+                self.hand_on();
             }
         }
     }
@@ -337,7 +352,10 @@ impl Worker {
         }
         loop {
             match self.inbox.try_recv() {
-                Ok(message) => self.handle(message),
+                Ok(message) => {
+                    self.handle(message);
+                    self.hand_on();
+                }
                 Err(control::error::TryRecvError::Empty) => return true,
                 // nobody is left who could say it
                 Err(control::error::TryRecvError::Disconnected) => return false,
@@ -387,7 +405,12 @@ impl Worker {
             return *at;
         }
         let limits = self.options.as_ref().map_or(limits, |options| options.limits(key));
-        let mut pool = Pool::new(key.clone(), limits, shared.clone());
+        let sibling = self.pools.iter().find(|pool| pool.key.database == key.database).map(|pool| pool.statements);
+        let statements = sibling.unwrap_or_else(|| {
+            self.statements.push(Statements::new(shared.definitions.clone()));
+            self.statements.len() - 1
+        });
+        let mut pool = Pool::new(key.clone(), limits, shared.clone(), statements);
         pool.paused = self.pauses.holds(&key.database);
         pool.catalog = self.catalogs.get(&key.database).cloned();
         self.pools.push(pool);
@@ -398,7 +421,15 @@ impl Worker {
     fn adopt_client(&mut self, new: NewClient) {
         let pool = self.pool_of(&new.pool, new.limits, &new.shared);
         let mode = new.limits.mode;
-        let Some(Ok(io)) = new.socket.map(|socket| Transport::new(socket, new.tls)) else { return };
+        let Some(Ok(mut io)) = new.socket.map(|socket| Transport::new(socket, new.tls)) else { return };
+        if new.kills < self.kills.of(&new.pool.database) {
+            // it would be there already, had it been a moment faster
+            let mut bytes = Vec::new();
+            message::error(&mut bytes, Severity::Fatal, KILLED.0, KILLED.1, "");
+            // it is closed either way
+            let _gone = io.send(&bytes);
+            return io.shutdown();
+        }
         let readers = new.readers.map(|(key, shared)| self.pool_of(&key, new.limits, &shared));
         let route = readers.map(|readers| Route::new(pool, readers, self.round()));
         let secret = rand::random();
@@ -410,6 +441,7 @@ impl Worker {
             secret,
             session: Session::new(self.shared_settings(new.settings)),
             route,
+            cancelled: false,
             peer: new.peer,
             _permit: new.permit,
             since: self.now,
@@ -418,11 +450,11 @@ impl Worker {
         let pid = self.client_pid(at);
         let Some(client) = self.clients.get_mut(at) else { return };
         let mut greeting = new.greeting;
-        crate::message::message(&mut greeting, b'K', |out| {
+        message::message(&mut greeting, b'K', |out| {
             out.extend_from_slice(&pid.to_be_bytes());
             out.extend_from_slice(&secret.to_be_bytes());
         });
-        crate::message::ready(&mut greeting, b'I');
+        message::ready(&mut greeting, b'I');
         let begun = client.line.send(&greeting).and_then(|()| {
             client.line.stash = new.early;
             client.line.io.register(self.poll.registry(), Token(at << 1))
@@ -470,7 +502,7 @@ impl Worker {
         self.serial += 1;
         let server = Server {
             line: Line::new(io),
-            link: crate::link::Link::new(pool.limits.statements),
+            link: Link::new(pool.limits.statements, pool.shared.definitions.clone()),
             pool: at_pool,
             client: None,
             replayed,

@@ -99,7 +99,7 @@ fn start_ours(server: SocketAddr, password: &Secret, routing: bool, tasks: &mut 
     let (topology, followed) = watch::channel(Arc::new(Topology { epoch: 1, nodes }));
     let options = Options {
         workers: 1,
-        clients: ClientLimits { all: 2_000, user: None, database: None },
+        clients: ClientLimits { all: 2_000, ..ClientLimits::default() },
         pool: PoolLimits { size: POOL, reserve: 0, ..PoolLimits::default() },
         secrets: [("postgres".to_owned(), password.clone())].into(),
         routing: routing.then(|| Routing {

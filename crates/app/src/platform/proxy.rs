@@ -12,8 +12,8 @@ use millrace_contract::{
     topology::Replay,
 };
 use millrace_proxy::{
-    Access, BOUNDS_US, ClientLimits, ClientTls, Handle, Histogram, Network, Options, PoolLimits, PoolMode, PoolView,
-    Routing, Rule, Rules,
+    Access, AuthQuery, BOUNDS_US, ClientLimits, ClientTls, Handle, Histogram, Network, Options, PoolLimits, PoolMode,
+    PoolView, Routing, Rule, Rules,
 };
 
 use super::serve;
@@ -57,32 +57,44 @@ pub(super) fn options(context: &Context, replay: Arc<Replay>) -> anyhow::Result<
             all: config.max_client_conn,
             user: config.max_user_connections,
             database: config.max_db_connections,
+            users: config.users.iter().map(|user| (user.name.clone(), user.max_connections)).collect(),
+            databases: config.databases.iter().filter_map(|of| Some((of.name.clone(), of.max_connections?))).collect(),
         },
         rules: rules(config)?,
-        pool: PoolLimits {
-            mode: match config.pool_mode {
-                millrace_config::PoolMode::Session => PoolMode::Session,
-                millrace_config::PoolMode::Transaction => PoolMode::Transaction,
-                millrace_config::PoolMode::Statement => PoolMode::Statement,
-            },
-            size: config.pool_size,
-            reserve: config.reserve_pool_size,
-            reserve_after: config.reserve_pool_timeout,
-            idle_min: config.min_pool_size,
-            lifetime: config.server_lifetime,
-            idle: config.server_idle_timeout,
-            wait: config.query_wait_timeout,
-            statements: config.max_prepared_statements,
-        },
+        pool: pool_limits(&config.pool),
+        databases: config.databases.iter().map(|of| (of.name.clone(), pool_limits(&of.pool))).collect(),
         certificate: std::fs::read(tls.server_cert()).context("cannot read the certificate")?,
         client_tls: if config.require_tls { ClientTls::Require(offered) } else { ClientTls::Offer(offered) },
-        server_tls: Some(server_tls),
+        server_tls: Some(server_tls.clone()),
         secrets,
         admins: [SUPERUSER.to_owned()].into(),
-        // the servers let nobody in but the pack's roles, whose passwords are known
-        auth_query: None,
+        // otherwise the servers let nobody in but the pack's roles, whose passwords are known
+        auth_query: config.auth_query.then(|| AuthQuery {
+            user: SUPERUSER.to_owned(),
+            password: context.secrets.superuser.clone(),
+            database: context.pack.database.clone(),
+            tls: Some(server_tls),
+        }),
         ..Options::default()
     })
+}
+
+fn pool_limits(config: &millrace_config::PoolSettings) -> PoolLimits {
+    PoolLimits {
+        mode: match config.mode {
+            millrace_config::PoolMode::Session => PoolMode::Session,
+            millrace_config::PoolMode::Transaction => PoolMode::Transaction,
+            millrace_config::PoolMode::Statement => PoolMode::Statement,
+        },
+        size: config.size,
+        reserve: config.reserve,
+        reserve_after: config.reserve_timeout,
+        idle_min: config.min,
+        lifetime: config.server_lifetime,
+        idle: config.server_idle_timeout,
+        wait: config.query_wait_timeout,
+        statements: config.max_prepared_statements,
+    }
 }
 
 /// The servers let their superuser and the replicator in from this host alone, and the proxy is on it: so it must be the

@@ -128,6 +128,10 @@ fn plan(started: &Context, in_force: &Context, files: Context) -> (Context, Vec<
     fixed("read_only_port", mine.read_only_port.to_string(), theirs.read_only_port.to_string());
     let lag = |config: &Config| format!("{} bytes", config.proxy.replica_lag_max_bytes);
     fixed("replica_lag_max", lag(held), lag(wanted));
+    // the servers must have been told to admit such roles
+    if theirs.auth_query && !mine.auth_query {
+        fixed("auth_query", false.to_string(), true.to_string());
+    }
     let connections = |config: &Config| max_connections(config);
     if connections(wanted) > connections(held) {
         fixed("connections that a server admits", connections(held).to_string(), connections(wanted).to_string());
@@ -136,6 +140,7 @@ fn plan(started: &Context, in_force: &Context, files: Context) -> (Context, Vec<
     config.proxy.port = mine.port;
     config.proxy.read_only_port = mine.read_only_port;
     config.proxy.replica_lag_max_bytes = mine.replica_lag_max_bytes;
+    config.proxy.auth_query &= mine.auth_query;
 
     // a role that is new needs rules of the servers; one that is gone is refused at once
     let mut pack = in_force.pack.clone();
@@ -199,7 +204,7 @@ mod tests {
         assert_eq!((&same.config, &same.secrets, waits.len()), (&started.config, &started.secrets, 0));
 
         let toml = platform.join("millrace.toml");
-        replace(&toml, "port = 6432", "port = 7000\npool_size = 60\nmax_client_conn = 7");
+        replace(&toml, "port = 6432", "port = 7000\npool_size = 60\nmax_client_conn = 7\nauth_query = true");
         replace(&toml, "port = 8400", "port = 8401");
         let secrets = platform.join("secrets.toml");
         let app = started.secrets.roles["app_user"].reveal();
@@ -211,11 +216,13 @@ mod tests {
             [
                 "[console] in millrace.toml",
                 "port: 6432 → 7000",
+                "auth_query: false → true",
                 "connections that a server admits: 160 → 300",
                 "etl_reader in secrets.toml"
             ]
         );
-        assert_eq!((next.config.proxy.port, next.config.proxy.pool_size), (6432, 60));
+        assert_eq!((next.config.proxy.port, next.config.proxy.pool.size), (6432, 60));
+        assert!(!next.config.proxy.auth_query, "servers would not admit whom the proxy lets in");
         assert_eq!(next.secrets.roles["app_user"].reveal(), "another");
         assert_eq!(next.secrets.roles[CAPTURE_ROLE], started.secrets.roles[CAPTURE_ROLE]);
 

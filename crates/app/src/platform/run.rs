@@ -5,7 +5,11 @@
 //! proxy, capture, endpoint, console. The end is the opposite order. A part that fails ends the platform,
 //! except capture: it stops loudly and the rest goes on.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io::{self, IsTerminal as _},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use millrace_base::{Clock, Lsn, SystemClock, Tasks, files};
@@ -154,6 +158,37 @@ fn stop_on_signals(tasks: &mut Tasks, stop: &CancellationToken) -> anyhow::Resul
     Ok(())
 }
 
+/// SIGHUP reads settings anew, as `millrace proxy reload` does. It also comes when the terminal is closed that a
+/// platform in the foreground belongs to: that is a stop.
+fn reload_on_hangup(proxy: millrace_proxy::Handle, tasks: &mut Tasks, stop: &CancellationToken) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let on_terminal = io::stdin().is_terminal();
+    let (stop, own) = (stop.clone(), tasks.token().clone());
+    tasks.spawn("hangup", async move {
+        loop {
+            // neither loses anything when dropped
+            tokio::select! {
+                () = own.cancelled() => return Ok::<_, std::convert::Infallible>(()),
+                received = hangup.recv() => if received.is_none() {
+                    own.cancelled().await;
+                    return Ok(());
+                },
+            }
+            if on_terminal && !io::stdin().is_terminal() {
+                stop.cancel();
+                continue;
+            }
+            match proxy.reread().await {
+                Ok(reloaded) => {
+                    tracing::info!(changed = ?reloaded.changed, waits = ?reloaded.waits, "reloaded by SIGHUP")
+                }
+                Err(error) => tracing::warn!(%error, "SIGHUP has changed nothing"),
+            }
+        }
+    });
+    Ok(())
+}
+
 /// Everything between the lock and the stop.
 async fn live(
     context: &Arc<Context>,
@@ -229,6 +264,7 @@ async fn live(
         stop: stop.clone(),
     });
     reload::Reloader::new(context.clone(), cluster.clone(), operator.access.roles.clone()).serve(&proxy.handle());
+    reload_on_hangup(proxy.handle(), services, stop)?;
     services.spawn("control", serve::control(control_listener, operator.clone(), services.token().clone()));
 
     let primary = wait_for_primary(context, &mut cluster, stop, cluster_tasks, services).await?;

@@ -108,6 +108,28 @@ fn reloads(platform: &Platform, port: u16, application: &mut Application) {
     platform.run(&["proxy", "reload"]).failed(1, "millrace.toml");
     replace("millrace.toml", "pool_size = \"many\"\nworkers = 2\n", "");
     assert!(platform.run(&["proxy", "reload"]).ok().contains("pool_size: 7 → 25"));
+
+    // for one database, by a signal
+    let toml = std::fs::read_to_string(platform.dir().join("millrace.toml")).unwrap();
+    let own = "\n[[proxy.databases]]\nname = \"loans_db\"\npool_size = 3\nmax_connections = 1\n";
+    std::fs::write(platform.dir().join("millrace.toml"), format!("{toml}{own}")).unwrap();
+    kill(platform.pid(), "HUP");
+    let shrunk = || {
+        let shown = platform.run(&["proxy", "show", "--json"]).json();
+        let pools = shown["pools"].as_array().unwrap().clone();
+        pools.iter().all(|pool| pool["database"] != "loans_db" || pool["size"] == 3)
+    };
+    wait_until("the pool to be smaller", shrunk);
+    let refused = psql(platform, port, "app_user", "app_user").args(["-c", "SELECT 1"]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("max_connections of the database"), "{said}");
+    assert_eq!(application.ask("SELECT 'still here'"), "still here");
+    std::fs::write(platform.dir().join("millrace.toml"), format!("{toml}\n[[proxy.users]]\nname = 3\n")).unwrap();
+    platform.run(&["proxy", "reload"]).failed(1, "millrace.toml");
+    std::fs::write(platform.dir().join("millrace.toml"), toml).unwrap();
+    let answer = platform.run(&["proxy", "reload", "--json"]).json();
+    let changed = ["loans_db.pool_size: 3 → 25", "loans_db.max_connections: 1 → none"];
+    assert_eq!(answer["changed"], serde_json::json!(changed));
 }
 
 /// Reads go to replicas, and the application reads each row that it wrote.
@@ -117,7 +139,7 @@ fn reads_are_routed_and_see_what_was_written() {
     let path = platform.dir().join("millrace.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     let own = format!("\nport = {}\n", platform.base_port + 5);
-    std::fs::write(&path, text.replace(&own, &format!("{own}route_reads = true\n"))).unwrap();
+    std::fs::write(&path, text.replace(&own, &format!("{own}route_reads = true\nauth_query = true\n"))).unwrap();
     platform.up(&[]);
     let create = "CREATE TABLE public.seen (i int); GRANT USAGE ON SCHEMA public TO app_user;
         GRANT ALL ON public.seen TO app_user;
@@ -142,7 +164,20 @@ fn reads_are_routed_and_see_what_was_written() {
         let pools = shown["pools"].as_array().unwrap().iter().filter(|pool| pool["read_only"] == read_only);
         pools.map(|pool| pool[what].as_u64().unwrap()).sum::<u64>()
     };
-    assert!(of(true, "transactions") >= 7 && of(false, "behind") > 0, "{shown:#}");
+    assert!(of(true, "transactions") >= 12 && of(false, "behind") > 0, "{shown:#}");
+
+    // with `auth_query`, a role that the pack knows nothing of; but no superuser
+    let create = "CREATE ROLE by_hand LOGIN PASSWORD 'its own'; GRANT CONNECT ON DATABASE loans_db TO by_hand;
+        CREATE ROLE mighty SUPERUSER LOGIN PASSWORD 'its own'";
+    platform.run(&["psql", "primary", "--", "-X", "-c", create]).ok();
+    let ask = |role: &str| {
+        let mut psql = psql(&platform, platform.base_port + 5, role, "app_user");
+        psql.env("PGPASSWORD", "its own").args(["-c", "SELECT session_user"]).output().unwrap()
+    };
+    let answer = ask("by_hand");
+    assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "by_hand", "{answer:?}");
+    let refused = String::from_utf8_lossy(&ask("mighty").stderr).into_owned();
+    assert!(refused.contains("password authentication failed"), "{refused}");
     platform.down();
 }
 

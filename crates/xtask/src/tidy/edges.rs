@@ -48,6 +48,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("testkit", &["base", "wire", "config", "contract", "pg"]),
+    ("proxy-tests", &["base", "contract", "proxy", "testkit"]),
     ("xtask", &[]),
 ];
 

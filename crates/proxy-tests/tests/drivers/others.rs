@@ -1,4 +1,4 @@
-//! Drivers by their own ways, on the server itself and through proxies with fewer connections than they open: what comes
+//! Python's, Node.js's and Java's drivers by their own ways, on the server itself and through proxies with fewer connections than they open: what comes
 //! of each step is the same. `make setup` installs the drivers; without them these fail.
 
 use std::{
@@ -11,7 +11,7 @@ use millrace_proxy::{ClientTls, Options, PoolMode};
 use millrace_testkit::PASSWORD;
 use serde_json::{Map, Value};
 
-use crate::harness::{Rig, pool_of};
+use millrace_proxy_tests::{Rig, pool_of};
 
 fn here(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

@@ -4,17 +4,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
 mod admin;
+mod cancels;
 mod counts;
-mod drivers;
 mod extended;
 mod faults;
-mod harness;
 mod isolation;
 mod kill;
 mod logins;
 mod pooling;
 mod reload;
 mod routing;
-mod rust;
 mod suites_found;
 mod topology;

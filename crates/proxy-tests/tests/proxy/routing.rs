@@ -13,7 +13,7 @@ use millrace_proxy::{Access, Counts, Options, Routing};
 use millrace_testkit::{PASSWORD, TestServer, wait_until};
 use tokio_postgres::Client;
 
-use crate::harness::{LONG, Raw, Rig, bind, code, execute, node, parse, pool_of, query, sync, text};
+use millrace_proxy_tests::{LONG, Raw, Rig, bind, code, execute, node, parse, pool_of, query, sync, text};
 
 /// A primary and a replica behind a proxy that routes. How far the replica is, the test itself tells.
 struct Routed {
@@ -37,6 +37,7 @@ impl Routed {
                  CREATE VIEW paying AS SELECT pay();
                  CREATE VIEW harmless AS SELECT on_replica(), count(*) FROM t;
                  CREATE UNLOGGED TABLE fleeting (i int);
+                 CREATE TABLE readings (temp int);
                  CREATE SEQUENCE s",
             )
             .await
@@ -105,6 +106,7 @@ async fn each_statement_goes_where_it_can_be_done() {
         "WITH gone AS (DELETE FROM t RETURNING *) SELECT count(*) FROM gone",
         "CREATE TEMP TABLE mine AS SELECT on_replica(); SELECT * FROM mine; DROP TABLE mine",
         "SELECT pg_advisory_xact_lock(1)",
+        "SELECT set_config('work_mem', '3MB', false)",
         "BEGIN; INSERT INTO t SELECT 1; COMMIT",
         "SELECT txid_current()",
         "EXPLAIN SELECT 1",
@@ -115,6 +117,7 @@ async fn each_statement_goes_where_it_can_be_done() {
     for statement in [
         WHERE,
         "SELECT on_replica FROM harmless",
+        "SELECT on_replica() FROM (SELECT max(temp) FROM readings) AS temp",
         "BEGIN READ ONLY; ",
         "/* millrace: replica */ SELECT pg_is_in_recovery()",
         "WITH t AS (SELECT on_replica() AS x) SELECT x FROM t",

@@ -6,7 +6,7 @@ use futures::future::join_all;
 use millrace_proxy::Options;
 use millrace_testkit::wait_until;
 
-use crate::harness::{LONG, Raw, Rig, code, connect, pool_of, query, text};
+use millrace_proxy_tests::{LONG, Raw, Rig, code, connect, message, pool_of, query, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_clients_share_a_few_connections() {
@@ -54,6 +54,36 @@ async fn a_thousand_clients_work_for_a_minute_and_none_is_favoured() {
         pools.iter().map(|pool| pool.counts.queries).sum::<u64>(),
         done.iter().map(|(n, _)| u64::from(*n)).sum::<u64>()
     );
+}
+
+/// A connection goes through many hands in one turn of the loop: each gives it back at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_is_handed_on_however_many_wait_for_it() {
+    const CLIENTS: usize = 2_000;
+    let mut options = pool_of(1);
+    options.clients.all = CLIENTS + 1;
+    let rig = Rig::start(options).await;
+    let holder = rig.client().await;
+    holder.batch_execute("BEGIN").await.unwrap();
+    let address = rig.address;
+    let logins = (0..8).map(|_| {
+        tokio::task::spawn_blocking(move || {
+            let mut clients: Vec<Raw> = (0..CLIENTS / 8).map(|_| Raw::login(address)).collect();
+            // no message of the protocol: it is refused when there is a server for it
+            clients.iter_mut().for_each(|client| client.send(&message(b'z', b"")));
+            clients
+        })
+    });
+    let clients: Vec<Raw> = join_all(logins).await.into_iter().flat_map(Result::unwrap).collect();
+    let waiting =
+        async || rig.handle.view().await.iter().flat_map(|v| &v.pools).map(|pool| pool.waiting).sum::<usize>();
+    wait_until(LONG, || async { waiting().await == CLIENTS }).await;
+    holder.batch_execute("COMMIT").await.unwrap();
+    for mut client in clients {
+        let told = client.rest();
+        assert!(told.windows(5).any(|code| code == b"08P01"), "{}", String::from_utf8_lossy(&told));
+    }
+    assert_eq!(text(&holder, "SELECT 1").await, "1");
 }
 
 /// Far more clients than connections, most of which do nothing.

@@ -6,7 +6,7 @@ use millrace_proxy::Options;
 use millrace_testkit::wait_until;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use crate::harness::{LONG, Rig, code, connect, pool_of, text};
+use millrace_proxy_tests::{LONG, Rig, code, connect, pool_of, text};
 
 fn with_admin() -> Options {
     Options { admins: ["postgres".to_owned()].into(), ..pool_of(2) }

@@ -4,7 +4,7 @@ use millrace_proxy::{Options, PoolLimits, PoolMode};
 use millrace_testkit::wait_until;
 use tokio_postgres::types::Type;
 
-use crate::harness::{LONG, Raw, Rig, code, connect, pool_of, query, text};
+use millrace_proxy_tests::{LONG, Raw, Rig, cancel_request, code, connect, pool_of, query, text};
 
 fn session_pool(size: usize) -> Options {
     let usual = pool_of(size);
@@ -34,12 +34,9 @@ async fn a_cancel_request_is_answered_when_it_has_been_carried_out() {
     let rig = Rig::start(session_pool(2)).await;
     let mut raw = Raw::login(rig.address);
     assert_ne!(raw.key[..4], [0; 4], "drivers take process 0 for none");
-    let request = [&16u32.to_be_bytes()[..], &80_877_102u32.to_be_bytes(), &raw.key].concat();
     for _ in 0..50 {
         raw.send(&query("SELECT pg_sleep(0.001)"));
-        let mut canceller = Raw::connect(rig.address);
-        canceller.send(&request);
-        canceller.rest();
+        cancel_request(rig.address, &raw.key);
         raw.until_ready();
         raw.send(&query("SELECT pg_sleep(0.001)"));
         let tags = raw.until_ready();

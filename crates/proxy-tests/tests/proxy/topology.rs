@@ -5,7 +5,7 @@ use std::sync::Arc;
 use millrace_contract::{Topology, status::NodeRole, topology::NodeHealth};
 use millrace_testkit::{TestServer, wait_until};
 
-use crate::harness::{LONG, Rig, alone, code, connect, node, pool_of, text};
+use millrace_proxy_tests::{LONG, Rig, alone, code, connect, node, pool_of, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statements_wait_for_the_next_primary() {

@@ -11,7 +11,7 @@ use millrace_testkit::{TestServer, wait_until};
 use tokio_postgres::{Client, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::harness::{LONG, Raw, Rig, code, connect, pool_of, query, text};
+use millrace_proxy_tests::{LONG, Raw, Rig, code, connect, pool_of, query, text};
 
 async fn servers(rig: &Rig) -> usize {
     rig.handle.view().await.iter().map(|view| view.servers.len()).sum()

@@ -1,10 +1,12 @@
 //! An operator ends connections, keeps clients out, and lets them in again.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use millrace_proxy::Options;
 use millrace_testkit::wait_until;
 use tokio_postgres::Client;
 
-use crate::harness::{LONG, Rig, code, connect, pool_of, text};
+use millrace_proxy_tests::{LONG, Rig, code, connect, pool_of, text};
 
 async fn console(rig: &Rig) -> Client {
     let mut config = rig.config();
@@ -69,6 +71,52 @@ async fn a_killed_database_has_no_connections_until_it_is_resumed() {
     assert!(new.simple_query("SELECT 1").await.is_err() && unharmed.simple_query("SELECT 1").await.is_err());
     console.batch_execute("RESUME").await.unwrap();
     assert_eq!(text(&rig.client().await, "SELECT 1").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_logging_in_when_a_database_is_killed_does_not_get_in() {
+    let rig = Rig::start(Options { workers: 2, ..with_admin(3) }).await;
+    let admin = rig.server.client().await;
+    admin.batch_execute("CREATE DATABASE other").await.unwrap();
+    let mut config = rig.config();
+    config.dbname("other");
+    let known = connect(&config).await.unwrap();
+    // what nobody has asked for yet, a server is asked, which cannot answer for now
+    config.options("-c work_mem=3MB");
+    admin.batch_execute("BEGIN; LOCK TABLE pg_catalog.pg_db_role_setting").await.unwrap();
+    let count = |of: &str| format!("SELECT count(*) FROM pg_catalog.pg_locks WHERE {of}");
+    let waits = count("NOT granted AND relation = 'pg_catalog.pg_db_role_setting'::regclass");
+    let clients = async || {
+        let views = rig.handle.view().await;
+        views
+            .iter()
+            .flat_map(|v| &v.pools)
+            .filter(|pool| &*pool.key.database == "other")
+            .map(|p| p.clients)
+            .sum::<usize>()
+    };
+    let resumed = AtomicBool::new(false);
+    let login = async {
+        let client = connect(&config).await.unwrap();
+        assert!(resumed.load(Ordering::SeqCst), "it got in");
+        client
+    };
+    let kill = async {
+        wait_until(LONG, || async { text(&admin, &waits).await == "1" }).await;
+        rig.handle.kill(Some("other")).await.unwrap();
+        admin.batch_execute("COMMIT").await.unwrap();
+        let connected = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'other'";
+        wait_until(LONG, || async { text(&admin, connected).await == "0" }).await;
+        // several turns of the workers' loops
+        for _ in 0..50 {
+            assert_eq!(clients().await, 0);
+        }
+        resumed.store(true, Ordering::SeqCst);
+        rig.handle.resume(Some("other"));
+    };
+    let (client, ()) = tokio::join!(login, kill);
+    assert_eq!(text(&client, "SHOW work_mem").await, "3MB");
+    assert!(known.simple_query("SELECT 1").await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

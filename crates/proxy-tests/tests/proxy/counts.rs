@@ -5,7 +5,7 @@ use std::time::Duration;
 use millrace_proxy::{PoolMode, PoolView};
 use millrace_testkit::wait_until;
 
-use crate::harness::{LONG, Raw, Rig, code, pool_of, query, text};
+use millrace_proxy_tests::{LONG, Raw, Rig, code, pool_of, query, text};
 
 async fn pool(rig: &Rig) -> PoolView {
     rig.handle.pools().await.unwrap().remove(0)

@@ -1,4 +1,9 @@
-//! A server, a proxy before it, and clients.
+//! A server, a proxy before it, and clients: for the tests of the proxy on real servers, which are in this crate.
+//!
+//! They are not in the proxy's own, because that is optimised as what applications wait for, and its tests, with many
+//! drivers among them, need not be: they would take minutes to compile.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
 use std::{
     io::{Read, Write},
@@ -15,21 +20,23 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub(crate) const LONG: Duration = Duration::from_secs(30);
+/// Longer than anything takes that works.
+pub const LONG: Duration = Duration::from_secs(30);
 
 /// A proxy that goes away when dropped.
-pub(crate) struct Rig {
-    pub(crate) server: TestServer,
-    pub(crate) address: SocketAddr,
-    pub(crate) read_only: SocketAddr,
-    pub(crate) handle: Handle,
-    pub(crate) topology: watch::Sender<Arc<Topology>>,
+#[derive(Debug)]
+pub struct Rig {
+    pub server: TestServer,
+    pub address: SocketAddr,
+    pub read_only: SocketAddr,
+    pub handle: Handle,
+    pub topology: watch::Sender<Arc<Topology>>,
     _stop: DropGuard,
     _run: JoinHandle<()>,
 }
 
 /// As many connections as a test wants, and the superuser's password known.
-pub(crate) fn pool_of(size: usize) -> Options {
+pub fn pool_of(size: usize) -> Options {
     Options {
         pool: PoolLimits { size, reserve: 0, ..PoolLimits::default() },
         secrets: [("postgres".to_owned(), Secret::new(PASSWORD))].into(),
@@ -37,7 +44,7 @@ pub(crate) fn pool_of(size: usize) -> Options {
     }
 }
 
-pub(crate) fn node(server: &TestServer, role: NodeRole, health: NodeHealth) -> TopologyNode {
+pub fn node(server: &TestServer, role: NodeRole, health: NodeHealth) -> TopologyNode {
     TopologyNode {
         name: format!("n{}", server.port()),
         role,
@@ -48,16 +55,16 @@ pub(crate) fn node(server: &TestServer, role: NodeRole, health: NodeHealth) -> T
     }
 }
 
-pub(crate) fn alone(server: &TestServer, epoch: u64, health: NodeHealth) -> Arc<Topology> {
+pub fn alone(server: &TestServer, epoch: u64, health: NodeHealth) -> Arc<Topology> {
     Arc::new(Topology { epoch, nodes: vec![node(server, NodeRole::Primary, health)] })
 }
 
 impl Rig {
-    pub(crate) async fn start(options: Options) -> Self {
+    pub async fn start(options: Options) -> Self {
         Self::before(TestServer::start().await, options).await
     }
 
-    pub(crate) async fn before(server: TestServer, mut options: Options) -> Self {
+    pub async fn before(server: TestServer, mut options: Options) -> Self {
         let _already = tracing_subscriber::fmt().with_test_writer().try_init();
         options.server_tls = Some(server.client_tls());
         let (topology, watched) = watch::channel(alone(&server, 1, NodeHealth::Ready));
@@ -79,27 +86,27 @@ impl Rig {
         }
     }
 
-    pub(crate) fn config(&self) -> Config {
+    pub fn config(&self) -> Config {
         let mut config = Config::new();
         config.host("127.0.0.1").port(self.address.port()).user("postgres").password(PASSWORD).dbname("postgres");
         config
     }
 
     /// Options with the way to this server.
-    pub(crate) fn complete(&self, options: Options) -> Options {
+    pub fn complete(&self, options: Options) -> Options {
         Options { server_tls: Some(self.server.client_tls()), ..options }
     }
 
-    pub(crate) fn reload(&self, options: Options) -> Reloaded {
+    pub fn reload(&self, options: Options) -> Reloaded {
         self.handle.reload(self.complete(options))
     }
 
-    pub(crate) async fn client(&self) -> Client {
+    pub async fn client(&self) -> Client {
         connect(&self.config()).await.unwrap()
     }
 
     /// The server process that serves a client now.
-    pub(crate) async fn pid(client: &Client) -> i32 {
+    pub async fn pid(client: &Client) -> i32 {
         client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0)
     }
 }
@@ -110,7 +117,7 @@ fn listener() -> std::net::TcpListener {
     listener
 }
 
-pub(crate) async fn connect(config: &Config) -> Result<Client, tokio_postgres::Error> {
+pub async fn connect(config: &Config) -> Result<Client, tokio_postgres::Error> {
     let (client, connection) = config.connect(NoTls).await?;
     #[expect(clippy::disallowed_methods, reason = "it ends when the client is dropped")]
     tokio::spawn(async move {
@@ -120,7 +127,7 @@ pub(crate) async fn connect(config: &Config) -> Result<Client, tokio_postgres::E
 }
 
 /// The first value of a simple query.
-pub(crate) async fn text(client: &Client, query: &str) -> String {
+pub async fn text(client: &Client, query: &str) -> String {
     let messages = client.simple_query(query).await.unwrap_or_else(|e| panic!("{query}: {e:?}"));
     for message in &messages {
         if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
@@ -130,19 +137,20 @@ pub(crate) async fn text(client: &Client, query: &str) -> String {
     String::new()
 }
 
-pub(crate) fn code(error: &tokio_postgres::Error) -> String {
+pub fn code(error: &tokio_postgres::Error) -> String {
     error.code().map_or_else(|| format!("{error:?}"), |code| code.code().to_owned())
 }
 
 /// A connection that speaks the protocol byte by byte: for what no driver does.
-pub(crate) struct Raw {
-    pub(crate) socket: TcpStream,
+#[derive(Debug)]
+pub struct Raw {
+    pub socket: TcpStream,
     /// What a cancel request must carry.
-    pub(crate) key: Vec<u8>,
+    pub key: Vec<u8>,
 }
 
 impl Raw {
-    pub(crate) fn connect(address: SocketAddr) -> Self {
+    pub fn connect(address: SocketAddr) -> Self {
         let socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(LONG)).unwrap();
         socket.set_nodelay(true).unwrap();
@@ -150,11 +158,11 @@ impl Raw {
     }
 
     /// Logs in as the superuser of a [`TestServer`].
-    pub(crate) fn login(address: SocketAddr) -> Self {
+    pub fn login(address: SocketAddr) -> Self {
         Self::login_to(address, "postgres")
     }
 
-    pub(crate) fn login_to(address: SocketAddr, database: &str) -> Self {
+    pub fn login_to(address: SocketAddr, database: &str) -> Self {
         use postgres_protocol::{authentication::sasl, message::frontend};
         let mut raw = Self::connect(address);
         let mut out = bytes::BytesMut::new();
@@ -180,12 +188,12 @@ impl Raw {
         raw
     }
 
-    pub(crate) fn send(&mut self, bytes: &[u8]) {
+    pub fn send(&mut self, bytes: &[u8]) {
         self.socket.write_all(bytes).unwrap();
     }
 
     /// One message: its type and body.
-    pub(crate) fn message(&mut self) -> (u8, Vec<u8>) {
+    pub fn message(&mut self) -> (u8, Vec<u8>) {
         let mut head = [0; 5];
         self.socket.read_exact(&mut head).unwrap();
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
@@ -195,7 +203,7 @@ impl Raw {
     }
 
     /// The types of all messages up to ReadyForQuery.
-    pub(crate) fn until_ready(&mut self) -> String {
+    pub fn until_ready(&mut self) -> String {
         let mut tags = String::new();
         while !tags.ends_with('Z') {
             tags.push(char::from(self.message().0));
@@ -203,8 +211,21 @@ impl Raw {
         tags
     }
 
+    /// The first value of what comes up to ReadyForQuery; empty if there is none.
+    pub fn value(&mut self) -> String {
+        let mut value = String::new();
+        loop {
+            match self.message() {
+                (b'Z', _) => return value,
+                // one column: its number, its length, and itself
+                (b'D', body) => value = String::from_utf8_lossy(&body[6..]).into_owned(),
+                _ => {}
+            }
+        }
+    }
+
     /// All that comes until the other side closes.
-    pub(crate) fn rest(&mut self) -> Vec<u8> {
+    pub fn rest(&mut self) -> Vec<u8> {
         let mut all = Vec::new();
         // a reset is an end as well
         let _reset = self.socket.read_to_end(&mut all);
@@ -213,29 +234,36 @@ impl Raw {
 }
 
 /// A message of the client's.
-pub(crate) fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+pub fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     let mut out = vec![tag];
     out.extend_from_slice(&u32::try_from(body.len() + 4).unwrap().to_be_bytes());
     out.extend_from_slice(body);
     out
 }
 
-pub(crate) fn query(text: &str) -> Vec<u8> {
+pub fn query(text: &str) -> Vec<u8> {
     message(b'Q', &[text.as_bytes(), b"\0"].concat())
 }
 
-pub(crate) fn parse(name: &str, text: &str) -> Vec<u8> {
+pub fn parse(name: &str, text: &str) -> Vec<u8> {
     message(b'P', &[name.as_bytes(), b"\0", text.as_bytes(), b"\0\0\0"].concat())
 }
 
-pub(crate) fn bind(name: &str) -> Vec<u8> {
+pub fn bind(name: &str) -> Vec<u8> {
     message(b'B', &[b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"].concat())
 }
 
-pub(crate) fn execute() -> Vec<u8> {
+pub fn execute() -> Vec<u8> {
     message(b'E', b"\0\0\0\0\0")
 }
 
-pub(crate) fn sync() -> Vec<u8> {
+pub fn sync() -> Vec<u8> {
     message(b'S', b"")
+}
+
+/// Asks for the cancellation of what a client does, and waits until that is done.
+pub fn cancel_request(address: SocketAddr, key: &[u8]) {
+    let mut raw = Raw::connect(address);
+    raw.send(&[&16u32.to_be_bytes()[..], &80_877_102u32.to_be_bytes(), key].concat());
+    raw.rest();
 }

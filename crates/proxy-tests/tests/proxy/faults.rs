@@ -2,7 +2,7 @@
 
 use millrace_testkit::wait_until;
 
-use crate::harness::{LONG, Raw, Rig, code, message, pool_of, query, text};
+use millrace_proxy_tests::{LONG, Raw, Rig, code, message, pool_of, query, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_the_protocol_ends_the_connection_with_an_error() {

@@ -6,12 +6,13 @@ use millrace_testkit::{PASSWORD, TestServer, wait_until};
 use tokio_postgres::{NoTls, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::harness::{LONG, Rig, code, connect, pool_of, text};
+use millrace_proxy_tests::{LONG, Rig, code, connect, pool_of, text};
 
 async fn with_auth_query() -> Rig {
     let server = TestServer::start().await;
     let admin = server.client().await;
     admin.batch_execute("CREATE ROLE app LOGIN PASSWORD 'first'; CREATE ROLE nologin PASSWORD 'x'").await.unwrap();
+    admin.batch_execute("CREATE ROLE mighty SUPERUSER LOGIN PASSWORD 'x'").await.unwrap();
     admin.batch_execute("CREATE DATABASE other").await.unwrap();
     admin.batch_execute("REVOKE CONNECT ON DATABASE other FROM PUBLIC").await.unwrap();
     let query = AuthQuery {
@@ -29,11 +30,11 @@ async fn passwords_are_those_of_the_server() {
     let rig = with_auth_query().await;
     let app = connect(rig.config().user("app").password("first")).await.unwrap();
     assert_eq!(text(&app, "SELECT session_user").await, "app");
-    for (user, password) in [("app", "second"), ("nobody", "x"), ("nologin", "x"), ("app", "")] {
+    for (user, password) in [("app", "second"), ("nobody", "x"), ("nologin", "x"), ("mighty", "x"), ("app", "")] {
         let refused = connect(rig.config().user(user).password(password)).await.expect_err("refused");
         assert_eq!(code(&refused), "28P01", "{user}");
     }
-    assert_eq!(rig.handle.logins().1, 4);
+    assert_eq!(rig.handle.logins().1, 5);
     rig.server.client().await.batch_execute("ALTER ROLE app PASSWORD 'second'").await.unwrap();
     // the first try finds that what was kept is old
     connect(rig.config().user("app").password("second")).await.err();
@@ -58,7 +59,7 @@ async fn limits_and_rules_hold() {
         ..Rule::default()
     };
     let options = Options {
-        clients: ClientLimits { all: 3, user: Some(2), database: None },
+        clients: ClientLimits { all: 3, user: Some(2), ..ClientLimits::default() },
         rules: Rules(vec![rule, Rule { allow: true, ..Rule::default() }]),
         ..pool_of(2)
     };

@@ -2,7 +2,7 @@
 
 use futures::{SinkExt, TryStreamExt, future::try_join_all};
 
-use crate::harness::{Raw, Rig, bind, code, execute, message, parse, pool_of, query, sync, text};
+use millrace_proxy_tests::{Raw, Rig, bind, code, execute, message, parse, pool_of, query, sync, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn named_statements_work_on_every_connection() {
@@ -239,4 +239,30 @@ async fn what_no_sync_has_ended_keeps_its_server() {
     assert_eq!(counted, "1");
     assert_eq!(raw.until_ready(), "Z");
     assert_eq!(raw.until_ready(), "TDCZ");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_in_one_database_is_none_in_another() {
+    let rig = Rig::start(pool_of(1)).await;
+    rig.server.client().await.batch_execute("CREATE DATABASE other").await.unwrap();
+    let (here, mut there) = (rig.client().await, Raw::login_to(rig.address, "other"));
+    let held = "SELECT count(*) FROM pg_prepared_statements WHERE statement = 'SELECT 42'";
+    // what a text is called on its server: another name is another statement there
+    let names = |there: &mut Raw| {
+        there.send(&[parse("", "SELECT 42"), sync()].concat());
+        assert_eq!(there.until_ready(), "1Z");
+        there.send(&query(held));
+        there.value()
+    };
+    assert_eq!(names(&mut there), "1");
+    here.batch_execute("CREATE TABLE t (i int); ALTER TABLE t ADD j int; DROP TABLE t").await.unwrap();
+    assert_eq!(names(&mut there), "1");
+    let change =
+        "CREATE ROLE passing; DROP ROLE passing; CREATE TABLE t (i int); CREATE INDEX i ON t (i); DROP INDEX i";
+    there.send(&query(change));
+    there.until_ready();
+    assert_eq!(names(&mut there), "1", "nothing has changed that a statement is made of");
+    there.send(&query("DROP TABLE t"));
+    there.until_ready();
+    assert_eq!(names(&mut there), "2");
 }

@@ -1,10 +1,11 @@
-//! Rust's drivers, sqlx and tokio-postgres, as `drivers` does with those of other languages: what comes of each step on the
+//! Rust's drivers, sqlx and tokio-postgres, as `others` does with those of other languages: what comes of each step on the
 //! server itself, and through a proxy with four connections, is the same.
 
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt, TryStreamExt, future::join_all, pin_mut};
 use millrace_proxy::PoolMode;
+use millrace_proxy_tests::{LONG, Rig, code, connect, pool_of, text};
 use millrace_testkit::{PASSWORD, TestServer, wait_until};
 use serde_json::{Map, Value, json};
 use sqlx::{
@@ -15,10 +16,7 @@ use sqlx::{
 };
 use tokio_postgres::{Client, NoTls, types::ToSql};
 
-use crate::{
-    drivers::same,
-    harness::{LONG, Rig, code, connect, pool_of, text},
-};
+use crate::others::same;
 
 type Outcomes = Map<String, Value>;
 
@@ -409,7 +407,7 @@ async fn given_up(o: &mut Outcomes, clients: &[Client]) {
     // a future that is dropped when its query is on its way
     let dropped = tokio::time::timeout(
         Duration::from_millis(20),
-        client.query("SELECT n FROM generate_series(1, 1000) AS n, pg_sleep(0.2)", &[]),
+        client.query("SELECT n FROM generate_series(1, 1000) AS n, pg_sleep(1)", &[]),
     );
     note(o, "dropped", dropped.await.is_err());
     note(o, "after it", text(client, "SELECT 'still there'").await);

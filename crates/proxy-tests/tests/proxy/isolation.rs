@@ -5,7 +5,7 @@ use std::time::Duration;
 use millrace_proxy::{Options, PoolLimits, PoolMode};
 use millrace_testkit::wait_until;
 
-use crate::harness::{LONG, Rig, code, connect, pool_of, text};
+use millrace_proxy_tests::{LONG, Rig, code, connect, pool_of, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn settings_follow_their_client_and_no_other() {
