@@ -10,6 +10,7 @@ mod batches;
 mod capture;
 mod changes;
 mod copy;
+mod failover;
 mod figure;
 mod freshness;
 mod lab;
@@ -67,6 +68,7 @@ struct Measured {
 async fn measure(lab: &mut Lab, options: &Bench) -> anyhow::Result<Measured> {
     match options.name {
         BenchName::Capture => Box::pin(capture::measure(lab, options.rows)).await,
+        BenchName::Failover => Box::pin(failover::measure(lab, &options.failover)).await,
         BenchName::Proxy => Box::pin(proxy::measure(lab)).await,
         BenchName::Reports => Box::pin(reports::measure(lab, options.rows)).await,
     }
