@@ -34,8 +34,10 @@ impl Fault {
     fn what(self) -> &'static str {
         match self {
             Self::Killed => "primary killed",
+            Self::ServerKilled => "primary killed, its agent lives",
             Self::Postmaster => "postmaster alone killed",
             Self::Hung => "primary frozen",
+            Self::ServerHung => "primary frozen, its agent lives",
             Self::Switchover => "switchover",
         }
     }
@@ -43,9 +45,9 @@ impl Fault {
     /// What ours promises: median and worst, in seconds.
     fn limits(self) -> (f64, Option<f64>) {
         match self {
-            Self::Killed => (2.0, Some(3.0)),
+            Self::Killed | Self::ServerKilled => (2.0, Some(3.0)),
             Self::Postmaster => (1.0, None),
-            Self::Hung => (6.0, None),
+            Self::Hung | Self::ServerHung => (6.0, None),
             Self::Switchover => (0.4, None),
         }
     }
@@ -84,45 +86,50 @@ struct Faced {
 }
 
 pub(crate) async fn measure(lab: &mut Lab, options: &FailoverBench) -> anyhow::Result<Measured> {
-    if options.rounds == 0 {
-        bail!("--rounds 0 measures nothing\n  hint: --peer-rounds 0 leaves Patroni out");
-    }
-    let with_peer = options.peer_rounds > 0 && !options.peer_settings.is_empty();
-    let programs = match with_peer {
-        true => Some(Programs::find(lab, options.patroni.as_deref()).await?),
-        false => None,
+    let parts: Vec<Option<PeerSettings>> = match options.peer_rounds {
+        0 => vec![None],
+        _ => options.peer_settings.iter().copied().map(Some).collect(),
     };
+    if options.rounds == 0 && options.peer_rounds == 0 {
+        bail!("no rounds on either side\n  hint: --rounds or --peer-rounds must be above 0");
+    }
+    let programs = match options.peer_rounds {
+        0 => None,
+        _ => Some(Programs::find(lab, options.patroni.as_deref()).await?),
+    };
+    let versions = programs.as_ref().map(|programs| programs.versions.join(", ")).unwrap_or_default();
     lab.versions.extend(programs.iter().flat_map(|programs| programs.versions.clone()));
     let empty = |fault: &Fault| Faced { fault: *fault, ours: Rounds::default(), peers: Vec::new() };
     let mut faced: Vec<Faced> = options.faults.iter().map(empty).collect();
     let mut differences = Vec::new();
-    let mut ours = Platform::start(lab).await?;
-    match programs {
-        Some(programs) => {
-            let shares = shares(options.rounds, options.peer_settings.len());
-            for (settings, share) in options.peer_settings.iter().zip(shares) {
-                let mut peer = Patroni::start(lab, &programs, *settings).await?;
-                for one in &mut faced {
-                    one.peers.push((*settings, Rounds::default()));
-                    for turn in turns(share, options.peer_rounds) {
-                        match turn {
-                            Turn::Ours => one.face(lab, &mut ours, &mut differences).await?,
-                            Turn::Peer => one.face_peer(lab, &mut peer).await?,
-                        }
-                    }
-                }
-            }
-        }
-        None => {
-            for one in &mut faced {
-                for _ in 0..options.rounds {
-                    one.face(lab, &mut ours, &mut differences).await?;
+    let mut ours = match options.rounds {
+        0 => None,
+        _ => Some(Platform::start(lab).await?),
+    };
+    for (settings, share) in parts.iter().zip(shares(options.rounds, parts.len())) {
+        let mut peer = match (settings, &programs) {
+            (Some(settings), Some(programs)) => Some(Patroni::start(lab, programs, *settings).await?),
+            _ => None,
+        };
+        for one in &mut faced {
+            one.peers.extend(settings.map(|settings| (settings, Rounds::default())));
+            for turn in turns(share, options.peer_rounds) {
+                match (turn, &mut ours, &mut peer) {
+                    (Turn::Ours, Some(ours), _) => one.face(lab, ours, &mut differences).await?,
+                    (Turn::Peer, _, Some(peer)) => one.face_peer(lab, peer).await?,
+                    // a side without rounds has no turns
+                    _ => {}
                 }
             }
         }
     }
-    ours.stop().await?;
-    Ok(Measured { figures: faced.iter().flat_map(Faced::figures).collect(), differences })
+    let mut figures = Vec::new();
+    if let Some(ours) = ours {
+        ours.stop().await?;
+        figures.extend(faced.iter().flat_map(|one| one.figures(&versions)));
+        figures.extend(faced.iter().flat_map(Faced::limits));
+    }
+    Ok(Measured { figures, differences })
 }
 
 impl Faced {
@@ -153,9 +160,9 @@ impl Faced {
         Ok(())
     }
 
-    fn figures(&self) -> Vec<Figure> {
+    /// Beside the peer.
+    fn figures(&self, versions: &str) -> Vec<Figure> {
         let what = self.fault.what();
-        let (median_max, worst_max) = self.fault.limits();
         let mut figures = Vec::new();
         for (settings, theirs) in &self.peers {
             let rounds = (self.ours.0.len(), theirs.0.len());
@@ -166,7 +173,7 @@ impl Faced {
                 peer: Some(peer),
                 peer_name: settings.name().to_owned(),
                 higher_is_better: false,
-                settings: explained(rounds, Some(*settings)),
+                settings: explained(rounds, Some((*settings, versions))),
             };
             let (ours, theirs) = (&self.ours, theirs);
             figures.push(figure(
@@ -182,40 +189,50 @@ impl Faced {
             };
             count(format!("{what}: failed inserts, median"), "inserts", &|round| round.failed, false);
             count(format!("{what}: acknowledged and lost, all rounds"), "rows", &|round| round.lost, true);
-            if self.fault == Fault::Hung {
+            if matches!(self.fault, Fault::Hung | Fault::ServerHung) {
                 let what = format!("{what}: acknowledged by the thawed primary itself and lost, all rounds");
                 count(what, "rows", &|round| round.lost_direct, true);
             }
         }
-        let mut limit = |which: &str, ours: f64, limit: f64| {
-            figures.push(Figure {
-                what: format!("{what}: no writes, {which} of {}", self.ours.0.len()),
-                unit: "s",
-                ours,
-                peer: None,
-                peer_name: format!("limit: {limit} s"),
-                higher_is_better: false,
-                settings: explained((self.ours.0.len(), 0), None),
-            });
+        figures
+    }
+
+    /// Beside what is promised.
+    fn limits(&self) -> Vec<Figure> {
+        let limit = |which: &str, ours: f64, limit: f64| Figure {
+            what: format!("{}: no writes, {which} of {}", self.fault.what(), self.ours.0.len()),
+            unit: "s",
+            ours,
+            peer: None,
+            peer_name: format!("limit: {limit} s"),
+            higher_is_better: false,
+            settings: explained((self.ours.0.len(), 0), None),
         };
-        limit("median", median(self.ours.gaps_s()), median_max);
-        if let Some(worst_max) = worst_max {
-            limit("worst", self.ours.worst_s(), worst_max);
+        let (median_max, worst_max) = self.fault.limits();
+        let mut figures = vec![limit("median", median(self.ours.gaps_s()), median_max)];
+        figures.extend(worst_max.map(|worst_max| limit("worst", self.ours.worst_s(), worst_max)));
+        if self.fault == Fault::Switchover {
+            figures.push(Figure {
+                unit: "inserts",
+                what: "switchover: failed inserts, all rounds".to_owned(),
+                peer_name: "limit: 0".to_owned(),
+                ..limit("", self.ours.sum_of(|round| round.failed), 0.0)
+            });
         }
         figures
     }
 }
 
-fn explained((ours, theirs): (usize, usize), settings: Option<PeerSettings>) -> String {
+fn explained((ours, theirs): (usize, usize), peer: Option<(PeerSettings, &str)>) -> String {
     let pace = writer::PACE.as_millis();
     let mut text = format!(
         "{CONNECTIONS} connections, an insert each {pace} ms after the last answer, reconnecting after each error; three nodes on \
          this host; rounds: {ours} ours"
     );
-    if let Some(settings) = settings {
+    if let Some((settings, versions)) = peer {
         text.push_str(&format!(
-            ", {theirs} Patroni; killed and frozen take Patroni's agent along, ours has no agent for each node; one etcd member; \
-             TLS for ours alone; Patroni {}",
+            ", {theirs} Patroni; killed and frozen take Patroni's agent along unless it is said to live, ours has one supervisor for \
+             all nodes, which lives; one etcd member; TLS for ours alone; {versions}; {}",
             settings.text()
         ));
     }
@@ -258,9 +275,9 @@ fn turns(ours: usize, peers: usize) -> Vec<Turn> {
     all.into_iter().map(|(_, turn)| turn).collect()
 }
 
-/// `rounds` in `parts` nearly equal parts, none of them empty.
+/// `rounds` in `parts` nearly equal parts.
 fn shares(rounds: usize, parts: usize) -> Vec<usize> {
-    (0..parts).map(|n| (rounds / parts + usize::from(n < rounds % parts)).max(1)).collect()
+    (0..parts).map(|n| rounds / parts + usize::from(n < rounds % parts)).collect()
 }
 
 #[cfg(test)]
@@ -279,6 +296,6 @@ mod tests {
     #[test]
     fn rounds_are_shared_between_settings() {
         assert_eq!(shares(5, 2), [3, 2]);
-        assert_eq!(shares(1, 3), [1, 1, 1]);
+        assert_eq!(shares(1, 3), [1, 0, 0]);
     }
 }

@@ -52,7 +52,7 @@ pub(crate) async fn run(options: &Bench, output: Output) -> anyhow::Result<()> {
     closed?;
     figure::print(&figures, &versions, output)?;
     if !differences.is_empty() {
-        bail!("the two sides do not agree:\n  {}", differences.join("\n  "));
+        bail!("what was found is wrong:\n  {}", differences.join("\n  "));
     }
     Ok(())
 }
@@ -61,7 +61,7 @@ pub(crate) async fn run(options: &Bench, output: Output) -> anyhow::Result<()> {
 #[derive(Debug, Default)]
 struct Measured {
     figures: Vec<Figure>,
-    /// Results that are not the same on both sides.
+    /// Results that must not be: not the same on both sides, or not what is promised whatever the time it takes.
     differences: Vec<String>,
 }
 

@@ -176,19 +176,24 @@ async fn strike(cluster: &mut impl Cluster, primary: &Member, fault: Fault) -> a
         processes::postmaster(&primary.data).with_context(|| format!("{} has no postmaster", primary.name))?;
     match fault {
         Fault::Killed => {
-            let all = freeze(primary, postmaster);
+            let all = freeze(primary, primary.agent, postmaster);
+            processes::signal(&all, Signal::KILL);
+        }
+        Fault::ServerKilled => {
+            let all = freeze(primary, None, postmaster);
             processes::signal(&all, Signal::KILL);
         }
         Fault::Postmaster => processes::signal(&[postmaster], Signal::KILL),
-        Fault::Hung => return Ok(freeze(primary, postmaster)),
+        Fault::Hung => return Ok(freeze(primary, primary.agent, postmaster)),
+        Fault::ServerHung => return Ok(freeze(primary, None, postmaster)),
         Fault::Switchover => cluster.switch_over().await?,
     }
     Ok(Vec::new())
 }
 
 /// Stops who could start something first, then everything that works for it.
-fn freeze(primary: &Member, postmaster: u32) -> Vec<u32> {
-    let mut all: Vec<u32> = primary.agent.into_iter().chain([postmaster]).collect();
+fn freeze(primary: &Member, agent: Option<u32>, postmaster: u32) -> Vec<u32> {
+    let mut all: Vec<u32> = agent.into_iter().chain([postmaster]).collect();
     processes::signal(&all, Signal::STOP);
     let children: Vec<u32> =
         processes::working_in(&primary.data).into_iter().filter(|pid| !all.contains(pid)).collect();

@@ -174,7 +174,7 @@ async fn write(entry: &ConnectParams, connection: usize, mut ids: impl Iterator<
                 continue;
             }
         };
-        while let Some(id) = ids.next() {
+        for id in ids.by_ref() {
             match insert(&open, id).await {
                 Ok(()) => note(&|log| log.acks.push(Ack { at: Instant::now(), id, connection })),
                 Err(text) => {
