@@ -155,7 +155,7 @@ pub(super) struct Patroni {
     nodes: Vec<Node>,
     entry: ConnectParams,
     admin: ConnectParams,
-    _others: Vec<Child>,
+    others: Vec<Child>,
     _grounds: Grounds,
 }
 
@@ -184,7 +184,7 @@ impl Patroni {
             nodes: Vec::new(),
             entry: admin.as_user(ROLE, password.clone()),
             admin,
-            _others: Vec::new(),
+            others: Vec::new(),
             _grounds: Grounds(folder.clone()),
             folder,
         };
@@ -200,7 +200,7 @@ impl Patroni {
             ["--initial-cluster", &format!("default={peer}")],
         ];
         let store = cluster.spawn(&programs.etcd.clone(), store.as_flattened(), "etcd.log")?;
-        cluster._others.push(store);
+        cluster.others.push(store);
         for (name, port) in ["n1", "n2", "n3"].iter().zip(members.chunks(2)) {
             let [port, rest] = port else { bail!("too few ports") };
             let config = cluster.folder.join(format!("{name}.yml"));
@@ -216,7 +216,7 @@ impl Patroni {
         files::write_atomic(&config, haproxy(settings, entry, &cluster.nodes).as_bytes(), 0o644)?;
         let balancer =
             cluster.spawn(&programs.haproxy.clone(), &["-db", "-f", &config.to_string_lossy()], "haproxy.log")?;
-        cluster._others.push(balancer);
+        cluster.others.push(balancer);
 
         let (primary, _) = whole(&mut cluster).await?;
         let admin = connect(&primary.admin, CONNECT_MAX).await.explained()?;
