@@ -90,41 +90,52 @@ impl Programs {
     /// # Errors
     /// Names the first that is missing, and how to get it.
     pub(super) async fn find(lab: &Lab, given: Option<&Path>) -> anyhow::Result<Self> {
-        const PATRONI: &str = "scripts/peers.sh, or: python3 -m venv DIR; DIR/bin/pip install 'patroni[etcd3,psycopg3]' \
-                               psycopg-binary, then --patroni DIR/bin";
-        let etcd = version(lab, Path::new("etcd"), &["--version"]).await;
-        let etcd = etcd.context("etcd does not run\n  hint: scripts/peers.sh, or: apt install etcd-server")?;
-        let haproxy = version(lab, Path::new("haproxy"), &["-v"]).await;
-        let haproxy = haproxy.context("HAProxy does not run\n  hint: scripts/peers.sh, or: apt install haproxy")?;
-        let folders = match given {
-            Some(folder) => vec![std::path::absolute(folder)?],
-            None => vec![PathBuf::new(), std::path::absolute(INSTALLED)?],
+        const PATRONI: &str = "scripts/peers.sh failover, or: python3 -m venv DIR; DIR/bin/pip install 'patroni[etcd3,psycopg3]' \
+                               psycopg-binary; then --patroni DIR/bin";
+        let etcd = first(lab, &["etcd".into()], "--version").await;
+        let etcd =
+            etcd.map_err(|error| missing("etcd", &error, "scripts/peers.sh failover, or: apt install etcd-server"))?;
+        // not on the path of everyone
+        let haproxy = first(lab, &["haproxy".into(), "/usr/sbin/haproxy".into()], "-v").await;
+        let haproxy = haproxy
+            .map_err(|error| missing("HAProxy", &error, "scripts/peers.sh failover, or: apt install haproxy"))?;
+        let places = match given {
+            Some(folder) => vec![std::path::absolute(folder)?.join("patroni")],
+            None => vec!["patroni".into(), std::path::absolute(INSTALLED)?.join("patroni")],
         };
-        let mut failure = None;
-        for folder in folders {
-            match version(lab, &folder.join("patroni"), &["--version"]).await {
-                Ok(patroni) => {
-                    return Ok(Self {
-                        patroni: folder.join("patroni"),
-                        patronictl: folder.join("patronictl"),
-                        etcd: "etcd".into(),
-                        haproxy: "haproxy".into(),
-                        versions: vec![patroni, etcd, haproxy],
-                    });
-                }
-                Err(error) => failure = Some(error),
-            }
-        }
-        let failure = failure.unwrap_or_else(|| anyhow::anyhow!("it was not looked for"));
         let user = lab.run_as().name();
-        Err(failure.context(format!("Patroni does not run as user {user}\n  hint: {PATRONI}")))
+        let patroni = first(lab, &places, "--version").await;
+        let patroni = patroni.map_err(|error| missing(&format!("Patroni (as user {user})"), &error, PATRONI))?;
+        Ok(Self {
+            patronictl: patroni.0.with_file_name("patronictl"),
+            versions: vec![patroni.1, etcd.1, haproxy.1],
+            patroni: patroni.0,
+            etcd: etcd.0,
+            haproxy: haproxy.0,
+        })
     }
 }
 
+fn missing(what: &str, error: &anyhow::Error, hint: &str) -> anyhow::Error {
+    anyhow::anyhow!("{what} does not run: {}\n  hint: {hint}", crate::explain::chain(error.as_ref()))
+}
+
+/// The first of some programs that runs, and what it calls itself; else the last one's error.
+async fn first(lab: &Lab, programs: &[PathBuf], argument: &str) -> anyhow::Result<(PathBuf, String)> {
+    let mut found = Err(anyhow::anyhow!("it was not looked for"));
+    for program in programs {
+        found = version(lab, program, argument).await.map(|version| (program.clone(), version));
+        if found.is_ok() {
+            break;
+        }
+    }
+    found
+}
+
 /// The first line of what a program says of itself.
-async fn version(lab: &Lab, program: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+async fn version(lab: &Lab, program: &Path, argument: &str) -> anyhow::Result<String> {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).current_dir("/");
+    command.arg(argument).stdin(Stdio::null()).current_dir("/");
     lab.run_as().apply(command.as_std_mut());
     let said = command.output().await.with_context(|| format!("cannot run {}", program.display()))?;
     if !said.status.success() {
