@@ -9,7 +9,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/debug/millrace
 RUN := $(BIN) --dir $(DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help up up-detached down test setup build web status logs ps health verify prove replication etl suites \
+.PHONY: help up up-detached down test setup build web status logs ps health verify prove replication etl suites peers \
         psql-primary psql-replica1 psql-replica2 psql-warehouse sample bench docs nuke clean
 
 help: ## show this
@@ -27,6 +27,9 @@ test: ## install what is missing, run every check
 
 suites: ## run other people's test suites through the proxy and compare (ten minutes; not part of `make test`)
 	@scripts/suites.sh
+
+peers: ## install what `millrace bench failover` and `bench proxy` compare with (not needed for anything else)
+	@scripts/peers.sh
 
 setup: ## install what is missing, and nothing else
 	@scripts/setup.sh test

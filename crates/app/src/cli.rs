@@ -311,9 +311,65 @@ pub(crate) struct Bench {
     /// What to measure
     #[arg(value_enum)]
     pub(crate) name: BenchName,
-    /// Rows of the largest table
+    /// Rows of the largest table (capture, reports)
     #[arg(long, default_value_t = 1_000_000)]
     pub(crate) rows: u64,
+    #[command(flatten)]
+    pub(crate) failover: FailoverBench,
+}
+
+/// What only `bench failover` reads.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Failover")]
+pub(crate) struct FailoverBench {
+    /// Rounds of each fault on our side; 0 runs Patroni alone, without figures
+    #[arg(long, default_value_t = 5)]
+    pub(crate) rounds: usize,
+    /// Rounds of each fault with each of Patroni's settings, half a minute or more each; 0 leaves Patroni out
+    #[arg(long, default_value_t = 2)]
+    pub(crate) peer_rounds: usize,
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "FAULT,…", default_values_t = Fault::USUAL)]
+    pub(crate) faults: Vec<Fault>,
+    /// Settings of Patroni, one cluster after another
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "SETTINGS,…", default_values_t = [PeerSettings::Fastest, PeerSettings::Defaults])]
+    pub(crate) peer_settings: Vec<PeerSettings>,
+    /// The folder of the programs patroni and patronictl
+    #[arg(long, value_name = "DIR")]
+    pub(crate) patroni: Option<PathBuf>,
+}
+
+/// What befalls the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Fault {
+    /// SIGKILL for its PostgreSQL and, of Patroni, the node's agent: a dead host
+    Killed,
+    /// SIGKILL for the postmaster and all its children; the agent lives
+    ServerKilled,
+    /// SIGKILL for the postmaster alone
+    Postmaster,
+    /// SIGSTOP for its PostgreSQL and, of Patroni, the node's agent: a frozen host, thawed when writes are back
+    Hung,
+    /// SIGSTOP for the postmaster and all its children; the agent lives
+    ServerHung,
+    /// None: a planned switchover
+    Switchover,
+}
+
+impl Fault {
+    /// Without the one that Patroni does not answer: it costs a minute and a half each time.
+    pub(crate) const USUAL: [Self; 5] =
+        [Self::Killed, Self::ServerKilled, Self::Postmaster, Self::Hung, Self::Switchover];
+}
+
+/// How Patroni is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PeerSettings {
+    /// The shortest times that it allows, asynchronous
+    Fastest,
+    /// As it comes, asynchronous
+    Defaults,
+    /// The shortest times, and quorum commit
+    Quorum,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -324,4 +380,6 @@ pub(crate) enum BenchName {
     Reports,
     /// pgbench through the proxy beside PgBouncer
     Proxy,
+    /// Time without writes after a fault beside Patroni, and what was lost
+    Failover,
 }

@@ -130,3 +130,11 @@ fn a_data_directory_of_another_owner() {
     let text = platform.run(&["up"]).failed(1, "belongs to root");
     assert!(text.contains("chown"), "{text}");
 }
+
+#[test]
+fn a_benchmark_without_its_peer() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let path = [("PATH", nowhere.path().to_str().unwrap())];
+    let text = run(&["bench", "failover"], &path).failed(1, "etcd does not run");
+    assert!(text.contains("apt install etcd-server"), "{text}");
+}
