@@ -356,7 +356,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    /// Without the one that Patroni does not answer: it costs a minute and a half each time.
+    /// Without the frozen server whose agent lives: Patroni takes as long as for a frozen host.
     pub(crate) const USUAL: [Self; 5] =
         [Self::Killed, Self::ServerKilled, Self::Postmaster, Self::Hung, Self::Switchover];
 }
