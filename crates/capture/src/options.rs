@@ -43,13 +43,22 @@ pub struct CaptureOptions {
 }
 
 impl CaptureOptions {
-    /// The same for a session that begins now, and the term that it is of.
-    pub(crate) fn now(&self) -> (Self, u64) {
+    /// The same for a session that begins now, and the term that it is of. Waits until it is known where the source is.
+    ///
+    /// # Errors
+    /// If `token` is cancelled first.
+    pub(crate) async fn now(&self, token: &CancellationToken) -> Result<(Self, u64), CaptureError> {
         let mut now = self.clone();
-        let Some(origin) = self.origin.as_ref().and_then(|origin| origin.borrow().clone()) else { return (now, 0) };
+        let Some(mut origin) = self.origin.clone() else { return Ok((now, 0)) };
+        // `wait_for` loses nothing when dropped; no sender: the platform ends
+        let origin = tokio::select! {
+            known = origin.wait_for(Option::is_some) => known.ok().and_then(|known| known.clone()),
+            () = token.cancelled() => None,
+        };
+        let origin = origin.ok_or(CaptureError::Interrupted)?;
         now.source.host = origin.host;
         now.source.port = origin.port;
-        (now, origin.term)
+        Ok((now, origin.term))
     }
 
     /// Waits until the log of `term` up to `position` outlives the server that wrote it.

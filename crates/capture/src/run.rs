@@ -77,9 +77,10 @@ pub async fn run<S: Sink>(
     let mut since: Option<Micros> = None;
     loop {
         let began = Instant::now();
-        let (now, term) = options.now();
+        let Ok((now, term)) = options.now(&token).await else { return Ok(batches.give_up().await?) };
         let now = Arc::new(now);
-        let ended = Box::pin(session(&now, (term, &mut options.added), &mut batches, &mut commands, &progress, &token)).await;
+        let ended =
+            Box::pin(session(&now, (term, &mut options.added), &mut batches, &mut commands, &progress, &token)).await;
         let Err(error) = ended else { return Ok(()) };
         if token.is_cancelled() {
             return Ok(batches.give_up().await?);

@@ -7,7 +7,8 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use millrace_base::Micros;
 use millrace_pg::{
-    Connection, PgError, Postmaster, ServerError, StopMode, catalog, connect, control_file, process::Exit, roles,
+    Connection, PgError, Postmaster, ServerError, ServerSpec, StopMode, catalog, connect, control_file, process::Exit,
+    roles,
 };
 
 use crate::{
@@ -47,9 +48,6 @@ pub async fn make_replica(
     if let Some(mut postmaster) = postmaster {
         postmaster.stop(StopMode::Fast, Duration::from_secs(10)).await.map_err(ClusterError::node(&node.name))?;
     }
-    remove_discarded(&node).await?;
-    discard_data(&node, server.data_dir(), discard, now).await?;
-
     let upstream = spec.upstream(&primary, &node.name);
     let params = spec.superuser(&primary)?;
     let client = connect(&params, Duration::from_secs(10)).await.map_err(ClusterError::sql(&primary.name))?;
@@ -57,6 +55,9 @@ pub async fn make_replica(
     server.end_copies();
     renew_slot(&client, &upstream.slot).await.map_err(ClusterError::sql(&primary.name))?;
     drop(client);
+    // only now: what is there may be all that is left
+    remove_discarded(&node).await?;
+    discard_data(&node, server.data_dir(), discard, now).await?;
 
     server.base_backup(&upstream, spec.limits.base_backup_timeout).await.map_err(ClusterError::node(&node.name))?;
     write_slots(&spec, &node, &primary).await
@@ -66,7 +67,9 @@ pub async fn make_replica(
 /// copied later, when its user has moved on.
 async fn write_slots(spec: &ClusterSpec, node: &NodeSpec, primary: &NodeSpec) -> Result<(), ClusterError> {
     let server = spec.server(node);
-    for (slot, file) in logical_slots(spec, primary).await? {
+    let (slots, snapshots) = logical_slots(spec, primary).await?;
+    server.write_snapshots(&snapshots).map_err(ClusterError::node(&node.name))?;
+    for (slot, file) in slots {
         match server.write_slot(&slot, &file) {
             Err(error @ ServerError::NoLog { .. }) => {
                 tracing::info!(node = %node.name, %error, "a slot is not copied yet");
@@ -77,7 +80,10 @@ async fn write_slots(spec: &ClusterSpec, node: &NodeSpec, primary: &NodeSpec) ->
     Ok(())
 }
 
-async fn logical_slots(spec: &ClusterSpec, primary: &NodeSpec) -> Result<Vec<(catalog::Slot, Vec<u8>)>, ClusterError> {
+type Slots = Vec<(catalog::Slot, Vec<u8>)>;
+type Snapshots = Vec<(String, Vec<u8>)>;
+
+async fn logical_slots(spec: &ClusterSpec, primary: &NodeSpec) -> Result<(Slots, Snapshots), ClusterError> {
     let client = connect(&spec.superuser(primary)?, Duration::from_secs(10)).await;
     let client = client.map_err(ClusterError::sql(&primary.name))?;
     let mut read = Vec::new();
@@ -87,7 +93,9 @@ async fn logical_slots(spec: &ClusterSpec, primary: &NodeSpec) -> Result<Vec<(ca
             read.push((slot, file));
         }
     }
-    Ok(read)
+    // after the slots: those that they begin at are among them
+    let snapshots = catalog::logical_snapshots(&client).await.map_err(ClusterError::sql(&primary.name))?;
+    Ok((read, snapshots))
 }
 
 /// A replica takes the logical slots of its primary: it stops, and is started by whoever sees that it does not run.
@@ -101,7 +109,7 @@ pub async fn copy_slots(
     mut postmaster: Postmaster,
 ) -> Result<(), ClusterError> {
     let server = spec.server(&node);
-    for (slot, _) in logical_slots(&spec, &primary).await? {
+    for (slot, _) in logical_slots(&spec, &primary).await?.0 {
         if !slot.restart_lsn.is_some_and(|from| server.has_log_from(from)) {
             let source = ServerError::NoLog { slot: slot.name, data_dir: server.data_dir() };
             return Err(ClusterError::Node { node: node.name, source });
@@ -109,6 +117,19 @@ pub async fn copy_slots(
     }
     postmaster.stop(StopMode::Fast, spec.limits.stop_timeout).await.map_err(ClusterError::node(&node.name))?;
     write_slots(&spec, &node, &primary).await
+}
+
+/// Nothing of the server is left that could write.
+///
+/// # Errors
+/// If a process survives being killed.
+pub async fn fence(name: NodeName, server: ServerSpec, postmaster: Option<Postmaster>) -> Result<(), ClusterError> {
+    server.fence().await.map_err(ClusterError::node(&name))?;
+    if let Some(mut postmaster) = postmaster {
+        let exit = postmaster.exited().await;
+        tracing::info!(node = %name, %exit, "server killed");
+    }
+    Ok(())
 }
 
 /// A data directory that went its own way becomes a replica's of `primary` again.
@@ -125,7 +146,6 @@ pub async fn rewind(
     if let Some(mut postmaster) = postmaster {
         postmaster.stop(StopMode::Fast, Duration::from_secs(10)).await.map_err(ClusterError::node(&node.name))?;
     }
-    observe::begin_rewind(&node).map_err(io("mark the data in", &node))?;
     let upstream = spec.upstream(&primary, &node.name);
     let params = spec.superuser(&primary)?;
     let client = connect(&params, Duration::from_secs(10)).await.map_err(ClusterError::sql(&primary.name))?;
@@ -133,9 +153,11 @@ pub async fn rewind(
     catalog::checkpoint(&client).await.map_err(ClusterError::sql(&primary.name))?;
     catalog::create_physical_slot(&client, &upstream.slot).await.map_err(ClusterError::sql(&primary.name))?;
     drop(client);
+    server.end_copies();
+    observe::begin_rewind(&node).map_err(io("mark the data in", &node))?;
     server.rewind(&upstream, &params, spec.limits.base_backup_timeout).await.map_err(ClusterError::node(&node.name))?;
-    write_slots(&spec, &node, &primary).await?;
-    observe::end_rewind(&node).map_err(io("unmark the data in", &node))
+    observe::end_rewind(&node).map_err(io("unmark the data in", &node))?;
+    write_slots(&spec, &node, &primary).await
 }
 
 /// Between looks at the transactions that are open.
@@ -144,7 +166,7 @@ const LOOK: Duration = Duration::from_millis(5);
 const HEARD: Duration = Duration::from_millis(30);
 
 /// The primary stops in order, once no client has a transaction open: then its log is complete and has been sent.
-/// Gives the server back, running, if transactions do not end within `drain`.
+/// Gives the server back, and says why, if it cannot be.
 ///
 /// # Errors
 /// If it cannot be asked or stopped.
@@ -153,7 +175,7 @@ pub async fn hand_over(
     node: NodeSpec,
     mut postmaster: Postmaster,
     drain: Duration,
-) -> Result<Result<Exit, Postmaster>, ClusterError> {
+) -> Result<Result<Exit, (Postmaster, String)>, ClusterError> {
     let drained = async {
         let client = connect(&spec.superuser(&node)?, drain).await.map_err(ClusterError::sql(&node.name))?;
         tokio::time::sleep(HEARD).await;
@@ -166,9 +188,13 @@ pub async fn hand_over(
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::warn!(node = %node.name, %error, "the primary cannot be handed over");
-            return Ok(Err(postmaster));
+            return Ok(Err((postmaster, format!("{error}; nothing has changed"))));
         }
-        Err(_) => return Ok(Err(postmaster)),
+        Err(_) => {
+            let seconds = drain.as_secs();
+            let why = format!("clients' transactions did not end within {seconds} s; nothing has changed");
+            return Ok(Err((postmaster, why)));
+        }
     }
     let stopped = postmaster.stop(StopMode::Fast, spec.limits.stop_timeout).await;
     stopped.map(Ok).map_err(ClusterError::node(&node.name))

@@ -26,6 +26,11 @@ impl Asked {
         Ok(Self { name: node.name.to_string(), params, connection: None, answer_max })
     }
 
+    pub(crate) fn in_database(mut self, database: &str) -> Self {
+        self.params = self.params.to_database(database);
+        self
+    }
+
     /// Host and port.
     pub(crate) fn place(&self) -> (String, u16) {
         (self.params.host.clone(), self.params.port)

@@ -188,8 +188,10 @@ impl Case<'_> {
             .filter(|(name, view)| **name != self.intent.primary && member(name, view))
             .map(|(name, _)| name.clone())
             .collect();
-        if members.is_empty() && strict && !self.intent.promise.is_none() {
-            return self.intent.promise.clone();
+        let replicas = self.observed.nodes.keys().filter(|name| **name != self.intent.primary);
+        if strict && members.len() < quorum.min(replicas.clone().count()) {
+            // commits wait until enough of them are back
+            return Promise::new(replicas.cloned().collect(), quorum);
         }
         Promise::new(members, quorum)
     }
@@ -313,13 +315,13 @@ impl Case<'_> {
         let streaming =
             self.observed.nodes.iter().filter(|(n, v)| **n != self.intent.primary && v.absent_since.is_none()).count();
         let needed = quorum.min(replicas);
+        let wanted = self.wanted_promise(primary);
         if streaming >= needed {
             return plan;
         }
-        let waits = !self.wanted_promise(primary).is_none();
-        let sentence = match (waits, streaming) {
-            (true, _) => format!("commits wait for {needed} of the replicas, and {streaming} receive its log"),
-            (false, _) => "accepts writes; no replica has them yet".to_owned(),
+        let sentence = match wanted.quorum {
+            0 => "accepts writes; no replica has them yet".to_owned(),
+            quorum => format!("commits wait for {quorum} of the replicas, and {streaming} receive its log"),
         };
         NodePlan { sentence, ..plan }.trouble(
             Severity::Warning,
@@ -525,7 +527,9 @@ impl Case<'_> {
 
 /// Whether slots for decoding that outlive their session are on the primary and not here.
 fn missing_logical(primary: &[Slot], own: &[Slot]) -> bool {
-    primary.iter().any(|slot| slot.is_kept_logical() && !own.iter().any(|other| other.name == slot.name))
+    primary
+        .iter()
+        .any(|slot| slot.is_kept_logical() && !own.iter().any(|other| other.name == slot.name && !other.is_lost()))
 }
 
 /// Deleting is only for what surely never was more than a replica.
@@ -588,6 +592,8 @@ fn unusable(data: &DataState, name: &NodeName) -> NodePlan {
     NodePlan::wait(what).trouble(Severity::Critical, what_to_do)
 }
 
+#[cfg(test)]
+mod failover;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

@@ -36,7 +36,12 @@ struct Candidate<'a> {
 fn candidate<'a>(name: &'a NodeName, view: &'a NodeView, intent: &Intent) -> Option<Candidate<'a>> {
     let fits = |server: &&ServerState| server.in_recovery && intent.system_id == Some(server.system_id);
     let server = view.server.as_ref().filter(fits).filter(|_| *name != intent.primary && view.busy.is_none())?;
-    let received = server.received_lsn.unwrap_or(Lsn::INVALID).max(server.lsn);
+    // one that was started again still reads its own log: it has more than it has replayed, nobody knows how much
+    let received = match &intent.wish {
+        Some(Wish::Failover { .. }) => server.received_lsn.unwrap_or(server.lsn),
+        Some(Wish::Switchover { .. }) | None => server.received_lsn?,
+    }
+    .max(server.lsn);
     Some(Candidate { name, timeline: server.timeline, received })
 }
 
@@ -86,7 +91,7 @@ pub fn elect(observed: &Observed, intent: &Intent) -> Election {
     let node = best.name.clone();
     if promised {
         return match promise.still_to_see(&seen) {
-            0 => Election::Elected { node, missing: None },
+            0 => Election::Elected { node, missing },
             more => Election::No(format!(
                 "{more} more of {} must answer to be sure that no commit is lost",
                 list(&promise.members)
@@ -94,6 +99,9 @@ pub fn elect(observed: &Observed, intent: &Intent) -> Election {
         };
     }
     match intent.policy.durability {
+        Durability::Asynchronous { .. } if observed.primary_lsn.is_none() => {
+            Election::No(format!("how much of the log {node} lacks is not known"))
+        }
         Durability::Asynchronous { loss_max } if missing.unwrap_or(0) <= loss_max => {
             Election::Elected { node, missing }
         }

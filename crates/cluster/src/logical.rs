@@ -2,9 +2,11 @@
 //!
 //! Invariant: a replica's slot is never ahead of the primary's, so nothing that its user has not confirmed is passed over.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use futures::future::join_all;
 use millrace_base::Lsn;
 use millrace_contract::status::NodeRole;
 use millrace_pg::{
@@ -26,22 +28,45 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// What is to be done with a replica's slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
-    Advance(String, Lsn),
-    /// The primary has none of this name any more.
+    /// In this database: before PostgreSQL 17 a slot moves only from within its own.
+    Advance { slot: String, database: String, to: Lsn },
+    /// A logical one that the primary had and has no more; a physical one from when this node was the primary, which
+    /// would keep log and old rows for nobody.
     Drop(String),
 }
 
-/// From the primary's slots and a replica's, which has replayed to `replayed`.
-fn steps(primary: &[Slot], replica: &[Slot], replayed: Lsn) -> Vec<Step> {
-    let logical = replica.iter().filter(|slot| slot.slot_type == "logical");
-    let step = |slot: &Slot| match primary.iter().find(|other| other.name == slot.name) {
-        None => Some(Step::Drop(slot.name.clone())),
-        Some(other) => {
-            let to = other.confirmed_flush_lsn?.min(replayed);
-            (to > slot.confirmed_flush_lsn?).then(|| Step::Advance(slot.name.clone(), to))
+/// From the primary's slots and a replica's, which has replayed to `replayed`. `known`: slots that this primary has had.
+fn steps(primary: &[Slot], known: &BTreeSet<String>, replica: &[Slot], replayed: Lsn) -> Vec<Step> {
+    let step = |slot: &Slot| {
+        if slot.slot_type == "physical" {
+            return (!slot.active && slot.name.starts_with("node_")).then(|| Step::Drop(slot.name.clone()));
         }
+        let Some(other) = primary.iter().find(|other| other.name == slot.name) else {
+            return known.contains(&slot.name).then(|| Step::Drop(slot.name.clone()));
+        };
+        let to = other.confirmed_flush_lsn?.min(replayed);
+        let database = slot.database.clone()?;
+        (to > slot.confirmed_flush_lsn?).then(|| Step::Advance { slot: slot.name.clone(), database, to })
     };
-    logical.filter_map(step).collect()
+    replica.iter().filter_map(step).collect()
+}
+
+/// Connections by node and database.
+struct Nodes<'a> {
+    spec: &'a ClusterSpec,
+    asked: BTreeMap<(String, String), Asked>,
+}
+
+impl Nodes<'_> {
+    fn of(&mut self, name: &str, database: &str) -> Result<Option<&mut Asked>, ClusterError> {
+        let Some(node) = self.spec.nodes.iter().find(|node| node.name.as_str() == name) else { return Ok(None) };
+        let key = (name.to_owned(), database.to_owned());
+        if !self.asked.contains_key(&key) {
+            let asked = Asked::new(self.spec, node, "millrace slots", ANSWER_MAX)?.in_database(database);
+            self.asked.insert(key.clone(), asked);
+        }
+        Ok(self.asked.get_mut(&key))
+    }
 }
 
 /// Follows the primary's slots until `token` is cancelled.
@@ -53,8 +78,9 @@ pub async fn follow(
     status: watch::Receiver<ClusterStatus>,
     token: CancellationToken,
 ) -> Result<(), ClusterError> {
-    let asked = |node| Asked::new(spec, node, "millrace slots", ANSWER_MAX);
-    let mut nodes = spec.nodes.iter().map(asked).collect::<Result<Vec<_>, _>>()?;
+    let mut nodes = Nodes { spec, asked: BTreeMap::new() };
+    let mut known: (String, BTreeSet<String>) = Default::default();
+    let mut told: BTreeMap<String, String> = BTreeMap::new();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -69,7 +95,7 @@ pub async fn follow(
             (of(NodeRole::Primary).next().filter(|_| status.primary_ready), of(NodeRole::Replica).collect::<Vec<_>>())
         };
         let Some(primary) = primary else { continue };
-        let Some(asked) = nodes.iter_mut().find(|node| node.name == primary) else { continue };
+        let Some(asked) = nodes.of(&primary, "postgres")? else { continue };
         let slots = match asked.ask(async |client| catalog::slots(client).await).await {
             Ok(slots) => slots,
             Err(error) => {
@@ -77,31 +103,57 @@ pub async fn follow(
                 continue;
             }
         };
-        let slots = &slots;
-        join_all(nodes.iter_mut().filter(|node| replicas.contains(&node.name)).map(|node| async move {
-            if let Err(error) = keep_up(node, slots).await {
-                tracing::debug!(%error, node = node.name, "a replica's slots do not keep up");
+        if known.0 != primary {
+            known = (primary, BTreeSet::new());
+        }
+        known.1.extend(slots.iter().map(|slot| slot.name.clone()));
+        for replica in replicas {
+            let said = match keep_up(&mut nodes, &replica, &slots, &known.1).await? {
+                Ok(()) => String::new(),
+                Err(error) => error.to_string(),
+            };
+            // what does not change is said once
+            if !said.is_empty() && told.get(&replica) != Some(&said) {
+                tracing::warn!(node = replica, error = said, "a replica's slots do not keep up");
             }
-        }))
-        .await;
+            told.insert(replica, said);
+        }
     }
 }
 
-async fn keep_up(node: &mut Asked, primary: &[Slot]) -> Result<(), PgError> {
-    node.ask(async |client| {
-        let state = catalog::server_state(client).await?;
-        if !state.in_recovery {
-            return Ok(());
+async fn keep_up(
+    nodes: &mut Nodes<'_>,
+    replica: &str,
+    primary: &[Slot],
+    known: &BTreeSet<String>,
+) -> Result<Result<(), PgError>, ClusterError> {
+    let Some(asked) = nodes.of(replica, "postgres")? else { return Ok(Ok(())) };
+    let state =
+        asked.ask(async |client| Ok((catalog::server_state(client).await?, catalog::slots(client).await?))).await;
+    let (state, slots) = match state {
+        Ok(state) => state,
+        // it is away: the status says so
+        Err(_) => return Ok(Ok(())),
+    };
+    if !state.in_recovery {
+        return Ok(Ok(()));
+    }
+    for step in steps(primary, known, &slots, state.lsn) {
+        let done = match &step {
+            Step::Advance { slot, database, to } => match nodes.of(replica, database)? {
+                Some(asked) => asked.ask(async |client| catalog::advance_slot(client, slot, *to).await).await,
+                None => Ok(()),
+            },
+            Step::Drop(slot) => match nodes.of(replica, "postgres")? {
+                Some(asked) => asked.ask(async |client| catalog::drop_slot(client, slot).await).await,
+                None => Ok(()),
+            },
+        };
+        if done.is_err() {
+            return Ok(done);
         }
-        for step in steps(primary, &catalog::slots(client).await?, state.lsn) {
-            match step {
-                Step::Advance(name, to) => catalog::advance_slot(client, &name, to).await?,
-                Step::Drop(name) => catalog::drop_slot(client, &name).await?,
-            }
-        }
-        Ok(())
-    })
-    .await
+    }
+    Ok(Ok(()))
 }
 
 #[cfg(test)]
@@ -113,7 +165,7 @@ mod tests {
         let slot = |name: &str, confirmed| Slot {
             name: name.into(),
             slot_type: "logical".into(),
-            database: None,
+            database: Some("d".into()),
             temporary: false,
             active: false,
             active_pid: None,
@@ -123,13 +175,18 @@ mod tests {
             safe_wal_bytes: None,
             wal_status: None,
         };
-        let of = |primary, own, replayed| steps(&[slot("a", primary)], &[slot("a", own)], Lsn(replayed));
-        assert_eq!(of(10, 5, 20), [Step::Advance("a".into(), Lsn(10))]);
-        assert_eq!(of(10, 5, 7), [Step::Advance("a".into(), Lsn(7))]);
+        let known: BTreeSet<String> = ["a".to_owned()].into();
+        let of = |primary, own, replayed| steps(&[slot("a", primary)], &known, &[slot("a", own)], Lsn(replayed));
+        let advance = |to| vec![Step::Advance { slot: "a".into(), database: "d".into(), to: Lsn(to) }];
+        assert_eq!(of(10, 5, 20), advance(10));
+        assert_eq!(of(10, 5, 7), advance(7));
         assert_eq!(of(10, 10, 20), []);
         assert_eq!(of(10, 12, 20), []);
-        assert_eq!(steps(&[], &[slot("a", 1)], Lsn(9)), [Step::Drop("a".into())]);
-        let physical = Slot { slot_type: "physical".into(), ..slot("b", 1) };
-        assert_eq!(steps(&[], &[physical], Lsn(9)), []);
+        assert_eq!(steps(&[], &known, &[slot("a", 1)], Lsn(9)), [Step::Drop("a".into())]);
+        // a primary that never had it may have been elected without it: the last one is kept
+        assert_eq!(steps(&[], &BTreeSet::new(), &[slot("a", 1)], Lsn(9)), []);
+        let physical = Slot { slot_type: "physical".into(), ..slot("node_b", 1) };
+        assert_eq!(steps(&[], &known, std::slice::from_ref(&physical), Lsn(9)), [Step::Drop("node_b".into())]);
+        assert_eq!(steps(&[], &known, &[Slot { active: true, ..physical }], Lsn(9)), []);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use millrace_base::{Backoff, Lsn};
 use millrace_pg::{
-    ConnectParams, Connection, Postmaster, ServerSpec, Setting,
+    ConnectParams, Connection, PgError, Postmaster, ServerSpec, Setting,
     catalog::{self, ServerState, Slot, Standby},
 };
 use tokio::time::timeout;
@@ -23,8 +23,10 @@ use crate::{
 const RECONNECT: Duration = Duration::from_secs(2);
 /// For a replica that has been silent: everyone else is asked in the same turn.
 const SHORT: Duration = Duration::from_millis(500);
-/// Until every process of a server has taken a new setting for sure.
+/// Until every process of a server that serves has taken a new setting for sure.
 const IN_FORCE: Duration = Duration::from_secs(2);
+/// SQLSTATE `cannot_connect_now`: it starts, recovers or stops.
+const CANNOT_CONNECT_NOW: &str = "57P03";
 
 /// What the supervisor holds of a node between cycles.
 #[derive(Debug)]
@@ -39,7 +41,9 @@ pub(crate) struct Node {
     pub(crate) ready: bool,
     pub(crate) connection: Option<Connection>,
     pub(crate) connected: Duration,
-    pub(crate) silent_since: Option<Duration>,
+    silent_since: Option<Duration>,
+    /// In a row.
+    probes_failed: u32,
     pub(crate) absent_since: Option<Duration>,
     pub(crate) follows: Option<NodeName>,
     /// As it answered last.
@@ -57,9 +61,18 @@ pub(crate) struct Node {
 #[derive(Debug)]
 struct InForce {
     text: String,
+    /// The server has been told something since.
+    stale: bool,
     since: Duration,
+    /// Commits begin to wait when the checkpointer has taken the setting, which it does before a checkpoint it is asked
+    /// for, but not during one: not before one has been written.
+    checkpointed: bool,
     /// The end of the log once it was in force for sure.
     noted: Option<Lsn>,
+}
+
+fn is_an_answer(error: &PgError) -> bool {
+    matches!(error, PgError::Tls { .. }) || error.sqlstate().is_some_and(|state| state != CANNOT_CONNECT_NOW)
 }
 
 impl Node {
@@ -75,6 +88,7 @@ impl Node {
             connection: None,
             connected: Duration::ZERO,
             silent_since: None,
+            probes_failed: 0,
             absent_since: Some(Duration::ZERO),
             follows: None,
             slots: None,
@@ -93,6 +107,11 @@ impl Node {
             (None, Some(_)) => ProcessState::None,
             (None, None) => self.server.running_pid().map_or(ProcessState::None, |pid| ProcessState::Unadopted { pid }),
         }
+    }
+
+    /// Since when it has been silent. One probe that failed proves nothing: this process may have been stopped itself.
+    pub(crate) fn silent_since(&self) -> Option<Duration> {
+        self.silent_since.filter(|_| !self.ready || self.probes_failed > 1)
     }
 
     /// The server with what its commits wait for.
@@ -134,6 +153,7 @@ impl Node {
         match observe::ask(&mut self.connection, &self.params, patience).await {
             Ok(state) => {
                 self.silent_since = None;
+                self.probes_failed = 0;
                 if let Some(connection) = &self.connection {
                     self.slots = match timeout(patience, catalog::slots(connection)).await {
                         Ok(Ok(slots)) => Some(slots),
@@ -144,8 +164,16 @@ impl Node {
                 self.not_streaming_since = waits.then(|| self.not_streaming_since.unwrap_or(now));
                 Some(state)
             }
+            // it is there, and says why it cannot be asked: killing it would not help
+            Err(error) if is_an_answer(&error) => {
+                self.silent_since = None;
+                self.probes_failed = 0;
+                tracing::warn!(%error, "a server answers, and cannot be asked");
+                None
+            }
             Err(error) => {
                 self.silent_since = Some(self.silent_since.unwrap_or(now));
+                self.probes_failed += 1;
                 tracing::debug!(%error, "a server does not answer");
                 None
             }
@@ -155,11 +183,19 @@ impl Node {
     /// Whether what this primary acknowledged before its present setting is on a quorum of its members.
     pub(crate) fn arrived(&mut self, now: Duration, server: &ServerState, standbys: &[Standby]) -> bool {
         let text = &server.synchronous_standby_names;
-        if self.setting.as_ref().is_none_or(|setting| setting.text != *text) {
-            self.setting = Some(InForce { text: text.clone(), since: now, noted: None });
+        if self.setting.as_ref().is_none_or(|setting| setting.stale || setting.text != *text) {
+            // commits that wait already go on waiting
+            let waited = self.setting.as_ref().is_some_and(|before| before.checkpointed && !before.text.is_empty());
+            self.setting = Some(InForce {
+                text: text.clone(),
+                stale: false,
+                since: now,
+                checkpointed: waited || text.is_empty(),
+                noted: None,
+            });
         }
         let Some(setting) = &mut self.setting else { return false };
-        if setting.noted.is_none() && now.saturating_sub(setting.since) >= IN_FORCE {
+        if setting.noted.is_none() && setting.checkpointed && now.saturating_sub(setting.since) >= IN_FORCE {
             setting.noted = Some(server.lsn);
         }
         let Some(noted) = setting.noted else { return false };
@@ -170,10 +206,31 @@ impl Node {
             && self.promise.members.iter().filter(|name| has(name)).count() >= self.promise.quorum
     }
 
+    /// The setting that waits for a checkpoint to be in force for sure.
+    pub(crate) fn to_checkpoint(&self) -> Option<String> {
+        self.setting.as_ref().filter(|setting| !setting.checkpointed).map(|setting| setting.text.clone())
+    }
+
+    /// A checkpoint that was asked for under this setting has been written.
+    pub(crate) fn checkpointed(&mut self, text: &str, now: Duration) {
+        if let Some(setting) = self.setting.as_mut().filter(|setting| setting.text == text) {
+            (setting.checkpointed, setting.since) = (true, now);
+        }
+    }
+
+    /// It has been told something else to wait for.
+    pub(crate) fn told(&mut self, promise: Promise) {
+        self.promise = promise;
+        if let Some(setting) = &mut self.setting {
+            setting.stale = true;
+        }
+    }
+
     /// Nothing that was known of its server holds any more.
     pub(crate) fn forget(&mut self) {
         self.connection = None;
         self.silent_since = None;
+        self.probes_failed = 0;
         self.setting = None;
         self.slots = None;
     }

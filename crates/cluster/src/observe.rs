@@ -44,6 +44,9 @@ pub fn data_state(server: &ServerSpec) -> DataState {
     if version != server.binaries.major().to_string() {
         return DataState::OtherVersion { found: version.to_owned() };
     }
+    if server.folder.join(REWIND_MARK).exists() {
+        return DataState::Damaged { why: "it was being rewound, and that did not end".to_owned(), standby };
+    }
     match control_file::read(&data) {
         Ok(control) => DataState::Whole { system_id: control.system_id, standby },
         Err(ServerError::Damaged { line, .. }) => DataState::Damaged { why: line, standby },

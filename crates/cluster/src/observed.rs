@@ -6,7 +6,7 @@ use millrace_base::Lsn;
 use millrace_pg::catalog::{ServerState, Slot};
 use serde::{Deserialize, Serialize};
 
-use crate::{promise::Promise, spec::NodeName};
+use crate::{plan::Change, promise::Promise, spec::NodeName};
 
 /// What a data directory is, by its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,4 +180,37 @@ pub struct Intent {
     pub paused: bool,
     pub wish: Option<Wish>,
     pub policy: Policy,
+}
+
+impl Intent {
+    /// What is wanted once `change` has been recorded.
+    pub(crate) fn after(&self, change: &Change) -> Self {
+        let mut intent = self.clone();
+        match change {
+            Change::Elect { node, .. } => {
+                intent.primary = node.clone();
+                intent.promoting = true;
+                // what was promised holds until the elected one accepts writes
+                intent.wish = None;
+            }
+            Change::Promoted => {
+                intent.promoting = false;
+                // it surely has everything; of the others nobody knows
+                intent.promise = Promise::none();
+            }
+            Change::Promise(promise) => intent.promise = promise.clone(),
+            Change::GiveUp(_) => intent.wish = None,
+        }
+        intent
+    }
+
+    /// What commits on `elected` are to wait for from the first on: those that answer besides it.
+    pub(crate) fn first_promise(&self, elected: &NodeName, observed: &Observed) -> Promise {
+        let Durability::Quorum { quorum, strict } = self.policy.durability else { return Promise::none() };
+        let answers = |(name, view): (&NodeName, &NodeView)| {
+            let there = *name != self.primary && view.server.is_some();
+            (name != elected && (strict || there)).then(|| name.clone())
+        };
+        Promise::new(observed.nodes.iter().filter_map(answers).collect(), quorum)
+    }
 }

@@ -63,6 +63,18 @@ impl Promise {
         format!("ANY {} ({})", self.quorum, names.join(", "))
     }
 
+    /// What a setting makes commits wait for; whatever the platform would not have written counts as nothing.
+    #[must_use]
+    pub fn parse(setting: &str) -> Self {
+        let parsed = || {
+            let (quorum, names) = setting.strip_prefix("ANY ")?.strip_suffix(')')?.split_once(" (")?;
+            let name = |quoted: &str| Some(NodeName::new(quoted.strip_prefix('"')?.strip_suffix('"')?));
+            let promise = Self::new(names.split(", ").map(name).collect::<Option<_>>()?, quorum.parse().ok()?);
+            (promise.setting() == setting).then_some(promise)
+        };
+        parsed().unwrap_or_default()
+    }
+
     /// How many more members must be seen, besides those of `seen`, before the most advanced of all is sure to have
     /// every acknowledged commit: any `quorum` of the members and those seen must have one in common.
     #[must_use]
@@ -89,6 +101,11 @@ impl Promise {
 /// force, and what was acknowledged before it was is on `quorum` of its members.
 #[must_use]
 pub fn step(recorded: &Promise, setting: &str, wanted: &Promise, arrived: bool) -> PromiseStep {
+    let in_force = Promise::parse(setting);
+    if !recorded.follows_from(&in_force) {
+        // told by someone else: the record must not claim more
+        return PromiseStep::Record(recorded.common(&in_force));
+    }
     if setting != wanted.setting() {
         return match recorded.follows_from(wanted) {
             true => PromiseStep::Set(wanted.clone()),
@@ -98,9 +115,7 @@ pub fn step(recorded: &Promise, setting: &str, wanted: &Promise, arrived: bool) 
     match (recorded == wanted, arrived) {
         (true, _) => PromiseStep::Kept,
         (false, true) => PromiseStep::Record(wanted.clone()),
-        (false, false) if recorded.follows_from(wanted) => PromiseStep::CatchingUp,
-        // told by someone else: the record must not claim more
-        (false, false) => PromiseStep::Record(recorded.common(wanted)),
+        (false, false) => PromiseStep::CatchingUp,
     }
 }
 
@@ -119,6 +134,12 @@ mod tests {
         assert_eq!(of(&["b", "c"], 1).setting(), "ANY 1 (\"b\", \"c\")");
         assert_eq!(of(&["b"], 2).setting(), "ANY 1 (\"b\")");
         assert_eq!(Promise::none().setting(), "");
+        for promise in [of(&["b", "c"], 1), of(&["b", "c"], 2), Promise::none()] {
+            assert_eq!(Promise::parse(&promise.setting()), promise);
+        }
+        for other in ["*", "b", "FIRST 1 (b)", "ANY 1 (b)", "ANY 1 (\"b\"", "ANY 3 (\"b\")"] {
+            assert_eq!(Promise::parse(other), Promise::none(), "{other}");
+        }
     }
 
     #[test]
@@ -143,6 +164,10 @@ mod tests {
         // and comes back
         assert_eq!(step(&one, &one.setting(), &both, true), PromiseStep::Record(both.clone()));
         assert_eq!(step(&both, &one.setting(), &both, true), PromiseStep::Set(both.clone()));
+        // someone else has told the primary something
+        assert_eq!(step(&both, "", &both, true), PromiseStep::Record(Promise::none()));
+        assert_eq!(step(&both, "ANY 1 (\"d\")", &both, true), PromiseStep::Record(of(&["b", "c", "d"], 1)));
+        assert_eq!(step(&Promise::none(), "b", &both, true), PromiseStep::Set(both.clone()));
         // nothing is promised any more, and again
         assert_eq!(step(&one, &one.setting(), &Promise::none(), true), PromiseStep::Record(Promise::none()));
         assert_eq!(step(&Promise::none(), "", &one, false), PromiseStep::Set(one.clone()));

@@ -138,7 +138,9 @@ async fn round(
         Ok((state, _)) if state.in_recovery || state.timeline != timeline => return None,
         Ok((state, standbys)) => {
             rounds.note(begun, state.lsn);
-            kept(promise, state.lsn, &standbys)
+            // the record may be about to say what the setting says, or still say what an earlier one did
+            let in_force = Promise::parse(&state.synchronous_standby_names);
+            kept(promise, state.lsn, &standbys).min(kept(&in_force, state.lsn, &standbys))
         }
         Err(error) => {
             tracing::debug!(%error, node = name, "the primary does not tell its position");

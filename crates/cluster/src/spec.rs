@@ -136,7 +136,7 @@ pub struct ClusterSpec {
 }
 
 /// Settings that the platform's own working rests on.
-const RESERVED: [&str; 17] = [
+const RESERVED: [&str; 18] = [
     "listen_addresses",
     "port",
     "unix_socket_directories",
@@ -154,6 +154,7 @@ const RESERVED: [&str; 17] = [
     "fsync",
     "full_page_writes",
     "synchronous_standby_names",
+    "synchronous_commit",
 ];
 
 impl ClusterSpec {

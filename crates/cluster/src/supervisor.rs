@@ -41,6 +41,9 @@ const SOON: Duration = Duration::from_millis(50);
 const VERY_SOON: Duration = Duration::from_millis(10);
 /// A switchover waits this long for clients' transactions to end.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+const CHECKPOINT_MAX: Duration = Duration::from_secs(60);
+/// SQLSTATE `object_not_in_prerequisite_state`.
+const NOT_IN_RECOVERY: &str = "55000";
 /// For how long that is, after a start or the loss of the upstream.
 const SETTLING: Duration = Duration::from_secs(10);
 
@@ -62,6 +65,8 @@ pub struct Supervisor {
     /// Since when there has been no primary that accepts writes; kept for the record.
     without_primary_since: Option<Duration>,
     orders: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
+    /// One is being written to see a setting in force.
+    checkpointing: bool,
     /// Who waits for the wish to come true.
     wisher: Option<oneshot::Sender<Reply>>,
     status: watch::Sender<ClusterStatus>,
@@ -84,8 +89,14 @@ enum Event {
     },
     /// The primary has written a checkpoint for the switchover to this node.
     Prepared {
+        from: NodeName,
         to: NodeName,
         result: Result<(), ClusterError>,
+    },
+    /// One has been written under this setting; `None`: it failed.
+    Checkpointed {
+        node: NodeName,
+        setting: Option<String>,
     },
 }
 
@@ -100,7 +111,7 @@ enum Done {
     Rewound,
     HandedOver,
     /// It runs on: clients' transactions did not end.
-    NotHandedOver(Postmaster),
+    NotHandedOver(Postmaster, String),
     Cancelled,
 }
 
@@ -151,6 +162,7 @@ impl Supervisor {
             arrived: false,
             without_primary_since: None,
             orders: mpsc::channel(16),
+            checkpointing: false,
             wisher: None,
             status: sender,
             events: mpsc::channel(256),
@@ -303,7 +315,7 @@ impl Supervisor {
                 may_write: node.pid.is_some() || node.server.has_processes(),
                 server: answers.and_then(|answers| answers.get(name)).cloned(),
                 slots: node.slots.clone(),
-                silent_since: node.silent_since,
+                silent_since: node.silent_since(),
                 not_streaming_since: if *name == primary { None } else { node.not_streaming_since },
                 absent_since: node.absent_since,
                 follows: node.follows.clone(),
@@ -324,6 +336,7 @@ impl Supervisor {
 
     async fn observe(&mut self) -> Observed {
         let now = self.clock.monotonic();
+        self.arrived = false;
         let (limits, primary) = (&self.spec.limits, &self.intent.primary);
         let asked = self
             .nodes
@@ -354,6 +367,9 @@ impl Supervisor {
         };
         let slots = node.slots.clone()?;
         self.arrived = node.arrived(now, server, &standbys);
+        if let Some(setting) = node.to_checkpoint().filter(|_| !self.checkpointing) {
+            self.checkpoint(setting);
+        }
         for (name, node) in &mut self.nodes {
             let receives = standbys.iter().any(|s| s.application_name == name.as_str() && s.state == "streaming");
             node.absent_since = if receives { None } else { Some(node.absent_since.unwrap_or(now)) };
@@ -364,27 +380,8 @@ impl Supervisor {
     /// Records a change, then lets it be true. Returns whether that was possible.
     fn change(&mut self, change: Change, observed: &Observed) -> bool {
         let now = self.clock.monotonic();
-        let mut intent = self.intent.clone();
-        let mut term = self.term;
-        match &change {
-            Change::Elect { node, .. } => {
-                intent.primary = node.clone();
-                intent.promoting = true;
-                // what was promised holds until the elected one accepts writes
-                intent.wish = None;
-                term += 1;
-            }
-            Change::Promoted => {
-                intent.promoting = false;
-                // it surely has everything; of the others nobody knows
-                intent.promise = Promise::none();
-            }
-            Change::Promise(promise) => intent.promise = promise.clone(),
-            Change::GiveUp(_) => {
-                intent.wish = None;
-                self.handed_over = None;
-            }
-        }
+        let intent = self.intent.after(&change);
+        let term = if matches!(change, Change::Elect { .. }) { self.term + 1 } else { self.term };
         if let Err(error) = self.keep_record_of(&intent, term) {
             tracing::error!(%error, "what was decided cannot be recorded, and is not done");
             return false;
@@ -398,19 +395,13 @@ impl Supervisor {
                 self.handed_over = None;
                 self.arrived = false;
                 self.without_primary_since = Some(now);
-                let others = observed
-                    .nodes
-                    .iter()
-                    .filter(|(name, view)| **name != node && **name != before.primary && view.server.is_some());
-                let members = others.map(|(name, _)| name.clone()).collect();
+                let first = before.first_promise(&node, observed);
                 for other in self.nodes.values_mut() {
                     other.promise = Promise::none();
                     other.absent_since = Some(now);
                 }
-                if let Some(elected) = self.nodes.get_mut(&node)
-                    && let crate::Durability::Quorum { quorum, .. } = self.intent.policy.durability
-                {
-                    elected.promise = Promise::new(members, quorum);
+                if let Some(elected) = self.nodes.get_mut(&node) {
+                    elected.promise = first;
                 }
                 self.happened(Happening::Elected { from: before.primary, to: node, why, missing_bytes: missing });
             }
@@ -424,7 +415,10 @@ impl Supervisor {
                 self.answer(Ok(format!("{node} is the primary")));
             }
             Change::Promise(promise) => self.happened(Happening::Promise { setting: promise.setting() }),
-            Change::GiveUp(why) => self.answer(Err(why)),
+            Change::GiveUp(why) => {
+                self.handed_over = None;
+                self.answer(Err(why));
+            }
         }
         true
     }
@@ -456,10 +450,12 @@ impl Supervisor {
             },
             Order::Failover { to, reply } => {
                 let answers = observed.nodes.get(&to).is_some_and(|view| view.server.is_some());
-                if to == self.intent.primary || !answers || self.wisher.is_some() {
+                if to == self.intent.primary || !answers || self.intent.promoting {
                     drop(reply.send(Err(format!("{to} is no replica that answers, or a change is under way"))));
                     return;
                 }
+                // it does not wait for anything else
+                self.answer(Err(format!("an operator wants {to} to be the primary at once")));
                 self.wisher = Some(reply);
                 self.intent.wish = Some(Wish::Failover { to });
             }
@@ -476,6 +472,10 @@ impl Supervisor {
             Order::Reinit { node, reply } => {
                 if node == self.intent.primary || !self.nodes.contains_key(&node) {
                     drop(reply.send(Err(format!("{node} is no replica"))));
+                    return;
+                }
+                if observed.slots.is_none() || self.intent.promoting || self.intent.wish.is_some() {
+                    drop(reply.send(Err(format!("there is no primary that {node} could be copied from now"))));
                     return;
                 }
                 drop(reply.send(self.reinit(&node)));
@@ -508,6 +508,26 @@ impl Supervisor {
         }
     }
 
+    /// Sees a setting of the primary in force.
+    fn checkpoint(&mut self, setting: String) {
+        let name = self.intent.primary.clone();
+        let Some(node) = self.nodes.get(&name) else { return };
+        self.checkpointing = true;
+        let (params, events) = (node.params.clone(), self.events.0.clone());
+        self.tasks.spawn("checkpoint", async move {
+            let checkpoint = async {
+                let client = millrace_pg::connect(&params, DRAIN_MAX).await?;
+                catalog::checkpoint(&client).await
+            };
+            let setting = match timeout(CHECKPOINT_MAX, checkpoint).await {
+                Ok(Ok(())) => Some(setting),
+                Ok(Err(_)) | Err(_) => None,
+            };
+            let _gone = events.send(Event::Checkpointed { node: name, setting }).await;
+            Ok::<_, ClusterError>(())
+        });
+    }
+
     /// A checkpoint now makes the primary's shutdown short.
     fn prepare(&mut self, to: NodeName) {
         let Some(node) = self.nodes.get(&self.intent.primary) else { return };
@@ -517,9 +537,15 @@ impl Supervisor {
                 let client = millrace_pg::connect(&params, DRAIN_MAX).await?;
                 catalog::checkpoint(&client).await
             };
-            let result = checkpoint.await.map_err(ClusterError::sql(&name));
+            let result = match timeout(CHECKPOINT_MAX, checkpoint).await {
+                Ok(result) => result.map_err(ClusterError::sql(&name)),
+                Err(_) => Err(ClusterError::sql(&name)(millrace_pg::PgError::Timeout {
+                    address: name.to_string(),
+                    deadline: CHECKPOINT_MAX,
+                })),
+            };
             // no receiver: the supervisor is gone, and with it the interest
-            let _gone = events.send(Event::Prepared { to, result }).await;
+            let _gone = events.send(Event::Prepared { from: name, to, result }).await;
             Ok::<_, ClusterError>(())
         });
     }
@@ -624,9 +650,7 @@ impl Supervisor {
                 node.busy = Some(("is killed with everything it left".to_owned(), now));
                 node.forget();
                 // its end is no event of its own any more
-                node.postmaster = None;
-                let owner = name.clone();
-                let fencing = async move { server.fence().await.map_err(ClusterError::node(&owner)) };
+                let fencing = act::fence(name.clone(), server, node.postmaster.take());
                 self.step("fence", name, async { fencing.await.map(|()| Done::Fenced) }, false);
                 Ok(())
             }
@@ -658,7 +682,7 @@ impl Supervisor {
                 let handing = async {
                     Ok(match handing.await? {
                         Ok(_exit) => Done::HandedOver,
-                        Err(postmaster) => Done::NotHandedOver(postmaster),
+                        Err((postmaster, why)) => Done::NotHandedOver(postmaster, why),
                     })
                 };
                 self.step("switchover", name, handing, false);
@@ -677,7 +701,12 @@ impl Supervisor {
                     postmaster.reload();
                 }
                 if let Some(connection) = &node.connection {
-                    ask_for(name, spec.limits.probe_timeout, catalog::begin_promotion(connection)).await?;
+                    let promotion = catalog::begin_promotion(connection);
+                    match ask_for(name, spec.limits.probe_timeout, promotion).await {
+                        // it has become one meanwhile
+                        Err(ClusterError::Sql { source, .. }) if source.sqlstate() == Some(NOT_IN_RECOVERY) => {}
+                        asked => asked?,
+                    }
                 }
                 Ok(())
             }
@@ -691,11 +720,15 @@ impl Supervisor {
                 Ok(())
             }
             Action::SetPromise(promise) => {
-                node.promise = promise.clone();
+                node.told(promise.clone());
                 if node.configured().configure(None).map_err(ClusterError::node(name))?
                     && let Some(postmaster) = &node.postmaster
                 {
                     postmaster.reload();
+                } else if let Some(connection) = &node.connection {
+                    // the file says so already: someone has said otherwise by ALTER SYSTEM
+                    let reset = catalog::reset_setting(connection, "synchronous_standby_names");
+                    ask_for(name, spec.limits.probe_timeout, reset).await?;
                 }
                 Ok(())
             }
@@ -761,7 +794,19 @@ impl Supervisor {
     async fn take(&mut self, event: Event) -> Result<(), ClusterError> {
         match event {
             Event::Exited { node, pid } => self.exited(&node, pid).await,
-            Event::Prepared { to, result } => match result {
+            Event::Checkpointed { node, setting } => {
+                self.checkpointing = false;
+                let now = self.clock.monotonic();
+                if let (Some(setting), Some(node)) = (setting, self.nodes.get_mut(&node)) {
+                    node.checkpointed(&setting, now);
+                }
+            }
+            // who asked has given up, or something else came in between
+            Event::Prepared { .. } if self.wisher.as_ref().is_none_or(oneshot::Sender::is_closed) => self.wisher = None,
+            Event::Prepared { from, .. } if from != self.intent.primary || self.intent.promoting => {
+                self.answer(Err(format!("{from} is not the primary any more")));
+            }
+            Event::Prepared { to, result, .. } => match result {
                 Ok(()) if self.intent.goal == Goal::Run => self.intent.wish = Some(Wish::Switchover { to }),
                 Ok(()) => self.answer(Err("the cluster stops".to_owned())),
                 Err(error) => self.answer(Err(error.to_string())),
@@ -784,7 +829,7 @@ impl Supervisor {
                         self.record(
                             &name,
                             FailureKind::Crashed,
-                            "the server was killed, because it hung".to_owned(),
+                            "the server was killed, so that another can take its place".to_owned(),
                             None,
                         );
                     }
@@ -794,14 +839,20 @@ impl Supervisor {
                         self.handed_over =
                             control.filter(|control| control.shut_down).map(|control| control.checkpoint);
                     }
-                    Ok(Done::NotHandedOver(postmaster)) => {
-                        node.pid = Some(postmaster.pid());
-                        node.postmaster = Some(postmaster);
+                    Ok(Done::NotHandedOver(postmaster, why)) => {
+                        if postmaster.is_running() {
+                            node.pid = Some(postmaster.pid());
+                            node.postmaster = Some(postmaster);
+                        } else {
+                            self.record(
+                                &name,
+                                FailureKind::Crashed,
+                                "the server ended while it handed over".into(),
+                                None,
+                            );
+                        }
                         self.intent.wish = None;
-                        let seconds = DRAIN_MAX.as_secs();
-                        self.answer(Err(format!(
-                            "clients' transactions did not end within {seconds} s; nothing has changed"
-                        )));
+                        self.answer(Err(why));
                     }
                     Ok(Done::Cancelled) => {}
                     Err(error) => self.failed(&name, &error),

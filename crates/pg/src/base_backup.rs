@@ -68,8 +68,8 @@ impl ServerSpec {
     /// hold the upstream's slot.
     pub fn end_copies(&self) {
         for process in process_table::working_in(&self.folder) {
-            if process.program == "pg_basebackup" {
-                tracing::info!(pid = process.pid, "ending a base backup left by an earlier supervisor");
+            if matches!(&*process.program, "pg_basebackup" | "pg_rewind") {
+                tracing::info!(pid = process.pid, process.program, "ending a program left by an earlier supervisor");
                 process_table::signal(process.pid, Signal::KILL);
             }
         }

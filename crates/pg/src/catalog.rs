@@ -61,7 +61,9 @@ impl Slot {
     /// It is for decoding, outlives its session, and can still be used.
     #[must_use]
     pub fn is_kept_logical(&self) -> bool {
-        self.slot_type == "logical" && !self.temporary && !self.is_lost()
+        // one without a confirmed position is still being made
+        let made = self.confirmed_flush_lsn.is_some();
+        self.slot_type == "logical" && made && !self.temporary && !self.is_lost()
     }
 }
 
@@ -279,6 +281,25 @@ pub async fn advance_slot(client: &Client, name: &str, to: Lsn) -> Result<(), Pg
 pub async fn slot_file(client: &Client, name: &str) -> Result<Vec<u8>, PgError> {
     let row = client.query_one("SELECT pg_read_binary_file('pg_replslot/' || $1 || '/state')", &[&name]).await?;
     Ok(row.try_get(0)?)
+}
+
+/// The snapshots that decoding begins with, by the names of their files: a slot begins at one of them.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn logical_snapshots(client: &Client) -> Result<Vec<(String, Vec<u8>)>, PgError> {
+    all(client, include_str!("../sql/logical_snapshots.sql"), |row| Ok((row.try_get("name")?, row.try_get("bytes")?)))
+        .await
+}
+
+/// Takes back what was said of a setting by `ALTER SYSTEM`: the configuration file holds again.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn reset_setting(client: &Client, name: &str) -> Result<(), PgError> {
+    client.batch_execute(&format!("ALTER SYSTEM RESET \"{name}\"")).await?;
+    client.query_one("SELECT pg_reload_conf()", &[]).await?;
+    Ok(())
 }
 
 /// Drops a slot. That it does not exist is no error; that it is in use is.

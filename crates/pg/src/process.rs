@@ -135,6 +135,7 @@ impl ServerSpec {
             return Err(ServerError::AlreadyRunning { data_dir: data, pid });
         }
         self.end_orphans().await?;
+        self.end_copies();
 
         let log = OpenOptions::new()
             .append(true)

@@ -9,7 +9,11 @@ use std::{fs, os::unix::fs::DirBuilderExt};
 
 use millrace_base::{Lsn, files};
 
-use crate::{catalog::Slot, error::ServerError, server::ServerSpec};
+use crate::{
+    catalog::Slot,
+    error::ServerError,
+    server::{ServerSpec, remove},
+};
 
 /// Bytes of a file of the log, as initdb makes it.
 const SEGMENT: u64 = 16 << 20;
@@ -35,15 +39,31 @@ impl ServerSpec {
         if !slot.restart_lsn.is_some_and(|from| self.has_log_from(from)) {
             return Err(ServerError::NoLog { slot: slot.name.clone(), data_dir: self.data_dir() });
         }
-        let folder = self.data_dir().join("pg_replslot").join(&slot.name);
-        match fs::DirBuilder::new().mode(0o700).create(&folder) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(ServerError::io("make", folder)(error));
-            }
-            _ => self.run_as.own(&folder)?,
-        }
-        let path = folder.join("state");
+        let slots = self.data_dir().join("pg_replslot");
+        let (folder, making) = (slots.join(&slot.name), slots.join(format!("{}.tmp", slot.name)));
+        // whole or not at all: PostgreSQL removes what ends with .tmp, and refuses a slot without its file
+        remove(&making)?;
+        fs::DirBuilder::new().mode(0o700).create(&making).map_err(ServerError::io("make", &making))?;
+        self.run_as.own(&making)?;
+        let path = making.join("state");
         files::write_atomic(&path, file, 0o600).map_err(ServerError::io("write", &path))?;
-        self.run_as.own(&path)
+        self.run_as.own(&path)?;
+        remove(&folder)?;
+        fs::rename(&making, &folder).map_err(ServerError::io("rename", making))
+    }
+
+    /// Gives a stopped replica the snapshots that its slots begin with: without them decoding would begin later than
+    /// the slot, and pass over what lies between in silence.
+    ///
+    /// # Errors
+    /// If one cannot be written.
+    pub fn write_snapshots(&self, snapshots: &[(String, Vec<u8>)]) -> Result<(), ServerError> {
+        let folder = self.data_dir().join("pg_logical/snapshots");
+        for (name, bytes) in snapshots {
+            let path = folder.join(name);
+            files::write_atomic(&path, bytes, 0o600).map_err(ServerError::io("write", &path))?;
+            self.run_as.own(&path)?;
+        }
+        Ok(())
     }
 }

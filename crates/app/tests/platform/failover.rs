@@ -36,16 +36,19 @@ fn primary(platform: &Platform) -> (String, u32) {
 
 /// A failover loses nothing: every acknowledged commit is on a replica, and the replicas have capture's slot.
 fn safe(platform: &Platform) {
+    // there, and moved on with the primary's
+    let position = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'millrace'";
+    let reached = platform.sql("primary", position);
+    let there = format!("SELECT count(*) FROM ({position}) s WHERE confirmed_flush_lsn >= '{reached}'");
     let slots = |status: &serde_json::Value| {
         let nodes = status["nodes"].as_array().unwrap();
-        nodes.iter().filter(|n| n["role"] == "replica" && n["streaming"] == true).all(|n| {
-            let name = n["name"].as_str().unwrap();
-            platform
-                .try_sql(name, "SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'logical'")
-                .stdout
-                .trim()
-                == "1"
-        })
+        let streams = |n: &&serde_json::Value| n["role"] == "replica" && n["streaming"] == true;
+        let replicas: Vec<_> = nodes.iter().filter(streams).collect();
+        replicas.len() == 2
+            && replicas.iter().all(|n| {
+                let name = n["name"].as_str().unwrap();
+                platform.try_sql(name, &there).stdout.trim() == "1"
+            })
     };
     wait_until("a cluster that is safe", || {
         let cluster = platform.run(&["cluster", "status", "--json"]).json();

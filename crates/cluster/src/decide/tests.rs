@@ -292,7 +292,7 @@ proptest! {
             return Ok(());
         }
         // any commit that was acknowledged is on `quorum` members: however it was spread, the elected one has it
-        let begun = intent.promoting && !standby(&old.data);
+        let begun = intent.promoting && !matches!(old.data, DataState::Whole { standby: true, .. });
         let (members, quorum) = (&intent.promise.members, if begun { 0 } else { intent.promise.quorum });
         let ahead = members.iter().filter(|member| position(member).is_none_or(|other| Some(other) > elected)).count();
         prop_assert!(quorum == 0 || ahead < quorum, "{ahead} members may have what {node} has not");
@@ -343,7 +343,7 @@ fn healthy(is_primary: bool) -> NodeView {
             system_id: OURS,
             timeline: 1,
             lsn: Lsn(if is_primary { 100 } else { 90 }),
-            received_lsn: None,
+            received_lsn: (!is_primary).then_some(Lsn(90)),
             started_at: Micros(0),
             streaming: !is_primary,
             receiver_slot: None,
@@ -481,6 +481,11 @@ fn a_lost_primary_is_fenced_then_replaced() {
     };
     let said = "the server was killed by signal 9; b becomes the primary";
     assert_eq!(elected(|_, _| ()), ("b".into(), said.into()));
+    // started again: what it has beyond what it has replayed is not known
+    let restarted = |observed: &mut Observed, _: &mut Intent| {
+        view(observed, "b").server.as_mut().unwrap().received_lsn = None;
+    };
+    assert_eq!(elected(restarted).0, "None");
     let ahead = |observed: &mut Observed, _: &mut Intent| {
         view(observed, "c").server.as_mut().unwrap().received_lsn = Some(Lsn(91));
     };

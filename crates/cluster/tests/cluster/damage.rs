@@ -94,7 +94,7 @@ async fn slots_are_made_again_and_a_replica_left_behind_is_rebuilt() {
 async fn a_promoted_replica_is_stopped_kept_and_rebuilt() {
     let mut cluster = Cluster::start(&["a", "b"]).await;
     let replica = cluster.client("b").await;
-    assert!(millrace_pg::catalog::promote(&replica, LONG).await.unwrap());
+    millrace_pg::catalog::begin_promotion(&replica).await.unwrap();
     drop(replica);
     let folder = cluster.folder("b");
     cluster.until("the data kept aside", |_| !kept_aside(&folder).is_empty()).await;
