@@ -468,14 +468,14 @@ impl Case<'_> {
 
     /// A base backup, as soon as the primary can give one.
     fn rebuild(&self, view: &NodeView, discard: Discard, sentence: String) -> NodePlan {
-        self.from_primary(view, sentence, |from| Action::MakeReplica { from, discard })
+        self.by_the_primary(view, sentence, |from| Action::MakeReplica { from, discard })
     }
 
     fn rewind(&self, view: &NodeView, sentence: String) -> NodePlan {
-        self.from_primary(view, sentence, |from| Action::Rewind { from })
+        self.by_the_primary(view, sentence, |from| Action::Rewind { from })
     }
 
-    fn from_primary(&self, view: &NodeView, sentence: String, action: impl FnOnce(NodeName) -> Action) -> NodePlan {
+    fn by_the_primary(&self, view: &NodeView, sentence: String, action: impl FnOnce(NodeName) -> Action) -> NodePlan {
         let from = self.intent.primary.clone();
         let asked = self.primary_server().is_some() && self.observed.slots.is_some();
         let changes = self.intent.promoting || self.intent.wish.is_some();

@@ -20,7 +20,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    act,
     decide::{choose_primary, decide},
     error::ClusterError,
     history::{self, Event as Happening},
@@ -28,12 +27,15 @@ use crate::{
     observe,
     observed::{Failure, FailureKind, Goal, Intent, NodeView, Observed, Policy, ProcessState, Wish},
     operate::{Handle, Order, Reply},
-    plan::{Action, Change, Plan},
+    plan::{Change, Plan},
     promise::Promise,
     spec::{ClusterSpec, NodeName},
     state::{self, ClusterRecord},
     status::{self, ClusterStatus},
 };
+
+mod begin;
+mod orders;
 
 /// Looks between the regular ones, while something is about to change.
 const SOON: Duration = Duration::from_millis(50);
@@ -111,7 +113,7 @@ enum Done {
     Rewound,
     HandedOver,
     /// It runs on: clients' transactions did not end.
-    NotHandedOver(Postmaster, String),
+    NotHandedOver(Box<(Postmaster, String)>),
     Cancelled,
 }
 
@@ -429,144 +431,6 @@ impl Supervisor {
         }
     }
 
-    /// Tells whoever waits what became of the wish.
-    fn answer(&mut self, reply: Reply) {
-        if let Some(wisher) = self.wisher.take() {
-            // who asked may be gone
-            wisher.send(reply).ok();
-        }
-    }
-
-    /// Begins what an operator wants, or says why it cannot be.
-    fn obey(&mut self, order: Order, observed: &Observed) {
-        match order {
-            Order::Switchover { to, reply } => match self.heir(to, observed) {
-                Ok(to) => {
-                    self.wisher = Some(reply);
-                    self.prepare(to);
-                }
-                // who asked may be gone
-                Err(why) => drop(reply.send(Err(why))),
-            },
-            Order::Failover { to, reply } => {
-                let answers = observed.nodes.get(&to).is_some_and(|view| view.server.is_some());
-                if to == self.intent.primary || !answers || self.intent.promoting {
-                    drop(reply.send(Err(format!("{to} is no replica that answers, or a change is under way"))));
-                    return;
-                }
-                // it does not wait for anything else
-                self.answer(Err(format!("an operator wants {to} to be the primary at once")));
-                self.wisher = Some(reply);
-                self.intent.wish = Some(Wish::Failover { to });
-            }
-            Order::Pause { paused, reply } => {
-                let intent = Intent { paused, ..self.intent.clone() };
-                let kept = self.keep_record(&intent).map_err(|error| error.to_string());
-                if kept.is_ok() {
-                    self.intent = intent;
-                    self.happened(Happening::Paused { paused });
-                }
-                let said = if paused { "no failover until `cluster resume`" } else { "failover is on" };
-                drop(reply.send(kept.map(|()| said.to_owned())));
-            }
-            Order::Reinit { node, reply } => {
-                if node == self.intent.primary || !self.nodes.contains_key(&node) {
-                    drop(reply.send(Err(format!("{node} is no replica"))));
-                    return;
-                }
-                if observed.slots.is_none() || self.intent.promoting || self.intent.wish.is_some() {
-                    drop(reply.send(Err(format!("there is no primary that {node} could be copied from now"))));
-                    return;
-                }
-                drop(reply.send(self.reinit(&node)));
-            }
-        }
-    }
-
-    /// Who a switchover goes to: the one named, else the most advanced; it must be fit for it.
-    fn heir(&self, to: Option<NodeName>, observed: &Observed) -> Result<NodeName, String> {
-        if self.wisher.is_some() || self.intent.promoting || self.intent.goal == Goal::Stop {
-            return Err("another change is under way".to_owned());
-        }
-        let fit = |name: &NodeName| {
-            let view = observed.nodes.get(name).filter(|_| *name != self.intent.primary)?;
-            let server = view.server.as_ref().filter(|server| server.in_recovery && server.streaming)?;
-            Some((server.lsn, name.clone()))
-        };
-        if self.primary_lsn.is_none() || observed.slots.is_none() {
-            return Err(format!("{} does not answer; use `cluster failover`", self.intent.primary));
-        }
-        match to {
-            Some(name) => fit(&name).map(|(_, name)| name).ok_or_else(|| format!("{name} is no replica that streams")),
-            None => observed
-                .nodes
-                .keys()
-                .filter_map(fit)
-                .max()
-                .map(|(_, name)| name)
-                .ok_or_else(|| "no replica streams".to_owned()),
-        }
-    }
-
-    /// Sees a setting of the primary in force.
-    fn checkpoint(&mut self, setting: String) {
-        let name = self.intent.primary.clone();
-        let Some(node) = self.nodes.get(&name) else { return };
-        self.checkpointing = true;
-        let (params, events) = (node.params.clone(), self.events.0.clone());
-        self.tasks.spawn("checkpoint", async move {
-            let checkpoint = async {
-                let client = millrace_pg::connect(&params, DRAIN_MAX).await?;
-                catalog::checkpoint(&client).await
-            };
-            let setting = match timeout(CHECKPOINT_MAX, checkpoint).await {
-                Ok(Ok(())) => Some(setting),
-                Ok(Err(_)) | Err(_) => None,
-            };
-            let _gone = events.send(Event::Checkpointed { node: name, setting }).await;
-            Ok::<_, ClusterError>(())
-        });
-    }
-
-    /// A checkpoint now makes the primary's shutdown short.
-    fn prepare(&mut self, to: NodeName) {
-        let Some(node) = self.nodes.get(&self.intent.primary) else { return };
-        let (params, events, name) = (node.params.clone(), self.events.0.clone(), self.intent.primary.clone());
-        self.tasks.spawn("checkpoint", async move {
-            let checkpoint = async {
-                let client = millrace_pg::connect(&params, DRAIN_MAX).await?;
-                catalog::checkpoint(&client).await
-            };
-            let result = match timeout(CHECKPOINT_MAX, checkpoint).await {
-                Ok(result) => result.map_err(ClusterError::sql(&name)),
-                Err(_) => Err(ClusterError::sql(&name)(millrace_pg::PgError::Timeout {
-                    address: name.to_string(),
-                    deadline: CHECKPOINT_MAX,
-                })),
-            };
-            // no receiver: the supervisor is gone, and with it the interest
-            let _gone = events.send(Event::Prepared { from: name, to, result }).await;
-            Ok::<_, ClusterError>(())
-        });
-    }
-
-    fn reinit(&mut self, name: &NodeName) -> Reply {
-        let Some(primary) = self.spec.node(&self.intent.primary).cloned() else {
-            return Err("there is no primary".into());
-        };
-        let (spec, wall, now) = (self.spec.clone(), self.clock.wall(), self.clock.monotonic());
-        let Some(node) = self.nodes.get_mut(name).filter(|node| node.busy.is_none()) else {
-            return Err(format!("{name} is busy"));
-        };
-        node.busy = Some((format!("is made anew from {}", primary.name), now));
-        node.forget();
-        node.follows = Some(primary.name.clone());
-        let postmaster = node.postmaster.take();
-        let making = act::make_replica(spec, node.spec.clone(), primary, crate::Discard::Delete, postmaster, wall);
-        self.step("base backup", name, async { making.await.map(|()| Done::Replica) }, true);
-        Ok(format!("{name} is made anew"))
-    }
-
     /// Begins what the plan says. Returns whether anything of it succeeded.
     async fn act(&mut self, plan: &Plan) -> bool {
         let mut acted = false;
@@ -580,174 +444,6 @@ impl Supervisor {
             }
         }
         acted
-    }
-
-    async fn begin(&mut self, name: &NodeName, action: &Action) -> Result<(), ClusterError> {
-        let now = self.clock.monotonic();
-        let spec = self.spec.clone();
-        let upstream = (*name != self.intent.primary)
-            .then(|| spec.node(&self.intent.primary).map(|primary| spec.upstream(primary, name)))
-            .flatten();
-        let Some(node) = self.nodes.get_mut(name) else { return Ok(()) };
-        match action {
-            Action::Adopt => {
-                let Some(postmaster) = node.server.adopt().map_err(ClusterError::node(name))? else { return Ok(()) };
-                node.follows = upstream.is_some().then(|| self.intent.primary.clone());
-                // a damaged directory under a living server is the next start's trouble
-                match node.configured().configure(upstream.as_ref()) {
-                    Ok(true) => postmaster.reload(),
-                    Ok(false) => {}
-                    Err(error) => tracing::warn!(node = %name, %error, "cannot write the configuration"),
-                }
-                self.took(name, postmaster, now)
-            }
-            Action::Start { from } => {
-                let upstream = upstream.filter(|_| from.is_some());
-                node.follows.clone_from(from);
-                node.configured().configure(upstream.as_ref()).map_err(ClusterError::node(name))?;
-                let postmaster = node.server.start().await.map_err(ClusterError::node(name))?;
-                if from.is_none() && !self.intent.promoting {
-                    observe::mark_primary(&node.spec).map_err(|source| ClusterError::Io {
-                        doing: "mark",
-                        path: node.spec.folder.clone(),
-                        source,
-                    })?;
-                }
-                self.took(name, postmaster, now)
-            }
-            Action::Stop(mode) => {
-                // the only server stopped unasked is one that accepted writes; stopping it comes first
-                if self.intent.goal == Goal::Run
-                    && let Err(error) = observe::mark_primary(&node.spec).and_then(|()| observe::mark_rogue(&node.spec))
-                {
-                    tracing::warn!(node = %name, %error, "cannot mark the data as a primary's");
-                }
-                let Some(postmaster) = node.postmaster.take() else { return Ok(()) };
-                node.forget();
-                node.busy = Some(("stops".to_owned(), now));
-                let stopping = act::stop(name.clone(), postmaster, *mode, spec.limits.stop_timeout);
-                self.step("stop", name, async { stopping.await.map(Done::Stopped) }, false);
-                Ok(())
-            }
-            Action::Initdb => {
-                node.busy = Some(("a new cluster is made here".to_owned(), now));
-                let making = act::initdb(spec, node.spec.clone());
-                self.step("initdb", name, async { Ok(Done::Initdb { system_id: making.await? }) }, true);
-                Ok(())
-            }
-            Action::MakeReplica { from, discard } => {
-                let Some(primary) = spec.node(from).cloned() else { return Ok(()) };
-                node.busy = Some((format!("is made from a base backup of {from}"), now));
-                node.forget();
-                node.follows = Some(from.clone());
-                let (wall, postmaster) = (self.clock.wall(), node.postmaster.take());
-                let making = act::make_replica(spec, node.spec.clone(), primary, *discard, postmaster, wall);
-                self.step("base backup", name, async { making.await.map(|()| Done::Replica) }, true);
-                Ok(())
-            }
-            Action::Fence => {
-                let server = node.server.clone();
-                node.busy = Some(("is killed with everything it left".to_owned(), now));
-                node.forget();
-                // its end is no event of its own any more
-                let fencing = act::fence(name.clone(), server, node.postmaster.take());
-                self.step("fence", name, async { fencing.await.map(|()| Done::Fenced) }, false);
-                Ok(())
-            }
-            Action::Rewind { from } => {
-                let Some(primary) = spec.node(from).cloned() else { return Ok(()) };
-                node.busy = Some((format!("is brought back to {from}'s history"), now));
-                node.forget();
-                node.follows = Some(from.clone());
-                let rewinding = act::rewind(spec, node.spec.clone(), primary, node.postmaster.take());
-                // an interrupted rewind costs a base backup
-                self.step("rewind", name, async { rewinding.await.map(|()| Done::Rewound) }, false);
-                Ok(())
-            }
-            Action::CopySlots { from } => {
-                let (Some(primary), Some(postmaster)) = (spec.node(from).cloned(), node.postmaster.take()) else {
-                    return Ok(());
-                };
-                node.busy = Some((format!("restarts with the slots of {from}"), now));
-                node.forget();
-                let copying = act::copy_slots(spec, node.spec.clone(), primary, postmaster);
-                self.step("copy of slots", name, async { copying.await.map(|()| Done::Replica) }, false);
-                Ok(())
-            }
-            Action::HandOver => {
-                let Some(postmaster) = node.postmaster.take() else { return Ok(()) };
-                node.busy = Some(("hands over".to_owned(), now));
-                node.forget();
-                let handing = act::hand_over(spec, node.spec.clone(), postmaster, DRAIN_MAX);
-                let handing = async {
-                    Ok(match handing.await? {
-                        Ok(_exit) => Done::HandedOver,
-                        Err((postmaster, why)) => Done::NotHandedOver(postmaster, why),
-                    })
-                };
-                self.step("switchover", name, handing, false);
-                Ok(())
-            }
-            Action::Promote => {
-                observe::mark_primary(&node.spec).map_err(|source| ClusterError::Io {
-                    doing: "mark",
-                    path: node.spec.folder.clone(),
-                    source,
-                })?;
-                node.follows = None;
-                if node.configured().configure(None).map_err(ClusterError::node(name))?
-                    && let Some(postmaster) = &node.postmaster
-                {
-                    postmaster.reload();
-                }
-                if let Some(connection) = &node.connection {
-                    let promotion = catalog::begin_promotion(connection);
-                    match ask_for(name, spec.limits.probe_timeout, promotion).await {
-                        // it has become one meanwhile
-                        Err(ClusterError::Sql { source, .. }) if source.sqlstate() == Some(NOT_IN_RECOVERY) => {}
-                        asked => asked?,
-                    }
-                }
-                Ok(())
-            }
-            Action::Follow { from } => {
-                node.follows = Some(from.clone());
-                if node.configured().configure(upstream.as_ref()).map_err(ClusterError::node(name))?
-                    && let Some(postmaster) = &node.postmaster
-                {
-                    postmaster.reload();
-                }
-                Ok(())
-            }
-            Action::SetPromise(promise) => {
-                node.told(promise.clone());
-                if node.configured().configure(None).map_err(ClusterError::node(name))?
-                    && let Some(postmaster) = &node.postmaster
-                {
-                    postmaster.reload();
-                } else if let Some(connection) = &node.connection {
-                    // the file says so already: someone has said otherwise by ALTER SYSTEM
-                    let reset = catalog::reset_setting(connection, "synchronous_standby_names");
-                    ask_for(name, spec.limits.probe_timeout, reset).await?;
-                }
-                Ok(())
-            }
-            Action::EnsureRoles => {
-                if let Some(connection) = &node.connection {
-                    ask_for(name, spec.limits.probe_timeout, act::ensure_roles(connection, &spec)).await?;
-                    self.roles_ready = true;
-                }
-                Ok(())
-            }
-            Action::CreateSlot { replica } => {
-                if let Some(connection) = &node.connection {
-                    let slot = replica.slot();
-                    let making = millrace_pg::catalog::create_physical_slot(connection, &slot);
-                    ask_for(name, spec.limits.probe_timeout, making).await?;
-                }
-                Ok(())
-            }
-        }
     }
 
     /// A server of ours runs: watch it.
@@ -839,7 +535,8 @@ impl Supervisor {
                         self.handed_over =
                             control.filter(|control| control.shut_down).map(|control| control.checkpoint);
                     }
-                    Ok(Done::NotHandedOver(postmaster, why)) => {
+                    Ok(Done::NotHandedOver(back)) => {
+                        let (postmaster, why) = *back;
                         if postmaster.is_running() {
                             node.pid = Some(postmaster.pid());
                             node.postmaster = Some(postmaster);
@@ -909,16 +606,5 @@ impl Supervisor {
         let not_before = at + node.backoff.next_delay();
         tracing::warn!(node = %name, next_try = node.backoff.tries(), "{what}");
         node.failure = Some(Failure { kind, what, what_to_do, at, not_before, next_try: node.backoff.tries() });
-    }
-}
-
-async fn ask_for(
-    name: &NodeName,
-    deadline: Duration,
-    asking: impl Future<Output = Result<(), millrace_pg::PgError>>,
-) -> Result<(), ClusterError> {
-    match timeout(deadline, asking).await {
-        Ok(answer) => answer.map_err(ClusterError::sql(name)),
-        Err(_) => Err(ClusterError::sql(name)(millrace_pg::PgError::Timeout { address: name.to_string(), deadline })),
     }
 }

@@ -279,7 +279,7 @@ proptest! {
         prop_assert!(node != intent.primary && intent.goal == Goal::Run);
         let position = |name: &NodeName| {
             let server = observed.nodes[name].server.as_ref().filter(|server| server.in_recovery)?;
-            (observed.nodes[name].busy.is_none() && intent.system_id == Some(server.system_id)).then(|| server.lsn)
+            (observed.nodes[name].busy.is_none() && intent.system_id == Some(server.system_id)).then_some(server.lsn)
         };
         let elected = position(&node);
         prop_assert!(elected.is_some());

@@ -103,7 +103,7 @@ fn clear(folder: &Path) {
         let postmasters: Vec<u32> = all.iter().copied().filter(|pid| !children.contains(pid)).collect();
         signal(&postmasters, Signal::QUIT);
         signal(&all, Signal::CONT);
-        std::thread::sleep(POLL);
+        std::thread::park_timeout(POLL);
     }
 }
 

@@ -1,0 +1,154 @@
+//! What operators want: begun if it can be, and answered when it has come true or cannot.
+
+use millrace_pg::catalog;
+use tokio::time::timeout;
+
+use super::{CHECKPOINT_MAX, DRAIN_MAX, Done, Event, Supervisor};
+use crate::{
+    act,
+    error::ClusterError,
+    history::Event as Happening,
+    observed::{Goal, Intent, Observed, Wish},
+    operate::{Order, Reply},
+    spec::NodeName,
+};
+
+impl Supervisor {
+    /// Tells whoever waits what became of the wish.
+    pub(super) fn answer(&mut self, reply: Reply) {
+        if let Some(wisher) = self.wisher.take() {
+            // who asked may be gone
+            wisher.send(reply).ok();
+        }
+    }
+
+    /// Begins what an operator wants, or says why it cannot be.
+    pub(super) fn obey(&mut self, order: Order, observed: &Observed) {
+        match order {
+            Order::Switchover { to, reply } => match self.heir(to, observed) {
+                Ok(to) => {
+                    self.wisher = Some(reply);
+                    self.prepare(to);
+                }
+                // who asked may be gone
+                Err(why) => drop(reply.send(Err(why))),
+            },
+            Order::Failover { to, reply } => {
+                let answers = observed.nodes.get(&to).is_some_and(|view| view.server.is_some());
+                if to == self.intent.primary || !answers || self.intent.promoting {
+                    drop(reply.send(Err(format!("{to} is no replica that answers, or a change is under way"))));
+                    return;
+                }
+                // it does not wait for anything else
+                self.answer(Err(format!("an operator wants {to} to be the primary at once")));
+                self.wisher = Some(reply);
+                self.intent.wish = Some(Wish::Failover { to });
+            }
+            Order::Pause { paused, reply } => {
+                let intent = Intent { paused, ..self.intent.clone() };
+                let kept = self.keep_record(&intent).map_err(|error| error.to_string());
+                if kept.is_ok() {
+                    self.intent = intent;
+                    self.happened(Happening::Paused { paused });
+                }
+                let said = if paused { "no failover until `cluster resume`" } else { "failover is on" };
+                drop(reply.send(kept.map(|()| said.to_owned())));
+            }
+            Order::Reinit { node, reply } => {
+                if node == self.intent.primary || !self.nodes.contains_key(&node) {
+                    drop(reply.send(Err(format!("{node} is no replica"))));
+                    return;
+                }
+                if observed.slots.is_none() || self.intent.promoting || self.intent.wish.is_some() {
+                    drop(reply.send(Err(format!("there is no primary that {node} could be copied from now"))));
+                    return;
+                }
+                drop(reply.send(self.reinit(&node)));
+            }
+        }
+    }
+
+    /// Who a switchover goes to: the one named, else the most advanced; it must be fit for it.
+    fn heir(&self, to: Option<NodeName>, observed: &Observed) -> Result<NodeName, String> {
+        if self.wisher.is_some() || self.intent.promoting || self.intent.goal == Goal::Stop {
+            return Err("another change is under way".to_owned());
+        }
+        let fit = |name: &NodeName| {
+            let view = observed.nodes.get(name).filter(|_| *name != self.intent.primary)?;
+            let server = view.server.as_ref().filter(|server| server.in_recovery && server.streaming)?;
+            Some((server.lsn, name.clone()))
+        };
+        if self.primary_lsn.is_none() || observed.slots.is_none() {
+            return Err(format!("{} does not answer; use `cluster failover`", self.intent.primary));
+        }
+        match to {
+            Some(name) => fit(&name).map(|(_, name)| name).ok_or_else(|| format!("{name} is no replica that streams")),
+            None => observed
+                .nodes
+                .keys()
+                .filter_map(fit)
+                .max()
+                .map(|(_, name)| name)
+                .ok_or_else(|| "no replica streams".to_owned()),
+        }
+    }
+
+    /// Sees a setting of the primary in force.
+    pub(super) fn checkpoint(&mut self, setting: String) {
+        let name = self.intent.primary.clone();
+        let Some(node) = self.nodes.get(&name) else { return };
+        self.checkpointing = true;
+        let (params, events) = (node.params.clone(), self.events.0.clone());
+        self.tasks.spawn("checkpoint", async move {
+            let checkpoint = async {
+                let client = millrace_pg::connect(&params, DRAIN_MAX).await?;
+                catalog::checkpoint(&client).await
+            };
+            let setting = match timeout(CHECKPOINT_MAX, checkpoint).await {
+                Ok(Ok(())) => Some(setting),
+                Ok(Err(_)) | Err(_) => None,
+            };
+            let _gone = events.send(Event::Checkpointed { node: name, setting }).await;
+            Ok::<_, ClusterError>(())
+        });
+    }
+
+    /// A checkpoint now makes the primary's shutdown short.
+    fn prepare(&mut self, to: NodeName) {
+        let Some(node) = self.nodes.get(&self.intent.primary) else { return };
+        let (params, events, name) = (node.params.clone(), self.events.0.clone(), self.intent.primary.clone());
+        self.tasks.spawn("checkpoint", async move {
+            let checkpoint = async {
+                let client = millrace_pg::connect(&params, DRAIN_MAX).await?;
+                catalog::checkpoint(&client).await
+            };
+            let result = match timeout(CHECKPOINT_MAX, checkpoint).await {
+                Ok(result) => result.map_err(ClusterError::sql(&name)),
+                Err(_) => Err(ClusterError::sql(&name)(millrace_pg::PgError::Timeout {
+                    address: name.to_string(),
+                    deadline: CHECKPOINT_MAX,
+                })),
+            };
+            // no receiver: the supervisor is gone, and with it the interest
+            let _gone = events.send(Event::Prepared { from: name, to, result }).await;
+            Ok::<_, ClusterError>(())
+        });
+    }
+
+    fn reinit(&mut self, name: &NodeName) -> Reply {
+        let Some(primary) = self.spec.node(&self.intent.primary).cloned() else {
+            return Err("there is no primary".into());
+        };
+        let (spec, wall, now) = (self.spec.clone(), self.clock.wall(), self.clock.monotonic());
+        let Some(node) = self.nodes.get_mut(name).filter(|node| node.busy.is_none()) else {
+            return Err(format!("{name} is busy"));
+        };
+        node.busy = Some((format!("is made anew from {}", primary.name), now));
+        node.forget();
+        node.follows = Some(primary.name.clone());
+        let postmaster = node.postmaster.take();
+        let making = act::make_replica(spec, node.spec.clone(), primary, crate::Discard::Delete, postmaster, wall);
+        self.step("base backup", name, async { making.await.map(|()| Done::Replica) }, true);
+        Ok(format!("{name} is made anew"))
+    }
+}
