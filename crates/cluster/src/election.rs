@@ -31,9 +31,19 @@ struct Candidate<'a> {
     name: &'a NodeName,
     timeline: u32,
     received: Lsn,
+    /// It has the primary's slots for decoding.
+    has_slots: bool,
 }
 
-fn candidate<'a>(name: &'a NodeName, view: &'a NodeView, intent: &Intent) -> Option<Candidate<'a>> {
+/// Tries to start a lost primary again before a node without its slots is taken.
+const TRIES_FOR_SLOTS: u32 = 3;
+
+fn candidate<'a>(
+    name: &'a NodeName,
+    view: &'a NodeView,
+    observed: &Observed,
+    intent: &Intent,
+) -> Option<Candidate<'a>> {
     let fits = |server: &&ServerState| server.in_recovery && intent.system_id == Some(server.system_id);
     let server = view.server.as_ref().filter(fits).filter(|_| *name != intent.primary && view.busy.is_none())?;
     // one that was started again still reads its own log: it has more than it has replayed, nobody knows how much
@@ -42,7 +52,9 @@ fn candidate<'a>(name: &'a NodeName, view: &'a NodeView, intent: &Intent) -> Opt
         Some(Wish::Switchover { .. }) | None => server.received_lsn?,
     }
     .max(server.lsn);
-    Some(Candidate { name, timeline: server.timeline, received })
+    let has = |wanted: &String| view.slots.iter().flatten().any(|slot| slot.name == *wanted && slot.is_kept_logical());
+    let has_slots = observed.logical_slots.iter().all(has);
+    Some(Candidate { name, timeline: server.timeline, received, has_slots })
 }
 
 /// Whether an elected primary may have acknowledged commits already, of which nobody knows where they are: as long as it
@@ -55,7 +67,8 @@ fn may_have_begun(observed: &Observed, intent: &Intent) -> bool {
 /// Elects the successor of [`Intent::primary`], whose server no longer runs.
 #[must_use]
 pub fn elect(observed: &Observed, intent: &Intent) -> Election {
-    let candidates: Vec<_> = observed.nodes.iter().filter_map(|(name, view)| candidate(name, view, intent)).collect();
+    let candidates: Vec<_> =
+        observed.nodes.iter().filter_map(|(name, view)| candidate(name, view, observed, intent)).collect();
     let wished = match &intent.wish {
         Some(Wish::Failover { to } | Wish::Switchover { to }) => Some(to),
         None => None,
@@ -82,13 +95,18 @@ pub fn elect(observed: &Observed, intent: &Intent) -> Election {
     // Of those that are equally far the one that is wished for, then the first by name.
     let promised = !promise.is_none();
     let eligible = candidates.iter().rev().filter(|c| !promised || promise.members.contains(c.name));
-    let rank = |c: &Candidate<'_>| (if promised { 0 } else { c.timeline }, c.received, wished == Some(c.name));
+    let rank =
+        |c: &Candidate<'_>| (if promised { 0 } else { c.timeline }, c.received, c.has_slots, wished == Some(c.name));
     let Some(best) = eligible.max_by_key(|candidate| rank(candidate)) else {
         return Election::No("no replica answers".to_owned());
     };
     let seen: BTreeSet<NodeName> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
     let missing = of_last(best.received);
     let node = best.name.clone();
+    let tries = observed.nodes.get(&intent.primary).and_then(|view| view.failure.as_ref()).map_or(1, |f| f.next_try);
+    if !best.has_slots && tries <= TRIES_FOR_SLOTS {
+        return Election::No(format!("{node} does not have the slots yet without which capture cannot go on"));
+    }
     if promised {
         return match promise.still_to_see(&seen) {
             0 => Election::Elected { node, missing },

@@ -1,6 +1,10 @@
 //! What was seen, and what is wanted: the two arguments of every decision.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 use millrace_base::Lsn;
 use millrace_pg::catalog::{ServerState, Slot};
@@ -117,6 +121,8 @@ pub struct Observed {
     pub roles_ready: bool,
     /// The end of the primary's log when it last answered.
     pub primary_lsn: Option<Lsn>,
+    /// Slots for decoding that the primary was seen to have: their users cannot go on without.
+    pub logical_slots: BTreeSet<String>,
     /// The primary has ended in order: the last record of its log begins here.
     pub handed_over: Option<Lsn>,
     /// What was acknowledged before the primary's present setting was in force is on a quorum of its members.

@@ -4,7 +4,11 @@
 //! it runs leaves the servers running, as a `kill -9` of the platform would; the next supervisor
 //! adopts them. Only cancelling the token stops them, in order.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::join_all;
 use millrace_base::{Clock, Lsn, Tasks};
@@ -60,6 +64,8 @@ pub struct Supervisor {
     term: u64,
     /// The end of the primary's log when it last answered.
     primary_lsn: Option<Lsn>,
+    /// The primary's slots for decoding, as last seen.
+    logical_slots: BTreeSet<String>,
     /// The primary has ended in order, with this as its last record.
     handed_over: Option<Lsn>,
     /// What the primary acknowledged before its present setting has arrived where it says.
@@ -160,6 +166,7 @@ impl Supervisor {
             roles_ready: false,
             term: 1,
             primary_lsn: None,
+            logical_slots: BTreeSet::new(),
             handed_over: None,
             arrived: false,
             without_primary_since: None,
@@ -331,6 +338,7 @@ impl Supervisor {
             slots: None,
             roles_ready: self.roles_ready,
             primary_lsn: self.primary_lsn,
+            logical_slots: self.logical_slots.clone(),
             handed_over: self.handed_over,
             arrived: self.arrived,
         }
@@ -368,6 +376,7 @@ impl Supervisor {
             Err(_) => return None,
         };
         let slots = node.slots.clone()?;
+        self.logical_slots = slots.iter().filter(|slot| slot.is_kept_logical()).map(|slot| slot.name.clone()).collect();
         self.arrived = node.arrived(now, server, &standbys);
         if let Some(setting) = node.to_checkpoint().filter(|_| !self.checkpointing) {
             self.checkpoint(setting);

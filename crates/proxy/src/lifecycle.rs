@@ -246,7 +246,7 @@ impl Worker {
         }
         let Some(pool) = self.pools.get_mut(server.pool) else { return };
         let age = self.now.saturating_sub(server.opened);
-        let wanted_elsewhere = pool.waiting.len() < pool.owned && pool.shared.is_starving();
+        let wanted_elsewhere = pool.gives_up_one();
         server.since = self.now;
         if server.retire || wanted_elsewhere || pool.is_spent(age, std::time::Duration::ZERO, server.generation) {
             return self.drop_server(at);
@@ -471,7 +471,7 @@ impl Worker {
         pool.idle.retain(|idle| *idle != at);
         pool.owned = pool.owned.saturating_sub(1);
         pool.shared.give_back();
-        if !pool.waiting.is_empty() && !pool.shared.is_starving() {
+        if !pool.waiting.is_empty() && !pool.is_wanted_elsewhere() {
             self.open_more(server.pool);
         }
         self.note_starving(server.pool);
@@ -527,10 +527,10 @@ impl Worker {
         }
     }
 
-    /// Others that hold connections of this pool are told when this worker has none and clients that wait.
+    /// Others that hold connections of this pool are told when this worker has clients that wait and less than its share.
     pub(crate) fn note_starving(&mut self, pool_at: usize) {
         let Some(pool) = self.pools.get_mut(pool_at) else { return };
-        let starving = !pool.waiting.is_empty() && pool.owned + pool.opening == 0;
+        let starving = pool.is_short();
         if starving != pool.starves {
             pool.starves = starving;
             pool.shared.note_starving(starving);

@@ -65,14 +65,16 @@ pub(crate) struct PoolShared {
     /// Of its database: all pools of it have the same.
     pub(crate) definitions: Definitions,
     servers: AtomicUsize,
-    /// Workers with clients that wait and without any connection.
+    /// Workers with clients that wait and with less than their share of the connections.
     starving: AtomicUsize,
+    /// How many share it.
+    workers: usize,
 }
 
 impl PoolShared {
-    /// Of the database whose definitions these are.
-    pub(crate) fn new(definitions: Definitions) -> Self {
-        Self { definitions, ..Self::default() }
+    /// Of the database whose definitions these are; `workers` share it.
+    pub(crate) fn new(definitions: Definitions, workers: usize) -> Self {
+        Self { definitions, workers, ..Self::default() }
     }
 
     /// Takes the right to one more connection.
@@ -86,9 +88,9 @@ impl PoolShared {
         let _previous = self.servers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
     }
 
-    /// Some worker has clients that wait, and no connection.
-    pub(crate) fn is_starving(&self) -> bool {
-        self.starving.load(Ordering::Relaxed) > 0
+    /// Some worker has clients that wait, and less than its share; `starves`: the asker itself is one.
+    fn is_starving(&self, starves: bool) -> bool {
+        self.starving.load(Ordering::Relaxed) > usize::from(starves)
     }
 
     pub(crate) fn note_starving(&self, starves: bool) {
@@ -109,6 +111,12 @@ impl PoolShared {
 #[inline]
 pub(crate) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Of a pool that `workers` share: what one of them may count on, and what it may keep while another has less.
+fn shares(size: usize, workers: usize) -> (usize, usize) {
+    let workers = workers.max(1);
+    ((size / workers).max(1), size.div_ceil(workers).max(1))
 }
 
 /// One worker's part of a pool.
@@ -195,6 +203,24 @@ impl Counts {
 }
 
 impl Pool {
+    /// Another worker needs a connection more than this one does.
+    pub(crate) fn gives_up_one(&self) -> bool {
+        let (_, most) = shares(self.limits.size, self.shared.workers);
+        self.shared.is_starving(self.starves) && (self.waiting.len() < self.owned || self.owned > most)
+    }
+
+    /// Others may give up a connection for this worker.
+    pub(crate) fn is_short(&self) -> bool {
+        let (least, _) = shares(self.limits.size, self.shared.workers);
+        let has = self.owned + self.opening;
+        !self.waiting.is_empty() && has < least && (has == 0 || self.waiting.len() > has)
+    }
+
+    /// Connections that nobody uses are wanted by another worker.
+    pub(crate) fn is_wanted_elsewhere(&self) -> bool {
+        self.shared.is_starving(self.starves)
+    }
+
     pub(crate) fn new(key: PoolKey, limits: PoolLimits, shared: Arc<PoolShared>, statements: usize) -> Self {
         Self {
             key,
@@ -226,7 +252,9 @@ impl Pool {
     /// Whether one more connection is to be opened; if so, the right to it is taken.
     pub(crate) fn wants_one_more(&mut self, now: Duration) -> bool {
         let wanted = self.waiting.len() > self.opening || self.owned + self.opening < self.limits.idle_min;
-        if !wanted || self.paused || now < self.retry_at || !self.shared.reserve(self.max(now)) {
+        let (_, most) = shares(self.limits.size, self.shared.workers);
+        let enough = self.owned + self.opening >= most && self.is_wanted_elsewhere();
+        if !wanted || enough || self.paused || now < self.retry_at || !self.shared.reserve(self.max(now)) {
             return false;
         }
         self.opening += 1;
@@ -294,6 +322,38 @@ mod tests {
 
     fn wait(pool: &mut Pool, client: usize, since: u64) {
         pool.waiting.push_back(Waiting { client, since: Duration::from_secs(since) });
+    }
+
+    #[test]
+    fn a_worker_gives_up_what_is_beyond_its_share() {
+        let shared = Arc::new(PoolShared::new(Definitions::default(), 2));
+        let (mut rich, mut poor) = (pool(25, &shared), pool(25, &shared));
+        (rich.owned, poor.owned) = (17, 8);
+        for client in 0..30 {
+            wait(&mut rich, client, 0);
+            wait(&mut poor, client, 0);
+        }
+        assert!(!rich.gives_up_one(), "nobody has said that there is too little");
+        assert!(poor.is_short() && !rich.is_short());
+        shared.note_starving(true);
+        poor.starves = true;
+        assert!(rich.gives_up_one() && !poor.gives_up_one());
+        // down to its share, rounded up, and not beyond
+        (rich.owned, poor.owned) = (13, 11);
+        assert!(!rich.gives_up_one() && poor.is_short());
+        poor.owned = 12;
+        assert!(!poor.is_short());
+        // who has few clients that wait is not short
+        poor.owned = 3;
+        poor.waiting.truncate(2);
+        assert!(!poor.is_short());
+        let alone = Arc::new(PoolShared::new(Definitions::default(), 1));
+        let mut all = pool(25, &alone);
+        all.owned = 3;
+        (0..30).for_each(|client| wait(&mut all, client, 0));
+        alone.note_starving(true);
+        all.starves = true;
+        assert!(!all.gives_up_one(), "not for itself");
     }
 
     #[test]

@@ -189,7 +189,7 @@ impl Shared {
         self.pool_made.notify_one();
         let sibling = pools.iter().find(|(other, _)| other.database == key.database);
         let definitions = sibling.map(|(_, shared)| shared.definitions.clone()).unwrap_or_default();
-        pools.entry(key.clone()).or_insert_with(|| Arc::new(PoolShared::new(definitions))).clone()
+        pools.entry(key.clone()).or_insert_with(|| Arc::new(PoolShared::new(definitions, self.workers.len()))).clone()
     }
 
     /// The databases that clients have come for.

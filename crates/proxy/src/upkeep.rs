@@ -41,7 +41,7 @@ impl Worker {
         for server_at in pool.idle.clone() {
             let (Some(pool), Some(server)) = (self.pools.get(at), self.servers.get(server_at)) else { return };
             let since = |moment: Duration| self.now.saturating_sub(moment);
-            let elsewhere = pool.shared.is_starving();
+            let elsewhere = pool.is_wanted_elsewhere();
             if elsewhere || pool.is_spent(since(server.opened), since(server.since), server.generation) {
                 self.drop_server(server_at);
             }

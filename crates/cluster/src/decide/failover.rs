@@ -313,6 +313,7 @@ impl World {
             slots: answers.then(|| self.slots.iter().map(slot).collect()),
             roles_ready: true,
             primary_lsn: self.primary_lsn,
+            logical_slots: BTreeSet::new(),
             handed_over: self.handed_over,
             arrived: answers && self.arrived(&primary),
         }

@@ -168,6 +168,7 @@ impl World {
             slots: self.primary_serves().then(|| self.slots.iter().map(slot).collect()),
             roles_ready: self.roles_ready,
             primary_lsn: Some(Lsn(100)),
+            logical_slots: BTreeSet::new(),
             handed_over: None,
             arrived: true,
         }

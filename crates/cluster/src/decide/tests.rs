@@ -126,6 +126,7 @@ fn observed() -> impl Strategy<Value = Observed> {
             slots,
             roles_ready,
             primary_lsn,
+            logical_slots: BTreeSet::new(),
             handed_over,
             arrived,
         },
@@ -384,6 +385,7 @@ fn well() -> (Observed, Intent) {
         slots: Some(vec![slot("b"), slot("c")]),
         roles_ready: true,
         primary_lsn: Some(Lsn(100)),
+        logical_slots: BTreeSet::new(),
         handed_over: None,
         arrived: true,
     };
@@ -481,6 +483,12 @@ fn a_lost_primary_is_fenced_then_replaced() {
     };
     let said = "the server was killed by signal 9; b becomes the primary";
     assert_eq!(elected(|_, _| ()), ("b".into(), said.into()));
+    // capture could not go on there
+    let slotless = |observed: &mut Observed, _: &mut Intent| {
+        observed.logical_slots.insert("capture".into());
+    };
+    let (nobody, why) = elected(slotless);
+    assert!(nobody == "None" && why.contains("does not have the slots yet"), "{why}");
     // started again: what it has beyond what it has replayed is not known
     let restarted = |observed: &mut Observed, _: &mut Intent| {
         view(observed, "b").server.as_mut().unwrap().received_lsn = None;
