@@ -3,5 +3,5 @@
 -- One that is removed meanwhile is left out.
 SELECT name, bytes
 FROM pg_ls_dir('pg_logical/snapshots') AS name,
-    LATERAL pg_read_binary_file('pg_logical/snapshots/' || name, 0, 1073741823, true) AS bytes
+    LATERAL pg_read_binary_file('pg_logical/snapshots/' || name, 0, 16777216, true) AS bytes
 WHERE name LIKE '%.snap' AND bytes IS NOT NULL
