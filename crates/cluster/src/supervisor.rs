@@ -530,13 +530,11 @@ impl Supervisor {
                         node.backoff.reset();
                     }
                     Ok(Done::Stopped(exit)) => tracing::info!(node = %name, %exit, "server stopped"),
+                    // what it died of before is the better reason
+                    Ok(Done::Fenced) if node.failure.is_some() => {}
                     Ok(Done::Fenced) => {
-                        self.record(
-                            &name,
-                            FailureKind::Crashed,
-                            "the server was killed, so that another can take its place".to_owned(),
-                            None,
-                        );
+                        let what = "the server did not answer and was killed".to_owned();
+                        self.record(&name, FailureKind::Crashed, what, None);
                     }
                     Ok(Done::HandedOver) => {
                         // one that had to be killed is treated as lost
