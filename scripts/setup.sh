@@ -2,7 +2,7 @@
 # Installs what is missing, names each thing, asks nothing, and touches nothing that is present.
 #
 #   scripts/setup.sh up      what `make up` needs: C toolchain, Node.js, PostgreSQL, libduckdb, browser bundle
-#   scripts/setup.sh test    that, and what the tests need: Chromium, libfaketime, drivers of PostgreSQL (Python, Node.js, Java),
+#   scripts/setup.sh test    that, and what the tests need: Chromium, etcd, libfaketime, drivers of PostgreSQL (Python, Node.js, Java),
 #                            cargo-nextest
 #   scripts/setup.sh web     the browser bundle alone
 #
@@ -78,6 +78,8 @@ install_toolchain() {
     [ -e /usr/include/stdio.h ] || packages+=(libc6-dev)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
     has_libclang || packages+=(libclang1-14 libclang-common-14-dev)
+    # etcd's protocol is described to Rust by protoc
+    have protoc || [ -n "${PROTOC:-}" ] || packages+=(protobuf-compiler)
     [ ${#packages[@]} = 0 ] || apt_install "the C toolchain" "${packages[@]}"
 }
 
@@ -155,6 +157,13 @@ install_chromium() {
     have chromium || have google-chrome || have chromium-browser || apt_install "Chromium, for browser tests" chromium
 }
 
+# A program for tests; what Debian starts of it is stopped.
+install_etcd() {
+    have etcd && return
+    apt_install "etcd, for tests of clusters on many hosts" etcd-server
+    if [ -d /run/systemd/system ]; then as_root systemctl disable --quiet --now etcd.service; fi
+}
+
 install_faketime() {
     local library
     for library in /usr/lib/*/faketime/libfaketimeMT.so.1 /usr/lib/faketime/libfaketimeMT.so.1; do
@@ -221,6 +230,7 @@ case $stage in
         build_web
         if [ "$stage" = test ]; then
             install_chromium
+            install_etcd
             install_faketime
             install_python
             install_node_drivers

@@ -147,6 +147,7 @@ impl Context {
                 .iter()
                 .map(|node| NodeSpec {
                     name: NodeName::new(&node.name),
+                    host: self.host(config.cluster.listen),
                     port: node.port,
                     folder: config.node_dir(node),
                 })
@@ -154,7 +155,7 @@ impl Context {
             binaries,
             run_as,
             listen: vec![config.cluster.listen.to_string()],
-            host: self.host(config.cluster.listen),
+            agent: None,
             settings,
             hba,
             superuser_password: self.secrets.superuser.clone(),

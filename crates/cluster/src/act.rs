@@ -266,10 +266,11 @@ pub async fn stop(
     postmaster.stop(mode, deadline).await.map_err(ClusterError::node(&name))
 }
 
-/// The roles of the cluster itself.
+/// The roles of the cluster itself. Replicas need one of them to come, so it is not waited for replicas.
 ///
 /// # Errors
 /// If the server refuses.
 pub async fn ensure_roles(client: &Connection, spec: &ClusterSpec) -> Result<(), PgError> {
+    client.batch_execute("SET synchronous_commit = local").await?;
     roles::ensure_login_role(&**client, REPLICATOR, "REPLICATION", &spec.replicator_password).await
 }

@@ -4,6 +4,9 @@
 //! one action that changes its process or data; a data directory that is or was a primary's is
 //! never deleted; a new cluster is made only if none was known; only the primary is ever asked
 //! to be other than a replica; another primary is elected only while no process can write to the present one's data.
+//! Where each host has a supervisor of its own, each decides for its own node alone, and nobody can be sure that the other
+//! hosts' processes have been killed: see [`Office`]. Then a replica is elected only once so many replicas have turned
+//! away from the present primary that it can have no commit acknowledged any more.
 //!
 //! An election changes [`Intent::primary`]; the same rules then promote it and make replicas of the others.
 
@@ -17,13 +20,18 @@ use millrace_pg::{
 };
 
 use crate::{
-    election::{Election, elect},
     error::ClusterError,
-    observed::{DataState, Durability, Failure, FailureKind, Goal, Intent, NodeView, Observed, ProcessState, Wish},
-    plan::{Action, Change, Discard, NodePlan, Plan},
+    observed::{
+        DataState, Durability, Failure, FailureKind, Goal, Intent, NodeView, Observed, Office, ProcessState, Wish,
+    },
+    plan::{Action, Discard, NodePlan, Plan},
     promise::{self, Promise, PromiseStep},
     spec::NodeName,
 };
+
+mod succession;
+
+use succession::Succession;
 
 /// What to do now. `now` is monotonic.
 #[must_use]
@@ -32,21 +40,6 @@ pub fn decide(observed: &Observed, intent: &Intent, now: Duration) -> Plan {
     case.succession = case.succession();
     let nodes = observed.nodes.iter().map(|(name, view)| (name.clone(), case.node(name, view))).collect();
     Plan { nodes, change: case.change() }
-}
-
-/// What becomes of the office of primary.
-enum Succession {
-    /// Its holder is treated as usual.
-    Stay,
-    /// Its holder is lost, and no one can take its place.
-    Impossible(String),
-    /// Its holder is lost and may still write.
-    Fence(String),
-    Elect {
-        node: NodeName,
-        missing: Option<u64>,
-        why: String,
-    },
 }
 
 /// Which node is the primary: the recorded one, else the one that holds a primary's data, else,
@@ -90,81 +83,6 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    fn succession(&self) -> Succession {
-        let intent = self.intent;
-        let Some(view) = self.observed.nodes.get(&intent.primary) else { return Succession::Stay };
-        let Some(why) = self.loss(view) else { return Succession::Stay };
-        match elect(self.observed, intent) {
-            // no one else can do it: it is killed and started again
-            Election::No(_) if self.hangs_for_good(view) => Succession::Fence(why),
-            Election::No(why) => Succession::Impossible(why),
-            Election::Elected { .. } if view.may_write => Succession::Fence(why),
-            Election::Elected { node, missing } => Succession::Elect { node, missing, why },
-        }
-    }
-
-    /// Nobody can be served by it any more. An elected one that has not been promoted serves nobody yet.
-    fn hangs_for_good(&self, view: &NodeView) -> bool {
-        let limit = match self.intent.promoting {
-            true => self.intent.policy.silent_max,
-            false => self.intent.policy.start_max,
-        };
-        let silent = view.silent_since.is_some_and(|since| self.now.saturating_sub(since) >= limit);
-        silent && matches!(view.process, ProcessState::Running { ready: true, .. })
-    }
-
-    /// Why the primary is to have a successor, if it is.
-    fn loss(&self, view: &NodeView) -> Option<String> {
-        let intent = self.intent;
-        let adopted = !matches!(view.process, ProcessState::Unadopted { .. });
-        let alone = self.observed.nodes.len() < 2;
-        if intent.goal == Goal::Stop || view.busy.is_some() || !adopted || alone {
-            return None;
-        }
-        let running = matches!(view.process, ProcessState::Running { .. });
-        match &intent.wish {
-            Some(Wish::Failover { to }) => return Some(format!("an operator wants {to} to be the primary")),
-            Some(Wish::Switchover { to }) if !running => return Some(format!("is handed over to {to}")),
-            Some(Wish::Switchover { .. }) | None => {}
-        }
-        if !intent.policy.failover || intent.paused {
-            return None;
-        }
-        if let ProcessState::Running { ready, .. } = view.process {
-            let limit = if ready { intent.policy.silent_max } else { intent.policy.start_max };
-            let silent = self.now.saturating_sub(view.silent_since?);
-            return (silent >= limit).then(|| format!("has not answered for {:.1} s", silent.as_secs_f64()));
-        }
-        match (&view.failure, &view.data) {
-            // nothing is known to be wrong with it
-            (None, DataState::Whole { standby: false, .. }) => None,
-            (None, _) if intent.promoting => None,
-            (None, DataState::Absent) if intent.system_id.is_none() => None,
-            (None, _) => Some("its data cannot be used".to_owned()),
-            // whoever is elected might lack commits: it gets two tries to come back
-            (Some(failure), _) if intent.promise.is_none() && failure.next_try <= 2 => None,
-            (Some(failure), _) => Some(failure.what.clone()),
-        }
-    }
-
-    /// What is to be recorded now.
-    fn change(&self) -> Option<Change> {
-        if let Succession::Elect { node, missing, why } = &self.succession {
-            return Some(Change::Elect { node: node.clone(), missing: *missing, why: why.clone() });
-        }
-        if let (Succession::Impossible(why), Some(_)) = (&self.succession, &self.intent.wish) {
-            return Some(Change::GiveUp(why.clone()));
-        }
-        let server = self.primary_server()?;
-        if self.intent.promoting {
-            return Some(Change::Promoted);
-        }
-        match self.promise_step(server) {
-            PromiseStep::Record(promise) => Some(Change::Promise(promise)),
-            PromiseStep::Kept | PromiseStep::CatchingUp | PromiseStep::Set(_) => None,
-        }
-    }
-
     fn promise_step(&self, primary: &ServerState) -> PromiseStep {
         let wanted = self.wanted_promise(primary);
         promise::step(&self.intent.promise, &primary.synchronous_standby_names, &wanted, self.observed.arrived)
@@ -204,9 +122,17 @@ impl Case<'_> {
         if let ProcessState::Unadopted { pid } = view.process {
             return NodePlan::act(Action::Adopt, format!("runs as process {pid} since before; is adopted"));
         }
+        if *name == self.intent.primary && view.may_write && self.observed.office == Office::Unknown {
+            let why = "is not sure to be the primary any more; is killed, so that it writes no more";
+            return NodePlan::act(Action::Fence, why).trouble(Severity::Critical, "look at the network and at etcd");
+        }
         match self.intent.goal {
             Goal::Stop => self.stopping(name, view),
             Goal::Run if *name == self.intent.primary => match &self.succession {
+                _ if self.has_handed_over() => NodePlan::wait("has ended in order; another node takes its place"),
+                Succession::Stay | Succession::Impossible(_) if view.may_write && !self.holds_office() => {
+                    NodePlan::wait("runs, and begins a term if nobody else has")
+                }
                 Succession::Stay => self.primary(name, view),
                 Succession::Impossible(why) => {
                     let mut plan = self.primary(name, view);
@@ -228,11 +154,13 @@ impl Case<'_> {
         if view.process == ProcessState::None {
             return NodePlan::wait("stopped");
         }
-        let primary_is_up = self
-            .observed
-            .nodes
-            .get(&self.intent.primary)
-            .is_some_and(|primary| primary.process != ProcessState::None || primary.busy.is_some());
+        let together = self.observed.office == Office::Undivided;
+        let primary_is_up = together
+            && self
+                .observed
+                .nodes
+                .get(&self.intent.primary)
+                .is_some_and(|primary| primary.process != ProcessState::None || primary.busy.is_some());
         if *name != self.intent.primary && primary_is_up {
             return NodePlan::wait(format!("receives the last log of {} before it stops", self.intent.primary));
         }
@@ -252,7 +180,9 @@ impl Case<'_> {
             return wait;
         }
         match (&view.data, self.intent.system_id) {
-            (DataState::Absent, None) => NodePlan::act(Action::Initdb, "a new cluster is made here"),
+            (DataState::Absent, None) if self.holds_office() => {
+                NodePlan::act(Action::Initdb, "a new cluster is made here")
+            }
             (DataState::Absent, Some(_)) => NodePlan::wait("the primary's data directory is gone").trouble(
                 Severity::Critical,
                 format!("bring the data directory of {name} back, or restore a backup there"),
@@ -261,6 +191,12 @@ impl Case<'_> {
                 "the data directory belongs to another cluster",
             )
             .trouble(Severity::Critical, format!("put this cluster's data directory back in the place of {name}")),
+            (DataState::Absent, None) | (DataState::Whole { standby: false, .. }, _) if !self.holds_office() => {
+                NodePlan::wait("waits to be the primary for sure")
+            }
+            (DataState::Whole { standby: true, .. }, _) if self.intent.promoting && !self.holds_office() => {
+                NodePlan::wait("waits to be the primary for sure")
+            }
             (DataState::Whole { standby: true, .. }, _) if self.intent.promoting => {
                 NodePlan::act(Action::Start { from: None }, "was elected; starts to be promoted")
             }
@@ -281,7 +217,10 @@ impl Case<'_> {
             return plan;
         }
         if server.in_recovery && self.intent.promoting {
-            return NodePlan::act(Action::Promote, "was elected; is promoted");
+            return match self.holds_office() {
+                true => NodePlan::act(Action::Promote, "was elected; is promoted"),
+                false => NodePlan::wait("was elected; waits to be the primary for sure"),
+            };
         }
         if server.in_recovery {
             return NodePlan::wait("this is the primary, but it is in recovery and takes no writes")
@@ -291,11 +230,12 @@ impl Case<'_> {
             return wait;
         }
         let mut actions = Vec::new();
-        if !self.observed.roles_ready {
-            actions.push(Action::EnsureRoles);
-        }
+        // the first commits may wait for replicas, and those for their slots
         if let Some(slots) = &self.observed.slots {
             actions.extend(self.missing_slots(slots).map(|replica| Action::CreateSlot { replica }));
+        }
+        if !self.observed.roles_ready {
+            actions.push(Action::EnsureRoles);
         }
         if let Some(Wish::Switchover { to }) = &self.intent.wish {
             actions.push(Action::HandOver);
@@ -368,7 +308,11 @@ impl Case<'_> {
                 if self.slot(name).is_some_and(Slot::is_lost) {
                     return self.rebuild(view, discard(view), self.lost_slot());
                 }
-                NodePlan::act(Action::Start { from: Some(primary.clone()) }, starting(view))
+                if self.turns_away(view) && view.vote != Some(self.intent.term) {
+                    return self.vote();
+                }
+                let from = (view.vote != Some(self.intent.term)).then(|| primary.clone());
+                NodePlan::act(Action::Start { from }, starting(view))
             }
             DataState::Whole { standby: false, system_id }
                 if self.intent.system_id == Some(*system_id) && view.may_be_rewound() =>
@@ -396,6 +340,9 @@ impl Case<'_> {
     fn replica_up(&self, name: &NodeName, view: &NodeView, ready: bool) -> NodePlan {
         let Some(server) = &view.server else { return silent(view, ready) };
         let primary = &self.intent.primary;
+        if !server.in_recovery && view.was_primary && self.observed.office != Office::Undivided {
+            return NodePlan::act(Action::Fence, format!("was the primary, and {primary} is: is killed"));
+        }
         if !server.in_recovery {
             return NodePlan::act(
                 Action::Stop(StopMode::Immediate),
@@ -405,6 +352,15 @@ impl Case<'_> {
         }
         if let Some(plan) = self.stranger(server) {
             return plan;
+        }
+        if self.turns_away(view) && view.vote != Some(self.intent.term) {
+            return self.vote();
+        }
+        if view.vote == Some(self.intent.term) {
+            return NodePlan::wait(match server.deaf {
+                true => format!("waits for a successor of {primary}"),
+                false => format!("turns away from {primary}"),
+            });
         }
         if view.follows.as_ref() != Some(primary) && self.primary_server().is_some() && self.slot(name).is_some() {
             return NodePlan::act(Action::Follow { from: primary.clone() }, format!("turns to {primary}"));
@@ -505,7 +461,8 @@ impl Case<'_> {
     /// The primary's state, if it can serve replicas.
     fn primary_server(&self) -> Option<&ServerState> {
         let primary = self.observed.nodes.get(&self.intent.primary)?;
-        let usable = primary.busy.is_none() && matches!(primary.process, ProcessState::Running { .. });
+        let runs = matches!(primary.process, ProcessState::Running { .. });
+        let usable = primary.busy.is_none() && runs && self.holds_office();
         primary
             .server
             .as_ref()

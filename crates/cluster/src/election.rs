@@ -9,7 +9,7 @@ use millrace_base::Lsn;
 use millrace_pg::catalog::ServerState;
 
 use crate::{
-    observed::{DataState, Durability, Intent, NodeView, Observed, Wish},
+    observed::{DataState, Durability, Intent, NodeView, Observed, Office, Wish},
     promise::Promise,
     spec::NodeName,
 };
@@ -26,7 +26,7 @@ pub enum Election {
     No(String),
 }
 
-/// A replica that answers, and how far the log has surely come there.
+/// A replica that answers, to which nothing can be added any more, and how far the log has surely come there.
 struct Candidate<'a> {
     name: &'a NodeName,
     timeline: u32,
@@ -52,6 +52,13 @@ fn candidate<'a>(
         Some(Wish::Switchover { .. }) | None => server.received_lsn?,
     }
     .max(server.lsn);
+    // where nobody can be sure that the old primary has been killed, those who would acknowledge its commits must have
+    // turned away from it
+    let forced = matches!(intent.wish, Some(Wish::Failover { .. }));
+    let has_all = observed.handed_over.is_some_and(|end| received > end);
+    if matches!(observed.office, Office::Vacant { .. }) && !forced && !has_all && !view.is_settled(intent.term) {
+        return None;
+    }
     let has = |wanted: &String| view.slots.iter().flatten().any(|slot| slot.name == *wanted && slot.is_kept_logical());
     let has_slots = observed.logical_slots.iter().all(has);
     Some(Candidate { name, timeline: server.timeline, received, has_slots })
@@ -82,12 +89,22 @@ pub fn elect(observed: &Observed, intent: &Intent) -> Election {
         };
     }
     // the old primary's log is complete: who has its end has everything
-    if let (Some(Wish::Switchover { to }), Some(end)) = (&intent.wish, observed.handed_over) {
-        let whole = candidates.iter().filter(|candidate| candidate.received > end);
-        return match whole.max_by_key(|candidate| candidate.name == to) {
-            Some(heir) => Election::Elected { node: heir.name.clone(), missing: None },
-            None => Election::No("no replica has received its last log".to_owned()),
-        };
+    let in_order = matches!(intent.wish, Some(Wish::Switchover { .. })) || observed.office != Office::Undivided;
+    if let (true, Some(end)) = (in_order, observed.handed_over) {
+        let whole = || candidates.iter().rev().filter(|candidate| candidate.received > end);
+        let answers = |name: &&NodeName| observed.nodes.get(*name).is_some_and(|view| view.server.is_some());
+        // what is heard of the one that is wished for may be a little late
+        if let Some(to) = wished.filter(|_| observed.office != Office::Undivided).filter(answers)
+            && !whole().any(|candidate| candidate.name == to)
+        {
+            return Election::No(format!("{to} has not received the last log yet"));
+        }
+        let whole = whole();
+        match (whole.max_by_key(|candidate| (wished == Some(candidate.name), candidate.has_slots)), wished) {
+            (Some(heir), _) => return Election::Elected { node: heir.name.clone(), missing: None },
+            (None, Some(_)) => return Election::No("no replica has received its last log".to_owned()),
+            (None, None) => {}
+        }
     }
     let none = Promise::none();
     let promise = if may_have_begun(observed, intent) { &none } else { &intent.promise };

@@ -21,6 +21,8 @@ pub enum ClusterError {
     NoPrimary(Vec<NodeName>),
     #[error("the cluster's record {} is damaged: {reason}", path.display())]
     StateDamaged { path: PathBuf, reason: String },
+    #[error("etcd: cannot {doing}: {reason}")]
+    Store { doing: &'static str, reason: String },
     #[error("the cluster's record says that {0} is the primary, but there is no such node")]
     UnknownPrimary(String),
     #[error("cannot {doing} {}", path.display())]
@@ -51,7 +53,7 @@ impl ClusterError {
                 path.display()
             )),
             Self::UnknownPrimary(name) => Some(format!("bring node {name} back into the configuration")),
-            Self::Spec(_) | Self::Io { .. } => None,
+            Self::Spec(_) | Self::Io { .. } | Self::Store { .. } => None,
         }
     }
 

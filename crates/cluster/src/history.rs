@@ -36,6 +36,15 @@ pub enum Event {
     Paused {
         paused: bool,
     },
+    /// The node begins a term without an election.
+    TookOffice {
+        node: NodeName,
+    },
+    /// Its server has ended, and others may take its place.
+    Resigned {
+        node: NodeName,
+        why: String,
+    },
 }
 
 /// One line.
@@ -61,6 +70,19 @@ pub fn append(state_dir: &Path, at: Micros, term: u64, event: Event) -> io::Resu
     let mut file = OpenOptions::new().append(true).create(true).open(path(state_dir))?;
     file.write_all(&line)?;
     file.sync_data()
+}
+
+/// Writes all lines anew, as others on other hosts know them.
+///
+/// # Errors
+/// If they cannot be written.
+pub(crate) fn replace<'a>(state_dir: &Path, entries: impl Iterator<Item = &'a Entry>) -> io::Result<()> {
+    let mut text = Vec::new();
+    for entry in entries {
+        serde_json::to_writer(&mut text, entry).map_err(io::Error::other)?;
+        text.push(b'\n');
+    }
+    millrace_base::files::write_atomic(&path(state_dir), &text, 0o600)
 }
 
 /// All lines, the oldest first; one that was cut off by a crash is left out.

@@ -28,6 +28,7 @@ pub mod settings;
 pub mod spec;
 pub mod state;
 pub mod status;
+mod store;
 pub mod supervisor;
 pub mod topology;
 
@@ -36,6 +37,7 @@ pub use error::ClusterError;
 pub use observed::{DataState, Durability, Failure, Goal, Intent, NodeView, Observed, Policy, ProcessState, Wish};
 pub use plan::{Action, Change, Discard, NodePlan, Plan};
 pub use promise::Promise;
-pub use spec::{ClusterSpec, Limits, NodeName, NodeSpec};
+pub use spec::{AgentSpec, ClusterSpec, Limits, NodeName, NodeSpec};
 pub use status::ClusterStatus;
+pub use store::EtcdSpec;
 pub use supervisor::Supervisor;

@@ -46,12 +46,18 @@ pub(crate) struct Node {
     probes_failed: u32,
     pub(crate) absent_since: Option<Duration>,
     pub(crate) follows: Option<NodeName>,
+    pub(crate) vote: Option<u64>,
     /// As it answered last.
     pub(crate) slots: Option<Vec<Slot>>,
     /// What its commits wait for, if it is the primary, as it was told.
     pub(crate) promise: Promise,
     setting: Option<InForce>,
     pub(crate) not_streaming_since: Option<Duration>,
+    pub(crate) heard_at: Duration,
+    /// How far the log had come then.
+    heard: Option<Lsn>,
+    /// Something new has come since `heard_at` was set.
+    pub(crate) heard_new: bool,
     pub(crate) busy: Option<(String, Duration)>,
     pub(crate) failure: Option<Failure>,
     pub(crate) backoff: Backoff,
@@ -76,7 +82,7 @@ fn is_an_answer(error: &PgError) -> bool {
 }
 
 impl Node {
-    pub(crate) fn new(spec: &ClusterSpec, node: &NodeSpec) -> Result<Self, ClusterError> {
+    pub(crate) fn new(spec: &ClusterSpec, node: &NodeSpec, now: Duration) -> Result<Self, ClusterError> {
         Ok(Self {
             server: spec.server(node),
             params: spec.superuser(node)?,
@@ -91,10 +97,18 @@ impl Node {
             probes_failed: 0,
             absent_since: Some(Duration::ZERO),
             follows: None,
+            vote: observe::vote(node).map_err(|source| ClusterError::Io {
+                doing: "read the vote in",
+                path: node.folder.clone(),
+                source,
+            })?,
             slots: None,
             promise: Promise::none(),
             setting: None,
             not_streaming_since: None,
+            heard_at: now,
+            heard: None,
+            heard_new: false,
             busy: None,
             failure: None,
             backoff: Backoff::new(spec.limits.restart_delay_first, spec.limits.restart_delay_max),
@@ -159,6 +173,9 @@ impl Node {
                         Ok(Ok(slots)) => Some(slots),
                         Ok(Err(_)) | Err(_) => None,
                     };
+                }
+                if state.received_lsn != self.heard {
+                    (self.heard, self.heard_new) = (state.received_lsn, true);
                 }
                 let waits = state.in_recovery && !state.streaming;
                 self.not_streaming_since = waits.then(|| self.not_streaming_since.unwrap_or(now));

@@ -115,6 +115,29 @@ pub(crate) fn end_rewind(node: &NodeSpec) -> io::Result<()> {
     remove_mark(node, REWIND_MARK)
 }
 
+/// Beside the data directory: the term whose primary it takes no log from any more.
+const VOTE: &str = "vote";
+
+/// See [`crate::NodeView::vote`].
+///
+/// # Errors
+/// If it cannot be read: whether there is one is not known then.
+pub(crate) fn vote(node: &NodeSpec) -> io::Result<Option<u64>> {
+    match fs::read_to_string(node.folder.join(VOTE)) {
+        Ok(text) => text.trim().parse().map(Some).map_err(io::Error::other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Keeps a vote on the disk.
+///
+/// # Errors
+/// If it cannot be written: then there is none.
+pub(crate) fn keep_vote(node: &NodeSpec, term: u64) -> io::Result<()> {
+    millrace_base::files::write_atomic(&node.folder.join(VOTE), format!("{term}\n").as_bytes(), 0o644)
+}
+
 fn remove_mark(node: &NodeSpec, mark: &str) -> io::Result<()> {
     match fs::remove_file(node.folder.join(mark)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -166,7 +189,7 @@ pub async fn ask(
 #[must_use]
 pub fn preflight(spec: &ClusterSpec) -> Vec<ClusterError> {
     let mut found: Vec<ClusterError> = spec.validate().err().into_iter().collect();
-    for node in &spec.nodes {
+    for node in spec.own() {
         found.extend(check_node(spec, node).err().map(ClusterError::node(&node.name)));
     }
     found

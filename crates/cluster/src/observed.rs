@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{plan::Change, promise::Promise, spec::NodeName};
 
 /// What a data directory is, by its files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DataState {
     /// Not there, or empty.
     Absent,
@@ -34,7 +34,7 @@ pub enum DataState {
 }
 
 /// A node's server process.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProcessState {
     None,
     /// A server of an earlier supervisor runs here; it is to be adopted.
@@ -49,7 +49,7 @@ pub enum ProcessState {
 }
 
 /// Why something failed, as far as decisions care.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailureKind {
     /// The data directory cannot be started from.
     Damaged,
@@ -62,7 +62,7 @@ pub enum FailureKind {
 }
 
 /// The last thing that went wrong on a node, until it has gone well for a while.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub kind: FailureKind,
     /// `the server was killed by signal 9`.
@@ -77,7 +77,7 @@ pub struct Failure {
 }
 
 /// One node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeView {
     pub data: DataState,
     /// The data directory once was a primary's, by the mark beside it.
@@ -95,8 +95,12 @@ pub struct NodeView {
     pub silent_since: Option<Duration>,
     /// A replica that answers has received nothing since. Monotonic.
     pub not_streaming_since: Option<Duration>,
+    /// It was last seen to have received something new. Monotonic.
+    pub heard_at: Duration,
     /// Not among those who receive the primary's log since; `None` if it is. Monotonic.
     pub absent_since: Option<Duration>,
+    /// The term whose primary it will take no log from any more; kept on its disk before anyone hears of it.
+    pub vote: Option<u64>,
     /// Whose log it has been told to receive.
     pub follows: Option<NodeName>,
     /// What the executor is doing with the node, and since when (monotonic): hands off.
@@ -109,12 +113,50 @@ impl NodeView {
     pub(crate) fn may_be_rewound(&self) -> bool {
         !self.rogue && !self.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::Rewind)
     }
+
+    /// Nothing can be added any more to what it has of the log of this term's primary.
+    pub(crate) fn is_settled(&self, term: u64) -> bool {
+        self.vote == Some(term) && self.server.as_ref().is_some_and(|server| server.deaf)
+    }
+
+    /// As seen by another clock: `shift` takes a time of the one to that of the other.
+    pub(crate) fn shifted(mut self, shift: impl Fn(Duration) -> Duration) -> Self {
+        for time in [&mut self.silent_since, &mut self.not_streaming_since, &mut self.absent_since] {
+            *time = time.map(&shift);
+        }
+        self.heard_at = shift(self.heard_at);
+        if let Some((_, since)) = &mut self.busy {
+            *since = shift(*since);
+        }
+        if let Some(failure) = &mut self.failure {
+            failure.at = shift(failure.at);
+            failure.not_before = shift(failure.not_before);
+        }
+        self
+    }
+}
+
+/// Leave to be the primary, where supervisors on several hosts decide each for its own node.
+///
+/// Invariant: a server accepts writes only while its supervisor is sure to hold it; each time that it is taken the term
+/// grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Office {
+    /// One supervisor decides for all nodes.
+    Undivided,
+    /// The recorded primary has it.
+    Held,
+    /// No one has had it since (monotonic). `resigned`: whoever had it has said that its server has ended.
+    Vacant { since: Duration, resigned: bool },
+    /// Nobody can tell now.
+    Unknown,
 }
 
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     pub nodes: BTreeMap<NodeName, NodeView>,
+    pub office: Office,
     /// The primary's slots; `None` if it did not answer.
     pub slots: Option<Vec<Slot>>,
     /// The roles of the cluster itself have been made by this supervisor.
@@ -160,6 +202,8 @@ pub struct Policy {
     pub silent_max: Duration,
     pub start_max: Duration,
     pub absent_max: Duration,
+    /// A replica does not turn away from a primary whose log it has received within this.
+    pub hold: Duration,
 }
 
 /// A person's word on who is to be the primary.
@@ -176,6 +220,8 @@ pub enum Wish {
 pub struct Intent {
     pub goal: Goal,
     pub primary: NodeName,
+    /// Grows with each election, and each time that an office is taken.
+    pub term: u64,
     /// The cluster's identity; `None` before it was first made.
     pub system_id: Option<u64>,
     /// The primary has been elected and may still be a replica.
@@ -195,6 +241,7 @@ impl Intent {
         match change {
             Change::Elect { node, .. } => {
                 intent.primary = node.clone();
+                intent.term += 1;
                 intent.promoting = true;
                 // what was promised holds until the elected one accepts writes
                 intent.wish = None;
@@ -206,6 +253,8 @@ impl Intent {
             }
             Change::Promise(promise) => intent.promise = promise.clone(),
             Change::GiveUp(_) => intent.wish = None,
+            Change::TakeOffice => intent.term += 1,
+            Change::Resign(_) => {}
         }
         intent
     }

@@ -49,6 +49,10 @@ pub enum Action {
     HandOver,
     /// Make the elected replica the primary.
     Promote,
+    /// Take no log any more from the primary of this term, whatever becomes of it.
+    Vote {
+        term: u64,
+    },
     /// Take the primary's log from `from` instead.
     Follow {
         from: NodeName,
@@ -77,9 +81,12 @@ impl Action {
             | Self::Rewind { .. }
             | Self::CopySlots { .. }
             | Self::HandOver => true,
-            Self::Promote | Self::Follow { .. } | Self::SetPromise(_) | Self::EnsureRoles | Self::CreateSlot { .. } => {
-                false
-            }
+            Self::Promote
+            | Self::Vote { .. }
+            | Self::Follow { .. }
+            | Self::SetPromise(_)
+            | Self::EnsureRoles
+            | Self::CreateSlot { .. } => false,
         }
     }
 }
@@ -130,6 +137,10 @@ pub enum Change {
     Promise(Promise),
     /// What an operator wanted cannot be.
     GiveUp(String),
+    /// The primary begins a term: see [`crate::observed::Office`].
+    TakeOffice,
+    /// The primary's server has ended, and another node can take its place.
+    Resign(String),
 }
 
 /// What is done with every node.

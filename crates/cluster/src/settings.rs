@@ -3,9 +3,11 @@
 //! Primary and replicas have the same settings: any of them may be the primary one day, and a
 //! replica must not be configured smaller than its primary (manual, "Hot Standby").
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use millrace_pg::{HbaDatabase, HbaRule, HbaSource, Setting};
 
-use crate::spec::{Limits, REPLICATOR, SUPERUSER};
+use crate::spec::{ClusterSpec, Limits, REPLICATOR, SUPERUSER};
 
 /// What the platform decides; the user's own come after these and win.
 #[must_use]
@@ -60,14 +62,21 @@ fn set(name: &str, value: impl Into<String>, why: &str) -> Setting {
     Setting::new(name, value, why)
 }
 
-/// Who may come in: the platform itself and the replicas from this host, then those given.
+/// Who may come in: the platform itself and the replicas from this host and those of the other nodes, then those given.
 #[must_use]
-pub fn hba(given: &[HbaRule]) -> Vec<HbaRule> {
-    let mut rules = vec![
-        HbaRule::new(HbaDatabase::All, SUPERUSER, HbaSource::SameHost),
-        // all nodes are on one host; on many it will be their addresses
-        HbaRule::new(HbaDatabase::Replication, REPLICATOR, HbaSource::SameHost),
-    ];
-    rules.extend(given.iter().cloned());
-    rules
+pub fn hba(spec: &ClusterSpec) -> Vec<HbaRule> {
+    let mut sources = vec![HbaSource::SameHost];
+    if spec.agent.is_some() {
+        let hosts: BTreeSet<&str> = spec.nodes.iter().map(|node| node.host.as_str()).collect();
+        sources.extend(hosts.into_iter().map(|host| match host.parse::<IpAddr>() {
+            Ok(IpAddr::V4(address)) => HbaSource::Cidr(format!("{address}/32")),
+            Ok(IpAddr::V6(address)) => HbaSource::Cidr(format!("{address}/128")),
+            Err(_) => HbaSource::Host(host.to_owned()),
+        }));
+    }
+    let from = |database: HbaDatabase, role: &'static str| {
+        sources.iter().map(move |source| HbaRule::new(database.clone(), role, source.clone()))
+    };
+    let own = from(HbaDatabase::All, SUPERUSER).chain(from(HbaDatabase::Replication, REPLICATOR));
+    own.chain(spec.hba.iter().cloned()).collect()
 }

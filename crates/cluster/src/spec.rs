@@ -6,7 +6,7 @@ use millrace_base::{Secret, tls::TlsFiles};
 use millrace_pg::{Binaries, ConnectParams, HbaRule, RunAs, ServerSpec, Setting, server::Upstream};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::ClusterError, observed::Durability, settings};
+use crate::{error::ClusterError, observed::Durability, settings, store::EtcdSpec};
 
 /// The platform's superuser on every server.
 pub const SUPERUSER: &str = "postgres";
@@ -51,6 +51,8 @@ impl fmt::Display for NodeName {
 #[derive(Debug, Clone)]
 pub struct NodeSpec {
     pub name: NodeName,
+    /// How the platform and the other nodes reach its server; the certificate names it.
+    pub host: String,
     pub port: u16,
     /// Holds `data/` and what belongs to it ([`ServerSpec`]).
     pub folder: PathBuf,
@@ -72,6 +74,9 @@ pub struct Limits {
     pub start_max: Duration,
     /// A replica that has not received the primary's log for this long is not waited for any more.
     pub absent_max: Duration,
+    /// Where a lost lease does not prove that its holder is dead: a replica does not turn away from a primary whose log
+    /// it has received within this.
+    pub hold: Duration,
     /// A server that does not answer a probe within this is unresponsive.
     pub probe_timeout: Duration,
     /// Between looks at everything when nothing happens.
@@ -98,6 +103,7 @@ impl Default for Limits {
             silent_max: Duration::from_secs(3),
             start_max: Duration::from_secs(60),
             absent_max: Duration::from_secs(5),
+            hold: Duration::from_millis(1500),
             probe_timeout: Duration::from_secs(2),
             observe_interval: Duration::from_secs(1),
             stop_timeout: Duration::from_secs(30),
@@ -110,6 +116,13 @@ impl Default for Limits {
     }
 }
 
+/// One of several supervisors.
+#[derive(Debug, Clone)]
+pub struct AgentSpec {
+    pub node: NodeName,
+    pub etcd: EtcdSpec,
+}
+
 /// A cluster.
 #[derive(Debug, Clone)]
 pub struct ClusterSpec {
@@ -119,8 +132,8 @@ pub struct ClusterSpec {
     pub run_as: RunAs,
     /// Addresses that the servers listen on.
     pub listen: Vec<String>,
-    /// How the platform and the nodes reach a server; the certificate names it.
-    pub host: String,
+    /// If each node has a supervisor of its own, on a host of its own: which node this one's is, and where they meet.
+    pub agent: Option<AgentSpec>,
     /// The user's own, in force over the platform's.
     pub settings: Vec<Setting>,
     /// Who may come in besides the superuser and the replicas.
@@ -178,17 +191,25 @@ impl ClusterSpec {
             if !names.insert(&node.name) {
                 return wrong(format!("two nodes are named {}", node.name));
             }
-            if !ports.insert(node.port) {
+            if !ports.insert((&node.host, node.port)) {
                 return wrong(format!("two nodes use port {}", node.port));
             }
-            if !folders.insert(&node.folder) {
+            if !folders.insert((self.agent.as_ref().map(|_| &node.host), &node.folder)) {
                 return wrong(format!("two nodes use the folder {}", node.folder.display()));
             }
+        }
+        if let Some(agent) = self.agent.as_ref().filter(|agent| self.node(&agent.node).is_none()) {
+            return wrong(format!("there is no node {}", agent.node));
         }
         match self.settings.iter().find(|s| RESERVED.contains(&s.name.to_ascii_lowercase().as_str())) {
             Some(setting) => wrong(format!("the setting {} is the platform's to decide", setting.name)),
             None => Ok(()),
         }
+    }
+
+    /// The nodes that this supervisor decides for.
+    pub fn own(&self) -> impl Iterator<Item = &NodeSpec> {
+        self.nodes.iter().filter(|node| self.agent.as_ref().is_none_or(|agent| agent.node == node.name))
     }
 
     /// A node by name.
@@ -212,7 +233,7 @@ impl ClusterSpec {
             port: node.port,
             tls: self.tls.clone(),
             settings: all,
-            hba: settings::hba(&self.hba),
+            hba: settings::hba(self),
         }
     }
 
@@ -220,7 +241,7 @@ impl ClusterSpec {
     #[must_use]
     pub fn upstream(&self, primary: &NodeSpec, replica: &NodeName) -> Upstream {
         Upstream {
-            host: self.host.clone(),
+            host: primary.host.clone(),
             port: primary.port,
             user: REPLICATOR.to_owned(),
             password: self.replicator_password.clone(),
@@ -236,7 +257,7 @@ impl ClusterSpec {
     pub fn superuser(&self, node: &NodeSpec) -> Result<ConnectParams, ClusterError> {
         let tls = self.tls.client_config().map_err(|error| ClusterError::Spec(error.to_string()))?;
         Ok(ConnectParams {
-            host: self.host.clone(),
+            host: node.host.clone(),
             port: node.port,
             database: "postgres".to_owned(),
             user: SUPERUSER.to_owned(),

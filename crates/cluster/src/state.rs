@@ -8,10 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use millrace_base::files;
+use millrace_base::{Lsn, files};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::ClusterError, promise::Promise, spec::NodeName};
+use crate::{error::ClusterError, observed::Wish, promise::Promise, spec::NodeName};
 
 const VERSION: u32 = 2;
 
@@ -28,13 +28,33 @@ pub struct ClusterRecord {
     pub promise: Promise,
     /// No election, by an operator's word.
     pub paused: bool,
+    /// What an operator wants. Kept where supervisors on several hosts share the record, not in the file.
+    #[serde(default)]
+    pub wish: Option<Wish>,
+    /// The primary of this term has ended in order, with its last record here. As above.
+    #[serde(default)]
+    pub handed_over: Option<Lsn>,
+    /// The primary of this term has said that its server has ended. As above.
+    #[serde(default)]
+    pub resigned: bool,
 }
 
 impl ClusterRecord {
     /// Of a cluster that has just been made or met: nothing is promised yet.
     #[must_use]
     pub fn new(primary: NodeName, system_id: u64) -> Self {
-        Self { primary, system_id, term: 1, promoting: false, promise: Promise::none(), paused: false }
+        let promise = Promise::none();
+        Self {
+            primary,
+            system_id,
+            term: 1,
+            promoting: false,
+            promise,
+            paused: false,
+            wish: None,
+            handed_over: None,
+            resigned: false,
+        }
     }
 }
 
@@ -93,7 +113,7 @@ pub fn load(state_dir: &Path) -> Result<Option<ClusterRecord>, ClusterError> {
     }
     let system_id = envelope.system_id.parse().map_err(|_| damaged("the system identifier is no number".to_owned()))?;
     let Envelope { version, primary, term, promoting, promise, paused, .. } = envelope;
-    let record = ClusterRecord { primary, system_id, term, promoting, promise, paused };
+    let record = ClusterRecord { term, promoting, promise, paused, ..ClusterRecord::new(primary, system_id) };
     if checksum(version, &record) != envelope.checksum {
         return Err(damaged("its checksum is wrong".to_owned()));
     }

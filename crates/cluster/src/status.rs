@@ -44,7 +44,6 @@ pub(crate) fn assemble(
     observed: &Observed,
     intent: &Intent,
     plan: &Plan,
-    term: u64,
     now: (Micros, Duration),
 ) -> ClusterStatus {
     let primary_view = observed.nodes.get(&intent.primary);
@@ -57,7 +56,7 @@ pub(crate) fn assemble(
             && intent.wish.is_none()
             && primary_server.is_some()
             && observed.roles_ready,
-        term,
+        term: intent.term,
         promise: intent.promise.clone(),
         paused: intent.paused,
         system_id: intent.system_id,

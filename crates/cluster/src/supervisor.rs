@@ -29,7 +29,7 @@ use crate::{
     history::{self, Event as Happening},
     node::Node,
     observe,
-    observed::{Failure, FailureKind, Goal, Intent, NodeView, Observed, Policy, ProcessState, Wish},
+    observed::{Failure, FailureKind, Goal, Intent, NodeView, Observed, Office, Policy, ProcessState, Wish},
     operate::{Handle, Order, Reply},
     plan::{Change, Plan},
     promise::Promise,
@@ -40,6 +40,9 @@ use crate::{
 
 mod begin;
 mod orders;
+mod shared;
+
+use shared::Others;
 
 /// Looks between the regular ones, while something is about to change.
 const SOON: Duration = Duration::from_millis(50);
@@ -61,7 +64,8 @@ pub struct Supervisor {
     intent: Intent,
     nodes: BTreeMap<NodeName, Node>,
     roles_ready: bool,
-    term: u64,
+    /// If others decide for other nodes.
+    others: Option<Others>,
     /// The end of the primary's log when it last answered.
     primary_lsn: Option<Lsn>,
     /// The primary's slots for decoding, as last seen.
@@ -140,13 +144,13 @@ impl Supervisor {
         let (sender, receiver) = watch::channel(ClusterStatus::default());
         let mut supervisor = Self {
             nodes: spec
-                .nodes
-                .iter()
-                .map(|node| Ok((node.name.clone(), Node::new(&spec, node)?)))
+                .own()
+                .map(|node| Ok((node.name.clone(), Node::new(&spec, node, clock.monotonic())?)))
                 .collect::<Result<_, ClusterError>>()?,
             intent: Intent {
                 goal: Goal::Run,
                 primary: spec.nodes.first().map_or_else(|| NodeName::new(""), |node| node.name.clone()),
+                term: if spec.agent.is_some() { 0 } else { 1 },
                 system_id: None,
                 promoting: false,
                 promise: Promise::none(),
@@ -159,12 +163,13 @@ impl Supervisor {
                     silent_max: spec.limits.silent_max,
                     start_max: spec.limits.start_max,
                     absent_max: spec.limits.absent_max,
+                    hold: spec.limits.hold,
                 },
             },
+            others: spec.agent.as_ref().map(|agent| Others::new(agent, clock.clone())),
             spec,
             clock,
             roles_ready: false,
-            term: 1,
             primary_lsn: None,
             logical_slots: BTreeSet::new(),
             handed_over: None,
@@ -178,7 +183,9 @@ impl Supervisor {
             tasks: Tasks::new(steps.clone()),
             steps,
         };
-        supervisor.settle_intent()?;
+        if supervisor.others.is_none() {
+            supervisor.settle_intent()?;
+        }
         Ok((supervisor, receiver))
     }
 
@@ -200,7 +207,7 @@ impl Supervisor {
                 self.intent.promoting = record.promoting;
                 self.intent.promise = record.promise;
                 self.intent.paused = record.paused;
-                self.term = record.term;
+                self.intent.term = record.term;
             }
             None => {
                 if let Some(crate::DataState::Whole { system_id, .. }) =
@@ -219,13 +226,9 @@ impl Supervisor {
 
     /// Records what `intent` says, if it is not recorded already.
     fn keep_record(&self, intent: &Intent) -> Result<(), ClusterError> {
-        self.keep_record_of(intent, self.term)
-    }
-
-    fn keep_record_of(&self, intent: &Intent, term: u64) -> Result<(), ClusterError> {
         let Some(system_id) = intent.system_id else { return Ok(()) };
         let record = ClusterRecord {
-            term,
+            term: intent.term,
             promoting: intent.promoting,
             promise: intent.promise.clone(),
             paused: intent.paused,
@@ -243,29 +246,37 @@ impl Supervisor {
     /// If the cluster's record cannot be written; trouble with nodes is dealt with and told in
     /// the status.
     pub async fn run(mut self, token: CancellationToken) -> Result<(), ClusterError> {
+        self.watch_over();
         loop {
+            self.hear(self.clock.monotonic());
             let observed = self.observe().await;
             let now = self.clock.monotonic();
-            let plan = decide(&observed, &self.intent, now);
-            let told =
-                status::assemble(&self.spec, &observed, &self.intent, &plan, self.term, (self.clock.wall(), now));
+            let observed = self.with_others(observed, now);
+            let plan = self.restrained(decide(&observed, &self.intent, now));
+            self.say(&observed, now);
+            let told = status::assemble(&self.spec, &observed, &self.intent, &plan, (self.clock.wall(), now));
             self.status.send_if_modified(|status| {
                 let changed = *status != told;
                 *status = told;
                 changed
             });
             let mut acted = self.act(&plan).await;
-            if let Some(change) = plan.change {
-                acted |= self.change(change, &observed);
+            match plan.change {
+                Some(change) if self.others.is_some() => self.share(&change).await,
+                Some(change) => acted |= self.change(change, &observed),
+                None => {}
             }
+            self.keep_made().await;
             if self.intent.goal == Goal::Stop && self.all_stopped() {
+                self.leave().await;
                 return Ok(());
             }
             let pause = if acted { Duration::ZERO } else { self.pause(&observed, now) };
             // dropping `recv`, `join_next` or `cancelled` loses nothing
             tokio::select! {
                 Some(event) = self.events.1.recv() => self.take(event).await?,
-                Some(order) = self.orders.1.recv() => self.obey(order, &observed),
+                Some(order) = self.orders.1.recv() => self.obey(order, &observed).await,
+                () = Others::changed(&mut self.others) => {}
                 () = tokio::time::sleep(pause) => {}
                 Some(ended) = self.tasks.join_next() => {
                     if let Err(error) = ended {
@@ -281,6 +292,19 @@ impl Supervisor {
         }
     }
 
+    /// Begins what goes on beside the loop.
+    fn watch_over(&mut self) {
+        let Some(others) = &mut self.others else { return };
+        if let Some(keeper) = others.keeper.take() {
+            self.tasks.spawn("etcd", keeper.keep());
+        }
+        for node in self.nodes.values() {
+            let (guard, proof) = others.watchers(&self.spec, node, &self.clock);
+            self.tasks.spawn("guard", guard.keep());
+            self.tasks.spawn("proof", proof.keep());
+        }
+    }
+
     fn all_stopped(&self) -> bool {
         self.nodes.values().all(|node| node.pid.is_none() && node.busy.is_none() && node.server.running_pid().is_none())
     }
@@ -289,7 +313,8 @@ impl Supervisor {
     fn pause(&self, observed: &Observed, now: Duration) -> Duration {
         let mut pause = self.spec.limits.observe_interval;
         let lost = observed.nodes.get(&self.intent.primary).is_some_and(|view| view.silent_since.is_some());
-        if self.intent.promoting || self.intent.wish.is_some() || lost {
+        let vacant = matches!(observed.office, Office::Vacant { .. });
+        if self.intent.promoting || self.intent.wish.is_some() || lost || vacant {
             pause = VERY_SOON;
         }
         let recently = |since: Duration| now.saturating_sub(since) < SETTLING;
@@ -327,6 +352,8 @@ impl Supervisor {
                 silent_since: node.silent_since(),
                 not_streaming_since: if *name == primary { None } else { node.not_streaming_since },
                 absent_since: node.absent_since,
+                heard_at: node.heard_at,
+                vote: node.vote,
                 follows: node.follows.clone(),
                 busy: node.busy.clone(),
                 failure: node.failure.clone(),
@@ -335,6 +362,7 @@ impl Supervisor {
         });
         Observed {
             nodes: views.collect(),
+            office: Office::Undivided,
             slots: None,
             roles_ready: self.roles_ready,
             primary_lsn: self.primary_lsn,
@@ -354,6 +382,13 @@ impl Supervisor {
             .map(|(name, node)| async move { (name.clone(), node.ask(now, limits, name == primary).await) });
         let answers: BTreeMap<_, _> =
             join_all(asked).await.into_iter().filter_map(|(name, answer)| Some((name, answer?))).collect();
+        // not when they were asked: something may have come since
+        let answered = self.clock.monotonic();
+        for node in self.nodes.values_mut() {
+            if std::mem::take(&mut node.heard_new) {
+                node.heard_at = answered;
+            }
+        }
         let slots = match answers.get(&self.intent.primary).filter(|server| !server.in_recovery) {
             Some(server) => self.ask_primary(now, server).await,
             None => None,
@@ -392,16 +427,14 @@ impl Supervisor {
     fn change(&mut self, change: Change, observed: &Observed) -> bool {
         let now = self.clock.monotonic();
         let intent = self.intent.after(&change);
-        let term = if matches!(change, Change::Elect { .. }) { self.term + 1 } else { self.term };
-        if let Err(error) = self.keep_record_of(&intent, term) {
+        if let Err(error) = self.keep_record(&intent) {
             tracing::error!(%error, "what was decided cannot be recorded, and is not done");
             return false;
         }
         let before = std::mem::replace(&mut self.intent, intent);
-        self.term = term;
         match change {
             Change::Elect { node, missing, why } => {
-                tracing::warn!(from = %before.primary, to = %node, why, ?missing, term, "another primary");
+                tracing::warn!(from = %before.primary, to = %node, why, ?missing, term = self.intent.term, "another primary");
                 self.primary_lsn = None;
                 self.handed_over = None;
                 self.arrived = false;
@@ -430,12 +463,14 @@ impl Supervisor {
                 self.handed_over = None;
                 self.answer(Err(why));
             }
+            // one supervisor needs no leave
+            Change::TakeOffice | Change::Resign(_) => {}
         }
         true
     }
 
     fn happened(&self, happening: Happening) {
-        if let Err(error) = history::append(&self.spec.state_dir, self.clock.wall(), self.term, happening) {
+        if let Err(error) = history::append(&self.spec.state_dir, self.clock.wall(), self.intent.term, happening) {
             tracing::warn!(%error, "the history cannot be written");
         }
     }
@@ -444,7 +479,8 @@ impl Supervisor {
     async fn act(&mut self, plan: &Plan) -> bool {
         let mut acted = false;
         for (name, planned) in &plan.nodes {
-            for action in &planned.actions {
+            let own = self.nodes.contains_key(name);
+            for action in planned.actions.iter().filter(|_| own) {
                 tracing::info!(node = %name, ?action, "{}", planned.sentence);
                 match self.begin(name, action).await {
                     Ok(()) => acted = true,
@@ -512,7 +548,7 @@ impl Supervisor {
                 self.answer(Err(format!("{from} is not the primary any more")));
             }
             Event::Prepared { to, result, .. } => match result {
-                Ok(()) if self.intent.goal == Goal::Run => self.intent.wish = Some(Wish::Switchover { to }),
+                Ok(()) if self.intent.goal == Goal::Run => self.wish(Wish::Switchover { to }).await,
                 Ok(()) => self.answer(Err("the cluster stops".to_owned())),
                 Err(error) => self.answer(Err(error.to_string())),
             },
@@ -523,7 +559,10 @@ impl Supervisor {
                 match result {
                     Ok(Done::Initdb { system_id }) => {
                         self.intent.system_id = Some(system_id);
-                        self.keep_record(&self.intent)?;
+                        match &mut self.others {
+                            Some(others) => others.made = Some(system_id),
+                            None => self.keep_record(&self.intent)?,
+                        }
                     }
                     Ok(Done::Replica | Done::Rewound) => {
                         node.failure = None;
@@ -555,8 +594,7 @@ impl Supervisor {
                                 None,
                             );
                         }
-                        self.intent.wish = None;
-                        self.answer(Err(why));
+                        self.give_up(why).await;
                     }
                     Ok(Done::Cancelled) => {}
                     Err(error) => self.failed(&name, &error),

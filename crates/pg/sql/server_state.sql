@@ -16,6 +16,8 @@ SELECT
     pg_last_wal_receive_lsn() AS received_lsn,
     (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8 AS started_at,
     EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streaming,
+    pg_is_in_recovery() AND current_setting('primary_conninfo') = ''
+        AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver') AS deaf,
     (SELECT slot_name FROM pg_stat_wal_receiver) AS receiver_slot,
     current_setting('synchronous_standby_names') AS synchronous_standby_names,
     ARRAY(SELECT name FROM pg_settings WHERE pending_restart ORDER BY name) AS pending_restart

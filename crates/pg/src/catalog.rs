@@ -5,13 +5,13 @@
 use std::time::Duration;
 
 use millrace_base::{Lsn, Micros};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, Row, types::PgLsn};
 
 use crate::error::PgError;
 
 /// What a server is and how far it has got.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerState {
     pub in_recovery: bool,
     pub system_id: u64,
@@ -23,6 +23,8 @@ pub struct ServerState {
     pub started_at: Micros,
     /// Replica: log arrives now.
     pub streaming: bool,
+    /// Replica: it is set to receive log from nobody, and no process of it does.
+    pub deaf: bool,
     /// Replica: the upstream's slot in use.
     pub receiver_slot: Option<String>,
     /// Whom commits wait for, as it is set.
@@ -32,7 +34,7 @@ pub struct ServerState {
 }
 
 /// One replication slot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
     pub name: String,
     /// `physical` or `logical`.
@@ -138,6 +140,7 @@ pub async fn server_state(client: &Client) -> Result<ServerState, PgError> {
         received_lsn: lsn(&row, "received_lsn")?,
         started_at: Micros(row.try_get("started_at")?),
         streaming: row.try_get("streaming")?,
+        deaf: row.try_get("deaf")?,
         receiver_slot: row.try_get("receiver_slot")?,
         synchronous_standby_names: row.try_get("synchronous_standby_names")?,
         pending_restart: row.try_get("pending_restart")?,
@@ -320,6 +323,18 @@ pub async fn drop_slot(client: &Client, name: &str) -> Result<(), PgError> {
 pub async fn promote(client: &Client, deadline: Duration) -> Result<bool, PgError> {
     let seconds = i32::try_from(deadline.as_secs().max(1)).unwrap_or(i32::MAX);
     Ok(client.query_one("SELECT pg_promote(true, $1)", &[&seconds]).await?.try_get(0)?)
+}
+
+/// Writes a little to the log, and sees it onto this server's disk alone; where it ends.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn write_beat(client: &Client) -> Result<Lsn, PgError> {
+    client
+        .batch_execute("SET synchronous_commit = local; SELECT pg_logical_emit_message(true, 'millrace', '')")
+        .await?;
+    let row = client.query_one("SELECT pg_current_wal_flush_lsn() AS lsn", &[]).await?;
+    Ok(lsn(&row, "lsn")?.unwrap_or_default())
 }
 
 /// Asks a replica to become a primary, and does not wait for it.

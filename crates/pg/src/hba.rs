@@ -20,6 +20,8 @@ pub enum HbaSource {
     SameHost,
     /// `address/bits`.
     Cidr(String),
+    /// A name that the address must resolve to, and back (manual, "The pg_hba.conf File").
+    Host(String),
     Anywhere,
 }
 
@@ -63,6 +65,7 @@ impl fmt::Display for HbaRule {
         match &self.source {
             HbaSource::SameHost => f.write_str("samehost")?,
             HbaSource::Cidr(cidr) => f.write_str(cidr)?,
+            HbaSource::Host(name) => quoted(f, name)?,
             HbaSource::Anywhere => f.write_str("all")?,
         }
         f.write_str("  scram-sha-256")

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use millrace_base::Micros;
 
 use super::*;
-use crate::observed::Policy;
+use crate::{observed::Policy, plan::Change};
 
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks with faults, and those in peace afterwards.
@@ -115,6 +115,7 @@ impl World {
                 goal: Goal::Run,
                 primary: primary.clone(),
                 system_id: Some(OURS),
+                term: 1,
                 promoting: false,
                 promise: Promise::none(),
                 paused: false,
@@ -126,6 +127,7 @@ impl World {
                     silent_max: Duration::from_secs(3),
                     start_max: Duration::from_secs(60),
                     absent_max: Duration::from_secs(5),
+                    hold: Duration::from_millis(1500),
                 },
             },
             slots: ["b", "c"].into_iter().map(NodeName::new).collect(),
@@ -273,6 +275,7 @@ impl World {
                 received_lsn: server.standby.then(|| server.end()),
                 started_at: Micros(0),
                 streaming: streams,
+                deaf: false,
                 receiver_slot: None,
                 synchronous_standby_names: server.setting(),
                 pending_restart: Vec::new(),
@@ -282,6 +285,7 @@ impl World {
                 data: if server.exists { whole } else { DataState::Absent },
                 was_primary: !server.standby,
                 rogue: false,
+                heard_at: Duration::ZERO,
                 process: if server.up { ProcessState::Running { pid: 9, ready: true } } else { ProcessState::None },
                 may_write: server.up,
                 server: state,
@@ -289,6 +293,7 @@ impl World {
                 silent_since: server.silent_since,
                 not_streaming_since: server.not_streaming_since,
                 absent_since: server.absent_since,
+                vote: None,
                 follows: server.follows.clone(),
                 busy: server.job.as_ref().map(|(action, since)| (format!("{action:?}"), *since)),
                 failure: server.failure.clone(),
@@ -311,6 +316,7 @@ impl World {
         Observed {
             nodes,
             slots: answers.then(|| self.slots.iter().map(slot).collect()),
+            office: Office::Undivided,
             roles_ready: true,
             primary_lsn: self.primary_lsn,
             logical_slots: BTreeSet::new(),

@@ -6,11 +6,13 @@ use millrace_base::Micros;
 use proptest::{option, prelude::*};
 
 use super::*;
-use crate::observed::Policy;
+use crate::{observed::Policy, plan::Change};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const OURS: u64 = 7;
 const NOW: Duration = Duration::from_secs(1000);
+/// The term under way.
+const TERM: u64 = 7;
 
 fn data() -> impl Strategy<Value = DataState> {
     prop_oneof![
@@ -42,6 +44,7 @@ fn server() -> impl Strategy<Value = ServerState> {
             received_lsn: in_recovery.then_some(Lsn(lsn)),
             started_at: Micros(0),
             streaming: in_recovery && streaming,
+            deaf: in_recovery && !streaming,
             receiver_slot: None,
             synchronous_standby_names: String::new(),
             pending_restart: Vec::new(),
@@ -75,6 +78,8 @@ prop_compose! {
         not_streaming_since in option::of((900u64..1000).prop_map(Duration::from_secs)),
         (silent_since, absent_since) in (option::of(since()), option::of(since())),
         (rogue, orphans, follows) in (option::weighted(0.1, Just(())), any::<bool>(), option::of(0usize..3)),
+        heard_at in since(),
+        vote in option::weighted(0.6, prop_oneof![3 => Just(TERM), 1 => Just(TERM - 1)]),
         busy in option::weighted(0.15, Just(("is made from a base backup of a".to_owned(), Duration::from_secs(900)))),
         failure in option::weighted(0.3, failure()),
     ) -> NodeView {
@@ -84,7 +89,7 @@ prop_compose! {
         let may_write = process != ProcessState::None || orphans;
         NodeView {
             data, was_primary, rogue: rogue.is_some(), process, may_write, server, silent_since, not_streaming_since,
-            slots: None, absent_since, follows: follows.map(|node| NodeName::new(NAMES[node])), busy, failure,
+            heard_at, slots: None, absent_since, vote, follows: follows.map(|node| NodeName::new(NAMES[node])), busy, failure,
         }
     }
 }
@@ -117,18 +122,34 @@ fn slots() -> impl Strategy<Value = Option<Vec<Slot>>> {
     )
 }
 
+fn office() -> impl Strategy<Value = Office> {
+    prop_oneof![
+        3 => Just(Office::Undivided),
+        1 => Just(Office::Held),
+        2 => (since(), any::<bool>()).prop_map(|(since, resigned)| Office::Vacant { since, resigned }),
+        1 => Just(Office::Unknown),
+    ]
+}
+
 fn observed() -> impl Strategy<Value = Observed> {
     let lsn = || option::of((1u64..5).prop_map(Lsn));
     let seen = (any::<bool>(), lsn(), any::<bool>(), lsn());
-    (proptest::collection::vec(node(), 3), slots(), seen).prop_map(
-        |(views, slots, (roles_ready, primary_lsn, arrived, handed_over))| Observed {
-            nodes: NAMES.iter().map(|name| NodeName::new(name)).zip(views).collect(),
-            slots,
-            roles_ready,
-            primary_lsn,
-            logical_slots: BTreeSet::new(),
-            handed_over,
-            arrived,
+    (proptest::collection::vec(node(), 3), slots(), seen, office()).prop_map(
+        |(mut views, slots, (roles_ready, primary_lsn, arrived, handed_over), office)| {
+            // whether another host's processes may write is known by the office alone
+            if let (Office::Vacant { .. }, true, Some(primary)) = (office, arrived, views.first_mut()) {
+                primary.may_write = false;
+            }
+            Observed {
+                office,
+                nodes: NAMES.iter().map(|name| NodeName::new(name)).zip(views).collect(),
+                slots,
+                roles_ready,
+                primary_lsn,
+                logical_slots: BTreeSet::new(),
+                handed_over,
+                arrived,
+            }
         },
     )
 }
@@ -141,6 +162,7 @@ fn policy() -> Policy {
         silent_max: Duration::from_secs(3),
         start_max: Duration::from_secs(60),
         absent_max: Duration::from_secs(5),
+        hold: Duration::from_millis(1500),
     }
 }
 
@@ -164,6 +186,7 @@ fn intent() -> impl Strategy<Value = Intent> {
         |(run, system_id, promise, (promoting, paused, wish, durability))| Intent {
             goal: if run { Goal::Run } else { Goal::Stop },
             primary: NodeName::new("a"),
+            term: TERM,
             system_id,
             promoting,
             promise,
@@ -186,6 +209,20 @@ proptest! {
         let plan = decide(&observed, &intent, NOW);
         prop_assert_eq!(plan.nodes.len(), observed.nodes.len());
         let primary = &observed.nodes[&intent.primary];
+        let allowed = matches!(observed.office, Office::Undivided | Office::Held);
+        let vacant = matches!(observed.office, Office::Vacant { .. });
+        match &plan.change {
+            Some(Change::TakeOffice) => {
+                prop_assert!(vacant && primary.busy.is_none() && intent.goal == Goal::Run);
+            }
+            // who leaves starts nothing
+            Some(Change::Resign(_)) => {
+                prop_assert!(observed.office == Office::Held && !primary.may_write);
+                prop_assert!(plan.nodes[&intent.primary].actions.is_empty());
+            }
+            Some(Change::Elect { .. }) => prop_assert!(vacant || observed.office == Office::Undivided),
+            _ => {}
+        }
         for (name, planned) in &plan.nodes {
             let view = &observed.nodes[name];
             let is_primary = *name == intent.primary;
@@ -203,18 +240,21 @@ proptest! {
                         prop_assert!(is_primary && intent.goal == Goal::Run && intent.system_id.is_none());
                         prop_assert_eq!(&view.data, &DataState::Absent);
                         prop_assert_eq!(&view.process, &ProcessState::None);
+                        prop_assert!(allowed);
                     }
                     Action::Start { from } => {
                         prop_assert_eq!(intent.goal, Goal::Run);
                         prop_assert_eq!(&view.process, &ProcessState::None);
-                        prop_assert_eq!(from.is_none(), is_primary);
+                        let turned_away = view.vote == Some(intent.term);
+                        prop_assert_eq!(from.is_none(), is_primary || turned_away);
+                        prop_assert!(!is_primary || allowed);
                         // a server that would accept writes is never started but as the primary
                         prop_assert!(standby(&view.data) != is_primary || is_primary && intent.promoting);
                         prop_assert!(view.failure.as_ref().is_none_or(|failure| failure.not_before <= NOW));
                     }
                     Action::Stop(_) if intent.goal == Goal::Stop => {
                         let primary_up = primary.process != ProcessState::None || primary.busy.is_some();
-                        prop_assert!(is_primary || !primary_up);
+                        prop_assert!(is_primary || !primary_up || observed.office != Office::Undivided);
                     }
                     // the one thing that is stopped unasked is a second primary
                     Action::Stop(_) => {
@@ -238,17 +278,30 @@ proptest! {
                             prop_assert!(readable, "what is not ours is not touched");
                         }
                     }
-                    Action::Fence => prop_assert!(is_primary && intent.goal == Goal::Run && view.may_write),
+                    Action::Fence if is_primary => {
+                        prop_assert!(view.may_write && (intent.goal == Goal::Run || !allowed));
+                    }
+                    Action::Fence => {
+                        let writes = view.server.as_ref().is_some_and(|server| !server.in_recovery);
+                        prop_assert!(writes && view.was_primary && observed.office != Office::Undivided);
+                    }
+                    Action::Vote { term } => {
+                        prop_assert!(!is_primary && vacant && *term == intent.term && view.vote != Some(*term));
+                        // the primary counts on those that it has just sent log to
+                        let resigned = matches!(observed.office, Office::Vacant { resigned: true, .. });
+                        prop_assert!(resigned || NOW - view.heard_at >= intent.policy.hold);
+                    }
                     Action::CopySlots { from } => prop_assert!(!is_primary && from == &intent.primary),
                     Action::HandOver => {
                         let wished = matches!(intent.wish, Some(Wish::Switchover { .. }));
                         prop_assert!(is_primary && wished);
                     }
                     Action::Promote => {
-                        prop_assert!(is_primary && intent.promoting && intent.goal == Goal::Run);
+                        prop_assert!(is_primary && intent.promoting && intent.goal == Goal::Run && allowed);
                         prop_assert!(view.server.as_ref().is_some_and(|server| server.in_recovery));
                     }
                     Action::Follow { from } => {
+                        prop_assert!(view.vote != Some(intent.term), "who has turned away does not turn back");
                         prop_assert!(!is_primary && from == &intent.primary);
                         prop_assert!(primary.server.as_ref().is_some_and(|server| !server.in_recovery));
                     }
@@ -276,10 +329,18 @@ proptest! {
     fn elections_are_safe(observed in observed(), intent in intent()) {
         let Some(Change::Elect { node, .. }) = decide(&observed, &intent, NOW).change else { return Ok(()) };
         let old = &observed.nodes[&intent.primary];
-        prop_assert!(!old.may_write && old.process == ProcessState::None && old.busy.is_none());
+        let vacant = matches!(observed.office, Office::Vacant { .. });
+        prop_assert!(!old.may_write && (vacant || old.process == ProcessState::None && old.busy.is_none()));
         prop_assert!(node != intent.primary && intent.goal == Goal::Run);
         let position = |name: &NodeName| {
-            let server = observed.nodes[name].server.as_ref().filter(|server| server.in_recovery)?;
+            let view = &observed.nodes[name];
+            let server = view.server.as_ref().filter(|server| server.in_recovery)?;
+            let whole = observed.handed_over.is_some_and(|end| server.received_lsn.unwrap_or(server.lsn) > end);
+            let forced = matches!(intent.wish, Some(Wish::Failover { .. }));
+            let settled = server.deaf && view.vote == Some(intent.term);
+            if vacant && !(whole || forced || settled) {
+                return None;
+            }
             (observed.nodes[name].busy.is_none() && intent.system_id == Some(server.system_id)).then_some(server.lsn)
         };
         let elected = position(&node);
@@ -290,6 +351,9 @@ proptest! {
         prop_assert!(intent.wish.is_some() || !intent.paused);
         if let (Some(_), Some(end)) = (&intent.wish, observed.handed_over) {
             prop_assert!(elected > Some(end), "{node} has not received the end of the log");
+            return Ok(());
+        }
+        if vacant && elected > observed.handed_over && observed.handed_over.is_some() {
             return Ok(());
         }
         // any commit that was acknowledged is on `quorum` members: however it was spread, the elected one has it
@@ -337,6 +401,7 @@ fn healthy(is_primary: bool) -> NodeView {
         data: DataState::Whole { system_id: OURS, standby: !is_primary },
         was_primary: is_primary,
         rogue: false,
+        heard_at: Duration::ZERO,
         process: ProcessState::Running { pid: 9, ready: true },
         may_write: true,
         server: Some(ServerState {
@@ -347,6 +412,7 @@ fn healthy(is_primary: bool) -> NodeView {
             received_lsn: (!is_primary).then_some(Lsn(90)),
             started_at: Micros(0),
             streaming: !is_primary,
+            deaf: false,
             receiver_slot: None,
             synchronous_standby_names: if is_primary { both().setting() } else { String::new() },
             pending_restart: Vec::new(),
@@ -355,6 +421,7 @@ fn healthy(is_primary: bool) -> NodeView {
         silent_since: None,
         not_streaming_since: None,
         absent_since: None,
+        vote: None,
         follows: (!is_primary).then(|| NodeName::new("a")),
         busy: None,
         failure: None,
@@ -383,6 +450,7 @@ fn well() -> (Observed, Intent) {
     let observed = Observed {
         nodes,
         slots: Some(vec![slot("b"), slot("c")]),
+        office: Office::Undivided,
         roles_ready: true,
         primary_lsn: Some(Lsn(100)),
         logical_slots: BTreeSet::new(),
@@ -393,6 +461,7 @@ fn well() -> (Observed, Intent) {
         goal: Goal::Run,
         primary: NodeName::new("a"),
         system_id: Some(OURS),
+        term: 1,
         promoting: false,
         promise: both(),
         paused: false,

@@ -20,9 +20,13 @@ impl Supervisor {
         match action {
             Action::Adopt => {
                 let Some(postmaster) = node.server.adopt().map_err(ClusterError::node(name))? else { return Ok(()) };
+                // who has turned away does not turn back, and before the record is heard nobody knows to whom to turn
+                let known = self.intent.system_id.is_some();
+                let upstream = upstream.filter(|_| known && node.vote != Some(self.intent.term));
                 node.follows = upstream.is_some().then(|| self.intent.primary.clone());
                 // a damaged directory under a living server is the next start's trouble
-                match node.configured().configure(upstream.as_ref()) {
+                let configured = if known { node.configured().configure(upstream.as_ref()) } else { Ok(false) };
+                match configured {
                     Ok(true) => postmaster.reload(),
                     Ok(false) => {}
                     Err(error) => tracing::warn!(node = %name, %error, "cannot write the configuration"),
@@ -34,7 +38,8 @@ impl Supervisor {
                 node.follows.clone_from(from);
                 node.configured().configure(upstream.as_ref()).map_err(ClusterError::node(name))?;
                 let postmaster = node.server.start().await.map_err(ClusterError::node(name))?;
-                if from.is_none() && !self.intent.promoting {
+                if *name == self.intent.primary && !self.intent.promoting {
+                    self.handed_over = None;
                     observe::mark_primary(&node.spec).map_err(|source| ClusterError::Io {
                         doing: "mark",
                         path: node.spec.folder.clone(),
@@ -135,6 +140,21 @@ impl Supervisor {
                         Err(ClusterError::Sql { source, .. }) if source.sqlstate() == Some(NOT_IN_RECOVERY) => {}
                         asked => asked?,
                     }
+                }
+                Ok(())
+            }
+            Action::Vote { term } => {
+                observe::keep_vote(&node.spec, *term).map_err(|source| ClusterError::Io {
+                    doing: "keep the vote in",
+                    path: node.spec.folder.clone(),
+                    source,
+                })?;
+                node.vote = Some(*term);
+                node.follows = None;
+                if node.configured().configure(None).map_err(ClusterError::node(name))?
+                    && let Some(postmaster) = &node.postmaster
+                {
+                    postmaster.reload();
                 }
                 Ok(())
             }

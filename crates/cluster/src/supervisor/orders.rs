@@ -11,6 +11,7 @@ use crate::{
     observed::{Goal, Intent, Observed, Wish},
     operate::{Order, Reply},
     spec::NodeName,
+    store::Claim,
 };
 
 impl Supervisor {
@@ -23,7 +24,7 @@ impl Supervisor {
     }
 
     /// Begins what an operator wants, or says why it cannot be.
-    pub(super) fn obey(&mut self, order: Order, observed: &Observed) {
+    pub(super) async fn obey(&mut self, order: Order, observed: &Observed) {
         match order {
             Order::Switchover { to, reply } => match self.heir(to, observed) {
                 Ok(to) => {
@@ -42,12 +43,15 @@ impl Supervisor {
                 // it does not wait for anything else
                 self.answer(Err(format!("an operator wants {to} to be the primary at once")));
                 self.wisher = Some(reply);
-                self.intent.wish = Some(Wish::Failover { to });
+                self.wish(Wish::Failover { to }).await;
             }
             Order::Pause { paused, reply } => {
                 let intent = Intent { paused, ..self.intent.clone() };
-                let kept = self.keep_record(&intent).map_err(|error| error.to_string());
-                if kept.is_ok() {
+                let kept = match self.others.is_some() {
+                    true => self.written(&intent, Some(Happening::Paused { paused })).await,
+                    false => self.keep_record(&intent).map_err(|error| error.to_string()),
+                };
+                if kept.is_ok() && self.others.is_none() {
                     self.intent = intent;
                     self.happened(Happening::Paused { paused });
                 }
@@ -55,8 +59,12 @@ impl Supervisor {
                 drop(reply.send(kept.map(|()| said.to_owned())));
             }
             Order::Reinit { node, reply } => {
-                if node == self.intent.primary || !self.nodes.contains_key(&node) {
+                if node == self.intent.primary || self.spec.node(&node).is_none() {
                     drop(reply.send(Err(format!("{node} is no replica"))));
+                    return;
+                }
+                if !self.nodes.contains_key(&node) {
+                    drop(reply.send(Err(format!("{node} is on another host: say it there"))));
                     return;
                 }
                 if observed.slots.is_none() || self.intent.promoting || self.intent.wish.is_some() {
@@ -65,6 +73,46 @@ impl Supervisor {
                 }
                 drop(reply.send(self.reinit(&node)));
             }
+        }
+    }
+
+    /// An operator's word becomes what is wanted.
+    pub(super) async fn wish(&mut self, wish: Wish) {
+        if self.others.is_none() {
+            self.intent.wish = Some(wish);
+            return;
+        }
+        let (Wish::Switchover { to } | Wish::Failover { to }) = &wish;
+        let awaited = (to.clone(), self.intent.term);
+        let intent = Intent { wish: Some(wish), ..self.intent.clone() };
+        match self.written(&intent, None).await {
+            Ok(()) => {
+                if let Some(others) = &mut self.others {
+                    others.awaited = Some(awaited);
+                }
+            }
+            Err(why) => self.answer(Err(why)),
+        }
+    }
+
+    /// What an operator wanted cannot be.
+    pub(super) async fn give_up(&mut self, why: String) {
+        let intent = Intent { wish: None, ..self.intent.clone() };
+        if self.others.is_some()
+            && let Err(error) = self.written(&intent, None).await
+        {
+            tracing::warn!(error, "a switchover that failed is not recorded as such yet");
+        }
+        self.intent = intent;
+        self.answer(Err(why));
+    }
+
+    /// Writes what an operator wants where all supervisors hear it.
+    async fn written(&mut self, intent: &Intent, happening: Option<Happening>) -> Result<(), String> {
+        match self.write(intent, Claim::Word, happening).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("something else has changed at the same moment; say it again".to_owned()),
+            Err(error) => Err(error.to_string()),
         }
     }
 
@@ -115,8 +163,14 @@ impl Supervisor {
 
     /// A checkpoint now makes the primary's shutdown short.
     fn prepare(&mut self, to: NodeName) {
-        let Some(node) = self.nodes.get(&self.intent.primary) else { return };
-        let (params, events, name) = (node.params.clone(), self.events.0.clone(), self.intent.primary.clone());
+        let name = self.intent.primary.clone();
+        let params = self.spec.node(&name).ok_or("there is no primary".to_owned());
+        let params = params.and_then(|node| self.spec.superuser(node).map_err(|error| error.to_string()));
+        let params = match params {
+            Ok(params) => params,
+            Err(why) => return self.answer(Err(why)),
+        };
+        let events = self.events.0.clone();
         self.tasks.spawn("checkpoint", async move {
             let checkpoint = async {
                 let client = millrace_pg::connect(&params, DRAIN_MAX).await?;

@@ -27,14 +27,18 @@ pub(crate) struct Cluster {
 pub(crate) fn spec_in(folder: &Path, names: &[&str]) -> ClusterSpec {
     let tls = TlsFiles::in_folder(folder.join("tls"));
     tls.generate(&default_hosts(&[]), SystemClock::new().wall()).unwrap();
-    let nodes =
-        names.iter().map(|name| NodeSpec { name: NodeName::new(name), port: free_port(), folder: folder.join(name) });
+    let nodes = names.iter().map(|name| NodeSpec {
+        name: NodeName::new(name),
+        host: "127.0.0.1".into(),
+        port: free_port(),
+        folder: folder.join(name),
+    });
     ClusterSpec {
         nodes: nodes.collect(),
         binaries: Binaries::find(None).unwrap(),
         run_as: RunAs::resolve(None).unwrap(),
         listen: vec!["127.0.0.1".into()],
-        host: "127.0.0.1".into(),
+        agent: None,
         // so that many tests run beside one another; a disk is not what is tested here
         settings: vec![Setting::new("dynamic_shared_memory_type", "mmap", "")],
         hba: Vec::new(),

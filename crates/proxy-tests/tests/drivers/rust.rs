@@ -271,7 +271,7 @@ async fn sqlx_sessions(o: &mut Outcomes, pool: &PgPool, options: &PgConnectOptio
     note(o, "after connecting", join_all(paths).await);
     after.close().await;
     // a query that is given up: the driver drops what is left of it
-    let given_up = tokio::time::timeout(Duration::from_millis(50), pool.execute("SELECT pg_sleep(0.3)")).await;
+    let given_up = tokio::time::timeout(Duration::from_millis(50), pool.execute("SELECT pg_sleep(1.5)")).await;
     note(o, "given up", given_up.is_err());
     note(o, "after it was given up", one::<i32>(pool, "SELECT 6").await);
 }
@@ -404,12 +404,14 @@ async fn given_up(o: &mut Outcomes, clients: &[Client]) {
         note(o, &format!("cancelled{round}"), code(&cancelled.unwrap_err()));
         note(o, &format!("what was behind it{round}"), behind.unwrap().get::<_, i32>(0));
     }
-    // a future that is dropped when its query is on its way
-    let dropped = tokio::time::timeout(
-        Duration::from_millis(20),
-        client.query("SELECT n FROM generate_series(1, 1000) AS n, pg_sleep(1)", &[]),
-    );
-    note(o, "dropped", dropped.await.is_err());
+    // a future that is dropped while its query runs
+    let slow = "SELECT n FROM generate_series(1, 1000) AS n, pg_sleep(2)";
+    let runs = format!("SELECT count(*) FROM pg_stat_activity WHERE query = '{slow}' AND wait_event = 'PgSleep'");
+    let came = tokio::select! {
+        result = client.query(slow, &[]) => result.map_or_else(|error| code(&error), |rows| format!("{} rows", rows.len())),
+        () = wait_until(LONG, || async { text(watcher, &runs).await == "1" }) => "nothing yet".to_owned(),
+    };
+    note(o, "dropped", came);
     note(o, "after it", text(client, "SELECT 'still there'").await);
     other.batch_execute("SET statement_timeout = 50").await.unwrap();
     note(o, "statement_timeout", code(&other.query_one("SELECT pg_sleep(60)", &[]).await.unwrap_err()));

@@ -1,0 +1,343 @@
+//! A supervisor for each node, meeting in a real etcd.
+
+use std::{
+    collections::BTreeMap,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use millrace_base::{SystemClock, Tasks};
+use millrace_cluster::{AgentSpec, ClusterSpec, ClusterStatus, EtcdSpec, NodeName, Supervisor, operate::Handle};
+use millrace_pg::{Connection, connect};
+use millrace_testkit::{Sandbox, free_port};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{LONG, spec_in};
+
+const TTL: Duration = Duration::from_secs(3);
+
+/// One member of etcd.
+struct Etcd {
+    process: Child,
+    endpoint: String,
+}
+
+impl Etcd {
+    fn start(sandbox: &Sandbox) -> Self {
+        let (client, peer) = (free_port(), free_port());
+        let endpoint = format!("http://127.0.0.1:{client}");
+        let peers = format!("http://127.0.0.1:{peer}");
+        let folder = sandbox.path().join("etcd");
+        std::fs::create_dir_all(&folder).unwrap();
+        let process = Command::new("etcd")
+            .args(["--name", "e", "--data-dir"])
+            .arg(folder.join("data"))
+            .args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint])
+            .args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers])
+            .args(["--initial-cluster", &format!("e={peers}"), "--log-level", "error"])
+            .current_dir(&folder)
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(folder.join("log")).unwrap())
+            .spawn()
+            .expect("etcd: `make setup` installs it");
+        Self { process, endpoint }
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.process.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        // the sandbox's watchdog does the same should this fail
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+struct Agent {
+    status: watch::Receiver<ClusterStatus>,
+    handle: Handle,
+    token: CancellationToken,
+    tasks: Tasks,
+}
+
+struct Agents {
+    spec: ClusterSpec,
+    running: BTreeMap<String, Agent>,
+    etcd: Etcd,
+    sandbox: Sandbox,
+}
+
+impl Agents {
+    async fn start(names: &[&str]) -> Self {
+        // shown with RUST_LOG, and if the test fails
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init().ok();
+        let sandbox = Sandbox::new();
+        let spec = spec_in(sandbox.path(), names);
+        let etcd = Etcd::start(&sandbox);
+        let mut agents = Self { spec, running: BTreeMap::new(), etcd, sandbox };
+        for name in names {
+            agents.supervise(name);
+        }
+        agents.ready().await;
+        agents
+    }
+
+    /// A (new) supervisor of a node.
+    fn supervise(&mut self, name: &str) {
+        let mut spec = self.spec.clone();
+        spec.state_dir = self.sandbox.path().join(format!("{name}.state"));
+        std::fs::create_dir_all(&spec.state_dir).unwrap();
+        spec.agent = Some(AgentSpec {
+            node: NodeName::new(name),
+            etcd: EtcdSpec {
+                endpoints: vec![self.etcd.endpoint.clone()],
+                ca: None,
+                identity: None,
+                user: None,
+                prefix: "/millrace/test".into(),
+                ttl: TTL,
+            },
+        });
+        let (supervisor, status) = Supervisor::new(spec, Arc::new(SystemClock::new())).unwrap();
+        let handle = supervisor.handle();
+        let token = CancellationToken::new();
+        let mut tasks = Tasks::new(token.clone());
+        tasks.spawn("supervisor", supervisor.run(token.clone()));
+        self.running.insert(name.to_owned(), Agent { status, handle, token, tasks });
+    }
+
+    /// What each supervisor that runs comes to say.
+    async fn until(&mut self, what: &str, condition: impl Fn(&ClusterStatus) -> bool) {
+        for (name, agent) in &mut self.running {
+            let waiting = agent.status.wait_for(|status| condition(status));
+            let came = tokio::time::timeout(LONG, waiting).await.is_ok_and(|waited| waited.is_ok());
+            if !came {
+                let status = agent.status.borrow().clone();
+                panic!("{what} did not come to {name}; {status:#?}\n{}", logs(&self.spec));
+            }
+        }
+    }
+
+    async fn ready(&mut self) {
+        let nodes = self.spec.nodes.len();
+        self.until("a ready cluster", |status| status.all_ready && status.nodes.len() == nodes).await;
+        let setting = |status: &ClusterStatus| status.promise.members.len() == nodes - 1;
+        self.until("a promise", setting).await;
+    }
+
+    fn any(&self) -> &Agent {
+        self.running.values().next().unwrap()
+    }
+
+    fn primary(&self) -> String {
+        self.any().status.borrow().primary.clone().unwrap()
+    }
+
+    async fn another_primary(&mut self, than: &str) -> String {
+        self.until("another primary", |status| status.primary_ready && status.primary.as_deref() != Some(than)).await;
+        self.primary()
+    }
+
+    async fn client(&self, name: &str) -> Connection {
+        let node = self.spec.node(&NodeName::new(name)).unwrap();
+        connect(&self.spec.superuser(node).unwrap(), Duration::from_secs(10)).await.unwrap()
+    }
+
+    fn pid(&self, name: &str) -> u32 {
+        let status = self.running[name].status.borrow();
+        status.nodes.iter().find(|node| node.name == name).unwrap().pid.unwrap()
+    }
+
+    async fn stop(mut self) {
+        for agent in self.running.values() {
+            agent.token.cancel();
+        }
+        for (_, agent) in std::mem::take(&mut self.running) {
+            let failed = agent.tasks.shutdown(LONG).await;
+            assert!(failed.is_empty(), "{failed:?}");
+        }
+    }
+}
+
+fn logs(spec: &ClusterSpec) -> String {
+    let log = |node: &millrace_cluster::NodeSpec| {
+        let log = std::fs::read_to_string(spec.log_dir.join(format!("{}.log", node.name))).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        format!("--- {}\n{}\n", node.name, lines[lines.len().saturating_sub(15)..].join("\n"))
+    };
+    spec.nodes.iter().map(log).collect()
+}
+
+fn kill(pid: u32) {
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+}
+
+async fn count(client: &Connection) -> i64 {
+    client.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0)
+}
+
+/// Writes rows one by one until the server is gone; how many were acknowledged.
+async fn write_until_it_fails(client: &Connection) -> i64 {
+    let mut acknowledged = 0;
+    while client.batch_execute("INSERT INTO t VALUES (1)").await.is_ok() {
+        acknowledged += 1;
+    }
+    acknowledged
+}
+
+#[tokio::test]
+async fn a_killed_server_is_replaced_at_once() {
+    let mut agents = Agents::start(&["a", "b", "c"]).await;
+    assert_eq!(agents.primary(), "a");
+    agents.client("a").await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+    for round in 0..3 {
+        let old = agents.primary();
+        let client = agents.client(&old).await;
+        let before = count(&client).await;
+        let pid = agents.pid(&old);
+        let killing = async {
+            tokio::time::timeout(Duration::from_millis(300), std::future::pending::<()>()).await.unwrap_err();
+            kill(pid);
+            Instant::now()
+        };
+        let (acknowledged, killed) = tokio::join!(write_until_it_fails(&client), killing);
+        let new = agents.another_primary(&old).await;
+        let took = killed.elapsed();
+        assert!(took < Duration::from_secs(20), "round {round}: {new} was ready after {took:?}");
+        let client = agents.client(&new).await;
+        let found = count(&client).await - before;
+        assert!((acknowledged..=acknowledged + 1).contains(&found), "{acknowledged} acknowledged, {found} found");
+        agents.ready().await;
+    }
+    agents.stop().await;
+}
+
+/// Everything of a host ends at once: its supervisor and its server.
+#[tokio::test]
+async fn a_host_that_is_gone_is_replaced_when_its_lease_ends() {
+    let mut agents = Agents::start(&["a", "b", "c"]).await;
+    let client = agents.client("a").await;
+    client.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
+    let pid = agents.pid("a");
+    drop(agents.running.remove("a"));
+    kill(pid);
+    let gone = Instant::now();
+    let new = agents.another_primary("a").await;
+    let took = gone.elapsed();
+    assert!(took < Duration::from_secs(20), "{new} was ready after {took:?}");
+    assert_eq!(count(&agents.client(&new).await).await, 1);
+
+    agents.supervise("a");
+    agents.ready().await;
+    assert_eq!(agents.primary(), new);
+    agents.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_started_again_goes_on_with_what_runs() {
+    let mut agents = Agents::start(&["a", "b", "c"]).await;
+    let (pid, term) = (agents.pid("a"), agents.any().status.borrow().term);
+    let client = agents.client("a").await;
+    for name in ["a", "b"] {
+        drop(agents.running.remove(name));
+        agents.supervise(name);
+        agents.ready().await;
+    }
+    client.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+    assert_eq!((agents.pid("a"), agents.any().status.borrow().term), (pid, term));
+    agents.stop().await;
+}
+
+/// etcd does not answer for longer than the lease: as long as replicas receive its log, the primary stays.
+#[tokio::test]
+async fn a_primary_whose_replicas_receive_its_log_outlives_etcd() {
+    let mut agents = Agents::start(&["a", "b", "c"]).await;
+    let client = agents.client("a").await;
+    client.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+    let (pid, before) = (agents.pid("a"), agents.any().status.borrow().term);
+    agents.etcd.signal("-STOP");
+    let stopped = Instant::now();
+    while stopped.elapsed() < 5 * TTL {
+        client.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+    }
+    agents.etcd.signal("-CONT");
+    let went_on = Instant::now();
+    while went_on.elapsed() < TTL {
+        client.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+    }
+    agents.ready().await;
+    assert_eq!((agents.primary().as_str(), agents.pid("a")), ("a", pid));
+    assert!(agents.any().status.borrow().term <= before + 1);
+    agents.stop().await;
+}
+
+/// Neither etcd nor a replica: nobody can tell what the others do, so it stops before they may do anything.
+#[tokio::test]
+async fn a_primary_that_is_alone_is_killed() {
+    let mut agents = Agents::start(&["a", "b", "c"]).await;
+    let client = agents.client("a").await;
+    client.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+    for name in ["b", "c"] {
+        let pid = agents.pid(name);
+        drop(agents.running.remove(name));
+        kill(pid);
+    }
+    agents.etcd.signal("-STOP");
+    let stopped = Instant::now();
+    client.batch_execute("SELECT pg_sleep(60)").await.unwrap_err();
+    assert!(stopped.elapsed() < 2 * TTL, "{:?}", stopped.elapsed());
+    agents.etcd.signal("-CONT");
+    agents.supervise("b");
+    agents.supervise("c");
+    agents.ready().await;
+    agents.stop().await;
+}
+
+#[tokio::test]
+async fn a_switchover_is_asked_of_any_agent() {
+    let mut agents = Agents::start(&["a", "b", "c"]).await;
+    agents.client("a").await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
+    let said = agents.running["c"].handle.switchover(Some(NodeName::new("b"))).await;
+    assert_eq!(said, Ok("b is the primary".to_owned()));
+    agents.until("b", |status| status.primary.as_deref() == Some("b") && status.primary_ready).await;
+    assert_eq!(count(&agents.client("b").await).await, 1);
+    agents.ready().await;
+    assert!(agents.running["a"].handle.switchover(Some(NodeName::new("b"))).await.is_err());
+
+    // a primary that is stopped in order is replaced at once
+    let agent = agents.running.remove("b").unwrap();
+    agent.token.cancel();
+    assert!(agent.tasks.shutdown(LONG).await.is_empty());
+    let stopped = Instant::now();
+    let new = agents.another_primary("b").await;
+    assert!(stopped.elapsed() < TTL, "{new} after {:?}", stopped.elapsed());
+    agents.supervise("b");
+    agents.ready().await;
+    agents.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_is_elected_while_it_is_paused() {
+    let mut agents = Agents::start(&["a", "b", "c"]).await;
+    agents.running["b"].handle.pause(true).await.unwrap();
+    agents.until("a pause", |status| status.paused).await;
+    let pid = agents.pid("a");
+    kill(pid);
+    agents
+        .until("another process", |status| {
+            status.nodes.iter().any(|node| node.name == "a" && node.pid.is_some_and(|now| now != pid))
+        })
+        .await;
+    agents.ready().await;
+    assert_eq!(agents.primary(), "a");
+    agents.running["c"].handle.pause(false).await.unwrap();
+    agents.until("its end", |status| !status.paused).await;
+    agents.stop().await;
+}
