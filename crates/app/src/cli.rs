@@ -37,6 +37,11 @@ pub(crate) enum Command {
     Check,
     /// Start everything, or adopt what still runs
     Up(Up),
+    /// Run one node of a cluster on many hosts: its server, its proxy and an API for load balancers
+    Agent {
+        /// The node that is on this host
+        node: String,
+    },
     /// Stop everything cleanly
     Down,
     /// One screen: nodes, lag, slots, watermark, last run, disk, what is wrong and what to do
@@ -104,6 +109,12 @@ pub(crate) struct Init {
     /// Where data goes [default: DIR/data, or /var/lib/millrace/… where DIR is closed to the servers' user]
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
+    /// A node on this host, by its address; given once for each host of a cluster on many
+    #[arg(long, value_name = "ADDRESS", requires = "etcd")]
+    pub(crate) host: Vec<std::net::IpAddr>,
+    /// A member of etcd, where the agents of those hosts meet; may be repeated
+    #[arg(long, value_name = "URL", requires = "host")]
+    pub(crate) etcd: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use millrace_base::Secret;
 use millrace_cluster::{
-    Durability,
+    AgentSpec, Durability, EtcdSpec,
     spec::{ClusterSpec, Limits, NodeName, NodeSpec, SUPERUSER},
 };
 use millrace_config::{Config, ConfigError, Environment, Pack, Secrets};
@@ -92,6 +92,47 @@ impl Context {
             .collect()
     }
 
+    /// As [`Context::cluster_spec`], for the agent of one node.
+    pub(crate) fn agent_spec(&self, node: &str) -> anyhow::Result<ClusterSpec> {
+        let mut spec = self.cluster_spec()?;
+        let Some(etcd) = &self.config.etcd else { return Ok(spec) };
+        let user = match (&etcd.user, &self.secrets.etcd) {
+            (None, _) => None,
+            (Some(user), Some(password)) => Some((user.clone(), password.clone())),
+            (Some(user), None) => {
+                let path = self.config.secrets_path();
+                return Err(anyhow!(
+                    "{} has no password for {user} of etcd\n  hint: add `etcd = \"…\"`",
+                    path.display()
+                ));
+            }
+        };
+        spec.agent = Some(AgentSpec {
+            node: NodeName::new(node),
+            etcd: EtcdSpec {
+                endpoints: etcd.endpoints.clone(),
+                ca: etcd.ca.clone(),
+                identity: etcd.certificate.clone().zip(etcd.key.clone()),
+                user,
+                prefix: etcd.prefix.clone(),
+                ttl: etcd.ttl,
+            },
+        });
+        spec.validate().map_err(|error| explain(&error, error.hint()))?;
+        Ok(spec)
+    }
+
+    /// Superuser access to a node, wherever it is.
+    pub(crate) fn superuser_of(&self, name: &str) -> anyhow::Result<ConnectParams> {
+        let node = self.config.cluster.nodes.iter().find(|node| node.name == name);
+        let node = node.ok_or_else(|| anyhow!("there is no node {name}"))?;
+        let mut params = self.superuser(node.port)?;
+        if let Some(host) = node.host {
+            params.host = host.to_string();
+        }
+        Ok(params)
+    }
+
     /// What the servers are made and run from.
     pub(crate) fn cluster_spec(&self) -> anyhow::Result<ClusterSpec> {
         let config = &self.config;
@@ -147,7 +188,7 @@ impl Context {
                 .iter()
                 .map(|node| NodeSpec {
                     name: NodeName::new(&node.name),
-                    host: self.host(config.cluster.listen),
+                    host: node.host.map_or_else(|| self.host(config.cluster.listen), |host| host.to_string()),
                     port: node.port,
                     folder: config.node_dir(node),
                 })
@@ -212,7 +253,7 @@ impl Context {
         let node = node.ok_or_else(|| {
             anyhow!("the cluster's primary is not in millrace.toml\n  hint: put its [[cluster.nodes]] back")
         })?;
-        self.superuser(node.port)
+        self.superuser_of(&node.name)
     }
 
     /// Access to the pack's database on the primary as one of its roles.

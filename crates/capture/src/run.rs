@@ -40,6 +40,8 @@ use crate::{
     spill::Spills,
 };
 
+/// SQLSTATE `undefined_object`: here, the slot.
+const UNDEFINED_OBJECT: &str = "42704";
 const CONNECT: Duration = Duration::from_secs(15);
 /// Making the slot waits for every transaction that is open on the source.
 const SLOT: Duration = Duration::from_secs(300);
@@ -237,7 +239,13 @@ async fn session<S: Sink>(
 
     let from = resume.watermark;
     let stream = StreamOptions { slot: &options.slot, from, publication: &options.publication };
-    let stream = replication.start_logical(&stream, CONNECT).await?;
+    let stream = match replication.start_logical(&stream, CONNECT).await {
+        // it was dropped since it was looked at
+        Err(error) if error.sqlstate() == Some(UNDEFINED_OBJECT) => {
+            return Err(CaptureError::NoSlot { slot: options.slot.clone(), watermark: from });
+        }
+        started => started?,
+    };
     progress.streams();
 
     let missing: VecDeque<TableName> = options

@@ -95,8 +95,10 @@ impl Case<'_> {
             self.intent.promise.members.contains(name)
                 || primary.synchronous_standby_names.contains(&format!("\"{name}\""))
         };
+        // one that still reads another history may claim what it does not have
+        let same = |view: &NodeView| view.server.as_ref().is_none_or(|server| server.timeline == primary.timeline);
         let member = |name: &NodeName, view: &NodeView| match view.absent_since {
-            None => true,
+            None => same(view),
             Some(since) => is_waited_for(name) && self.now.saturating_sub(since) < self.intent.policy.absent_max,
         };
         let members: BTreeSet<NodeName> = self
@@ -357,10 +359,11 @@ impl Case<'_> {
             return self.vote();
         }
         if view.vote == Some(self.intent.term) {
-            return NodePlan::wait(match server.deaf {
-                true => format!("waits for a successor of {primary}"),
-                false => format!("turns away from {primary}"),
-            });
+            let vacant = matches!(self.observed.office, Office::Vacant { .. });
+            return match server.deaf || !vacant {
+                true => NodePlan::wait(format!("waits for a successor of {primary}")),
+                false => self.vote(),
+            };
         }
         if view.follows.as_ref() != Some(primary) && self.primary_server().is_some() && self.slot(name).is_some() {
             return NodePlan::act(Action::Follow { from: primary.clone() }, format!("turns to {primary}"));

@@ -55,7 +55,8 @@ fn candidate<'a>(
     // where nobody can be sure that the old primary has been killed, those who would acknowledge its commits must have
     // turned away from it
     let forced = matches!(intent.wish, Some(Wish::Failover { .. }));
-    let has_all = observed.handed_over.is_some_and(|end| received > end);
+    let is_heir = matches!(&intent.wish, Some(Wish::Switchover { to }) if to == name);
+    let has_all = is_heir && observed.handed_over.is_some_and(|end| received > end);
     if matches!(observed.office, Office::Vacant { .. }) && !forced && !has_all && !view.is_settled(intent.term) {
         return None;
     }
@@ -88,23 +89,15 @@ pub fn elect(observed: &Observed, intent: &Intent) -> Election {
             None => Election::No(format!("{to} does not answer")),
         };
     }
-    // the old primary's log is complete: who has its end has everything
-    let in_order = matches!(intent.wish, Some(Wish::Switchover { .. })) || observed.office != Office::Undivided;
-    if let (true, Some(end)) = (in_order, observed.handed_over) {
-        let whole = || candidates.iter().rev().filter(|candidate| candidate.received > end);
-        let answers = |name: &&NodeName| observed.nodes.get(*name).is_some_and(|view| view.server.is_some());
-        // what is heard of the one that is wished for may be a little late
-        if let Some(to) = wished.filter(|_| observed.office != Office::Undivided).filter(answers)
-            && !whole().any(|candidate| candidate.name == to)
-        {
-            return Election::No(format!("{to} has not received the last log yet"));
-        }
-        let whole = whole();
-        match (whole.max_by_key(|candidate| (wished == Some(candidate.name), candidate.has_slots)), wished) {
-            (Some(heir), _) => return Election::Elected { node: heir.name.clone(), missing: None },
-            (None, Some(_)) => return Election::No("no replica has received its last log".to_owned()),
-            (None, None) => {}
-        }
+    // the old primary's log is complete: who has its end has everything. Where what is heard of others may be late, only
+    // the one that was chosen when it streamed
+    if let (Some(Wish::Switchover { to }), Some(end)) = (&intent.wish, observed.handed_over) {
+        let together = observed.office == Office::Undivided;
+        let whole = candidates.iter().filter(|c| c.received > end && (together || c.name == to));
+        return match whole.max_by_key(|candidate| candidate.name == to) {
+            Some(heir) => Election::Elected { node: heir.name.clone(), missing: None },
+            None => Election::No("no replica has received its last log".to_owned()),
+        };
     }
     let none = Promise::none();
     let promise = if may_have_begun(observed, intent) { &none } else { &intent.promise };

@@ -23,6 +23,8 @@ pub enum ClusterError {
     StateDamaged { path: PathBuf, reason: String },
     #[error("etcd: cannot {doing}: {reason}")]
     Store { doing: &'static str, reason: String },
+    #[error("etcd is not reached")]
+    NotReached,
     #[error("the cluster's record says that {0} is the primary, but there is no such node")]
     UnknownPrimary(String),
     #[error("cannot {doing} {}", path.display())]
@@ -53,7 +55,7 @@ impl ClusterError {
                 path.display()
             )),
             Self::UnknownPrimary(name) => Some(format!("bring node {name} back into the configuration")),
-            Self::Spec(_) | Self::Io { .. } | Self::Store { .. } => None,
+            Self::Spec(_) | Self::Io { .. } | Self::Store { .. } | Self::NotReached => None,
         }
     }
 

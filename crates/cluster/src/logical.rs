@@ -92,7 +92,9 @@ pub async fn follow(
         let (primary, replicas) = {
             let status = status.borrow();
             let of = |role| status.nodes.iter().filter(move |node| node.role == role).map(|node| node.name.clone());
-            (of(NodeRole::Primary).next().filter(|_| status.primary_ready), of(NodeRole::Replica).collect::<Vec<_>>())
+            let own = |name: &String| spec.own().any(|node| node.name.as_str() == name);
+            let replicas = of(NodeRole::Replica).filter(own).collect::<Vec<_>>();
+            (of(NodeRole::Primary).next().filter(|_| status.primary_ready), replicas)
         };
         let Some(primary) = primary else { continue };
         let Some(asked) = nodes.of(&primary, "postgres")? else { continue };

@@ -56,8 +56,12 @@ pub(crate) struct Node {
     pub(crate) heard_at: Duration,
     /// How far the log had come then.
     heard: Option<Lsn>,
+    /// At the last look.
+    deaf: bool,
     /// Something new has come since `heard_at` was set.
     pub(crate) heard_new: bool,
+    /// When it was told last to turn away.
+    pub(crate) voted_at: Option<Duration>,
     pub(crate) busy: Option<(String, Duration)>,
     pub(crate) failure: Option<Failure>,
     pub(crate) backoff: Backoff,
@@ -108,7 +112,9 @@ impl Node {
             not_streaming_since: None,
             heard_at: now,
             heard: None,
+            deaf: false,
             heard_new: false,
+            voted_at: None,
             busy: None,
             failure: None,
             backoff: Backoff::new(spec.limits.restart_delay_first, spec.limits.restart_delay_max),
@@ -165,7 +171,10 @@ impl Node {
         };
         self.slots = None;
         match observe::ask(&mut self.connection, &self.params, patience).await {
-            Ok(state) => {
+            Ok(mut state) => {
+                // what it has is read before it is known to be deaf: only the next look counts
+                let deaf = std::mem::replace(&mut self.deaf, state.deaf);
+                state.deaf = state.deaf && deaf;
                 self.silent_since = None;
                 self.probes_failed = 0;
                 if let Some(connection) = &self.connection {
@@ -216,11 +225,11 @@ impl Node {
             setting.noted = Some(server.lsn);
         }
         let Some(noted) = setting.noted else { return false };
+        let promise = Promise::parse(text);
         let has = |name: &NodeName| {
             standbys.iter().any(|s| s.application_name == name.as_str() && s.flush_lsn.is_some_and(|lsn| lsn >= noted))
         };
-        *text == self.promise.setting()
-            && self.promise.members.iter().filter(|name| has(name)).count() >= self.promise.quorum
+        *text == promise.setting() && promise.members.iter().filter(|name| has(name)).count() >= promise.quorum
     }
 
     /// The setting that waits for a checkpoint to be in force for sure.
@@ -247,6 +256,7 @@ impl Node {
     pub(crate) fn forget(&mut self) {
         self.connection = None;
         self.silent_since = None;
+        self.deaf = false;
         self.probes_failed = 0;
         self.setting = None;
         self.slots = None;

@@ -262,8 +262,12 @@ impl Intent {
     /// What commits on `elected` are to wait for from the first on: those that answer besides it.
     pub(crate) fn first_promise(&self, elected: &NodeName, observed: &Observed) -> Promise {
         let Durability::Quorum { quorum, strict } = self.policy.durability else { return Promise::none() };
+        let received = |view: &NodeView| view.server.as_ref().map(|s| s.received_lsn.unwrap_or(s.lsn).max(s.lsn));
+        let end = observed.nodes.get(elected).and_then(received);
         let answers = |(name, view): (&NodeName, &NodeView)| {
-            let there = *name != self.primary && view.server.is_some();
+            // who is ahead has log that the elected one has not, and is no witness of what that one writes
+            let settled = observed.office == Office::Undivided || view.is_settled(self.term);
+            let there = *name != self.primary && settled && received(view).is_some_and(|other| Some(other) <= end);
             (name != elected && (strict || there)).then(|| name.clone())
         };
         Promise::new(observed.nodes.iter().filter_map(answers).collect(), quorum)

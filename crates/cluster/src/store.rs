@@ -56,6 +56,27 @@ pub(crate) struct Member {
     pub(crate) roles_ready: bool,
 }
 
+impl Member {
+    /// Whether this says something besides how far its log has come.
+    fn is_news(&self, before: &Self) -> bool {
+        let known = |member: &Self| {
+            let mut view = member.view.clone();
+            (view.heard_at, view.slots) = (Duration::ZERO, None);
+            for time in [&mut view.silent_since, &mut view.not_streaming_since, &mut view.absent_since] {
+                *time = time.map(|_| Duration::ZERO);
+            }
+            if let Some(server) = &mut view.server {
+                server.lsn = Default::default();
+            }
+            view
+        };
+        let slots = |member: &Self| -> Vec<String> {
+            member.view.slots.iter().flatten().map(|slot| slot.name.clone()).collect()
+        };
+        self.roles_ready != before.roles_ready || slots(self) != slots(before) || known(self) != known(before)
+    }
+}
+
 /// Who may be the primary, and since which term.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Officer {
@@ -83,6 +104,8 @@ impl Heard {
 pub(crate) struct Shared {
     /// Changes are heard. If not, what follows may be long past.
     pub(crate) connected: bool,
+    /// There is a record, and it is not understood.
+    pub(crate) unreadable: bool,
     /// With the revision that it was written at.
     pub(crate) record: Option<(ClusterRecord, i64)>,
     /// With its holder's lease.
@@ -102,6 +125,11 @@ pub(crate) struct Validity {
 }
 
 impl Validity {
+    /// A term of this supervisor's node begins: what was before it does not count.
+    pub(crate) fn begin(&mut self, until: Duration) {
+        self.until = self.until.max(until);
+    }
+
     /// `now` is not before the moment that `until` counts from.
     pub(crate) fn extend(&mut self, until: Duration, now: Duration) {
         if now >= self.until {

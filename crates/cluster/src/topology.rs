@@ -3,7 +3,11 @@
 //! Invariants: `epoch` grows with each other primary or timeline; a replica that fell behind comes back only when it
 //! has caught up to half of what is allowed, so that it does not come and go.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use millrace_contract::{
     Topology, TopologyNode,
@@ -19,6 +23,8 @@ use crate::status::ClusterStatus;
 #[derive(Debug)]
 pub struct Teller {
     address: IpAddr,
+    /// Of nodes that are elsewhere.
+    hosts: BTreeMap<String, IpAddr>,
     /// Bytes.
     replica_lag_max: u64,
     epoch: u64,
@@ -32,7 +38,14 @@ impl Teller {
     /// Of nodes that listen at `address`. Replicas more than `replica_lag_max` bytes behind get nothing new.
     #[must_use]
     pub fn new(address: IpAddr, replica_lag_max: u64) -> Self {
-        Self { address, replica_lag_max, epoch: 0, primary: None, behind: BTreeSet::new() }
+        Self { address, hosts: BTreeMap::new(), replica_lag_max, epoch: 0, primary: None, behind: BTreeSet::new() }
+    }
+
+    /// Nodes by name that listen elsewhere.
+    #[must_use]
+    pub fn with_hosts(mut self, hosts: BTreeMap<String, IpAddr>) -> Self {
+        self.hosts = hosts;
+        self
     }
 
     /// What is true now.
@@ -47,8 +60,8 @@ impl Teller {
         let nodes = status.nodes.iter().map(|node| TopologyNode {
             name: node.name.clone(),
             role: node.role,
-            address: (self.address, node.port).into(),
-            host: self.address.to_string(),
+            address: (self.host(&node.name), node.port).into(),
+            host: self.host(&node.name).to_string(),
             timeline: node.timeline,
             health: match node.role {
                 NodeRole::Primary => of_primary(node, status.primary_ready),
@@ -57,6 +70,10 @@ impl Teller {
         });
         let nodes = nodes.collect();
         Topology { epoch: self.epoch, nodes }
+    }
+
+    fn host(&self, node: &str) -> IpAddr {
+        self.hosts.get(node).copied().unwrap_or(self.address)
     }
 
     fn of_replica(&mut self, node: &NodeStatus) -> NodeHealth {

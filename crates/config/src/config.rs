@@ -34,6 +34,8 @@ pub struct Config {
     pub platform: Platform,
     pub postgres: Postgres,
     pub cluster: Cluster,
+    /// Nodes are on many hosts.
+    pub etcd: Option<Etcd>,
     /// The pack's folder.
     pub pack_dir: PathBuf,
     pub proxy: Proxy,
@@ -92,6 +94,22 @@ pub enum Durability {
 pub struct Node {
     pub name: String,
     pub port: u16,
+    /// There with [`Config::etcd`].
+    pub host: Option<IpAddr>,
+}
+
+/// `[etcd]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Etcd {
+    /// At least one.
+    pub endpoints: Vec<String>,
+    pub ca: Option<PathBuf>,
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub user: Option<String>,
+    pub prefix: String,
+    pub ttl: Duration,
+    pub api_port: u16,
 }
 
 /// When a server connection goes to the next client.
@@ -307,6 +325,10 @@ fn read(path: &Path, text: &str, folders: Folders) -> Result<Config, ConfigError
         nodes: nodes(&cluster, &mut ports),
     };
 
+    let table = root.table("etcd", &schema::ETCD);
+    let etcd = table.is_present().then(|| etcd(&table, &platform.name, &folder, &mut ports));
+    check_hosts(&root, &cluster, etcd.is_some());
+
     let pack = root.table("pack", &schema::PACK_REFERENCE);
     let pack_dir = folder_of(&pack, "path", &folder, folders).unwrap_or_default();
 
@@ -340,7 +362,7 @@ fn read(path: &Path, text: &str, folders: Folders) -> Result<Config, ConfigError
     if !found.is_empty() {
         return Err(ConfigError::Invalid(Diagnostics(found)));
     }
-    Ok(Config { folder, platform, postgres, cluster, pack_dir, proxy, capture, warehouse, console })
+    Ok(Config { folder, platform, postgres, cluster, etcd, pack_dir, proxy, capture, warehouse, console })
 }
 
 const CONNECTIONS_MAX: u64 = 1_000_000;
@@ -512,7 +534,7 @@ fn nodes(cluster: &Reader<'_>, ports: &mut Ports<'_>) -> Vec<Node> {
         for (name, port) in defaults {
             ports.taken.push(Taken { port, by: format!("node {name}"), span: None });
         }
-        return defaults.map(|(name, port)| Node { name: name.to_owned(), port }).to_vec();
+        return defaults.map(|(name, port)| Node { name: name.to_owned(), port, host: None }).to_vec();
     };
     if tables.is_empty() {
         cluster.wrong(
@@ -527,10 +549,59 @@ fn nodes(cluster: &Reader<'_>, ports: &mut Ports<'_>) -> Vec<Node> {
         if !name.is_empty() && nodes.iter().any(|n| n.name == name) {
             table.wrong(None, format!("two nodes are called `{name}`"), Some("give each its own name".to_owned()));
         }
-        let port = ports.take(table, "port", || format!("node {name}"));
-        nodes.push(Node { name, port });
+        let host = table.address("host");
+        // on another host the same port is another port
+        let first_here = nodes.iter().all(|node| node.host.is_none() || node.host == host);
+        let port = match host.is_none() || first_here {
+            true => ports.take(table, "port", || format!("node {name}")),
+            false => table.port("port").map_or(0, |at| at.value),
+        };
+        nodes.push(Node { name, port, host });
     }
     nodes
+}
+
+fn etcd(table: &Reader<'_>, platform: &str, folder: &Path, ports: &mut Ports<'_>) -> Etcd {
+    let file = |name| table.path(name).map(|at| folder.join(at.value));
+    let endpoints = table.texts("endpoints");
+    let ca = file("ca");
+    for endpoint in &endpoints {
+        let (https, http) = (endpoint.starts_with("https://"), endpoint.starts_with("http://"));
+        let wrong = match (https, http, &ca) {
+            (true, _, None) => "is https, and `ca` is absent",
+            (_, true, Some(_)) => "is http, and `ca` is there",
+            (false, false, _) => "does not begin with https:// or http://",
+            _ => continue,
+        };
+        let hint = "write https://HOST:2379, and `ca`: the file with the authority's certificate".to_owned();
+        table.wrong(None, format!("`endpoints`: `{endpoint}` {wrong}"), Some(hint));
+    }
+    if endpoints.is_empty() {
+        table.wrong(None, "`endpoints`: at least one is needed", Some("write [\"https://HOST:2379\"]".to_owned()));
+    }
+    let prefix = table.text_maybe("prefix").unwrap_or_else(|| format!("/millrace/{platform}"));
+    Etcd {
+        endpoints,
+        ca,
+        certificate: file("certificate"),
+        key: file("key"),
+        user: table.text_maybe("user"),
+        prefix,
+        ttl: Duration::from_secs(table.integer("ttl_seconds", 2..=300)),
+        api_port: ports.take(table, "api_port", || "the agent's API".to_owned()),
+    }
+}
+
+/// Each node has a host if nodes are on many, and none if they are not.
+fn check_hosts(root: &Reader<'_>, cluster: &Cluster, many: bool) {
+    for node in &cluster.nodes {
+        let (what, hint) = match (many, node.host) {
+            (true, None) => ("has no host", "write host = \"ADDRESS\" under its name"),
+            (false, Some(_)) => ("has a host, and there is no [etcd]", "add [etcd], or remove host"),
+            _ => continue,
+        };
+        root.wrong(None, format!("node `{}` {what}", node.name), Some(hint.to_owned()));
+    }
 }
 
 fn settings(postgres: &Reader<'_>) -> BTreeMap<String, String> {

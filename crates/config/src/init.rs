@@ -8,6 +8,7 @@
 use std::{
     fmt::Write as _,
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -40,6 +41,10 @@ pub struct InitOptions {
     pub base_port: Option<u16>,
     /// The account that runs the servers; `postgres` if absent.
     pub user: Option<String>,
+    /// A node on each, in this order; if there are none, three on this host.
+    pub hosts: Vec<IpAddr>,
+    /// Where the agents of `hosts` meet.
+    pub etcd: Vec<String>,
 }
 
 /// What was made.
@@ -64,6 +69,7 @@ pub fn init(folder: &Path, pack: &Pack, options: &InitOptions, now: Micros) -> R
     // what the options say is checked by the same rules as what a person writes
     let config = config::Config::parse(&folder.join(config::FILE_NAME), &text)?;
 
+    let hosts: Vec<String> = options.hosts.iter().map(ToString::to_string).collect();
     let repeated = prepare(folder)?;
     let marker = folder.join(MARKER);
     write(&marker, "millrace init did not finish here; repeat it, or remove this folder\n", 0o644)?;
@@ -73,7 +79,7 @@ pub fn init(folder: &Path, pack: &Pack, options: &InitOptions, now: Micros) -> R
         roles.push(CAPTURE_ROLE);
     }
     Secrets::generate(roles).write(&folder.join(secrets::FILE_NAME))?;
-    TlsFiles::in_folder(folder.join("tls")).generate(&default_hosts(&[]), now)?;
+    TlsFiles::in_folder(folder.join("tls")).generate(&default_hosts(&hosts), now)?;
     write(&folder.join(".gitignore"), GITIGNORE, 0o644)?;
     write(&folder.join(config::FILE_NAME), &text, 0o644)?;
     fs::remove_file(&marker).map_err(|source| ConfigError::Write { path: marker, source })?;
@@ -180,12 +186,33 @@ fn render(name: &str, options: &InitOptions) -> Result<String, ConfigError> {
     line("");
     line("# The servers: the first one starts as the primary, the others follow it.");
     line("[cluster]");
-    line("listen = \"127.0.0.1\"");
-    for (name, port) in [("a", a), ("b", b), ("c", c)] {
+    // with nodes on many hosts, others reach what listens here
+    let listen = if options.hosts.is_empty() { "listen = \"127.0.0.1\"" } else { "listen = \"0.0.0.0\"" };
+    line(listen);
+    if options.hosts.is_empty() {
+        for (name, port) in [("a", a), ("b", b), ("c", c)] {
+            line("");
+            line("[[cluster.nodes]]");
+            line(&format!("name = \"{name}\""));
+            line(&format!("port = {port}"));
+        }
+    } else {
+        for (name, host) in ('a'..='z').zip(&options.hosts) {
+            line("");
+            line("[[cluster.nodes]]");
+            line(&format!("name = \"{name}\""));
+            line(&format!("host = \"{host}\""));
+            line(&format!("port = {a}"));
+        }
         line("");
-        line("[[cluster.nodes]]");
-        line(&format!("name = \"{name}\""));
-        line(&format!("port = {port}"));
+        line("# Where the agents meet; `millrace agent NODE` runs on each host.");
+        line("[etcd]");
+        let endpoints: Vec<String> = options.etcd.iter().map(|endpoint| quoted(endpoint)).collect();
+        line(&format!("endpoints = [{}]", endpoints.iter().map(|e| e.trim()).collect::<Vec<_>>().join(", ")));
+        if options.etcd.iter().any(|endpoint| endpoint.starts_with("https://")) {
+            line("ca = \"tls/etcd-ca.crt\"");
+        }
+        line("# ttl_seconds = 3");
     }
     line("");
     line("[pack]");
@@ -193,7 +220,7 @@ fn render(name: &str, options: &InitOptions) -> Result<String, ConfigError> {
     line("");
     line("# Where applications connect: it pools connections and follows the primary.");
     line("[proxy]");
-    line("listen = \"127.0.0.1\"");
+    line(listen);
     line(&format!("port = {proxy}"));
     line(&format!("read_only_port = {read_only}"));
     line("# pool_mode = \"transaction\"");

@@ -17,8 +17,8 @@ mod table;
 mod units;
 
 pub use config::{
-    Capture, Cluster, Config, Console, Durability, Engine, FILE_NAME, Node, Platform, PoolMode, PoolSettings, Postgres,
-    Proxy, ProxyDatabase, ProxyUser, Warehouse,
+    Capture, Cluster, Config, Console, Durability, Engine, Etcd, FILE_NAME, Node, Platform, PoolMode, PoolSettings,
+    Postgres, Proxy, ProxyDatabase, ProxyUser, Warehouse,
 };
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use environment::Environment;

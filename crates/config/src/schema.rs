@@ -46,6 +46,12 @@ pub(crate) const ROOT: Table = Table {
         key("platform", "table", Required, "the platform itself"),
         key("postgres", "table", Nothing, "what holds for every PostgreSQL server"),
         key("cluster", "table", Nothing, "the PostgreSQL servers"),
+        key(
+            "etcd",
+            "table",
+            Nothing,
+            "where the agents of nodes on many hosts meet; if absent, all nodes are on this host",
+        ),
         key("pack", "table", Nothing, "the domain"),
         key("proxy", "table", Nothing, "the address of the databases for applications"),
         key("capture", "table", Nothing, "changes on their way to the warehouse"),
@@ -159,6 +165,32 @@ pub(crate) const NODE: Table = Table {
             "a lowercase letter, then letters, digits and `_`, at most 30; it names the server's folder and replication slot",
         ),
         key("port", "port", Required, "where the server listens"),
+        key("host", "address", Nothing, "the host that it is on, with `[etcd]`: an address that the other hosts reach"),
+    ],
+};
+
+pub(crate) const ETCD: Table = Table {
+    header: "[etcd]",
+    about: "Where the agents of nodes on many hosts meet: `millrace agent NODE` runs on each host. See docs/many-hosts.md.",
+    keys: &[
+        key("endpoints", "array of texts", Required, "`https://host:port` of each member, tried in turn"),
+        key("ca", "file", Nothing, "the authority of its servers' certificates; needed for https"),
+        key("certificate", "file", Nothing, "this platform's certificate, if etcd asks for one"),
+        key("key", "file", Nothing, "the key of `certificate`"),
+        key("user", "text", Nothing, "a user of etcd; the password is `etcd` in secrets.toml"),
+        key("prefix", "text", Nothing, "all keys begin with it; if absent, `/millrace/` and the platform's name"),
+        key(
+            "ttl_seconds",
+            "integer",
+            Default("3"),
+            "a primary whose host is gone is replaced after this, 2 to 300; etcd refuses less than one and a half of its election timeouts",
+        ),
+        key(
+            "api_port",
+            "port",
+            Default("8008"),
+            "each agent answers here as Patroni does: `/primary`, `/replica`, `/health`, …",
+        ),
     ],
 };
 
@@ -334,6 +366,7 @@ pub(crate) const SECRETS: Table = Table {
         key("replicator", "text", Required, "password of `replicator`, the replicas' role"),
         key("warehouse_reader", "text", Required, "password of `warehouse_reader` on the warehouse's port"),
         key("console_session_key", "text", Required, "signs the console's sessions; a new one ends them all"),
+        key("etcd", "text", Nothing, "password of `[etcd] user`"),
         key("roles", "table", Required, "role of the pack → password"),
     ],
 };
@@ -456,6 +489,7 @@ pub fn reference() -> String {
                 &POSTGRES,
                 &CLUSTER,
                 &NODE,
+                &ETCD,
                 &PACK_REFERENCE,
                 &PROXY,
                 &PROXY_DATABASE,

@@ -29,6 +29,8 @@ pub struct Secrets {
     pub warehouse_reader: Secret,
     /// Signs the console's sessions.
     pub console_session_key: Secret,
+    /// Of `[etcd] user`.
+    pub etcd: Option<Secret>,
     /// Of the pack's roles that may log in.
     pub roles: BTreeMap<String, Secret>,
 }
@@ -42,6 +44,7 @@ impl Secrets {
             replicator: Secret::generate(),
             warehouse_reader: Secret::generate(),
             console_session_key: Secret::generate(),
+            etcd: None,
             roles: BTreeMap::new(),
         };
         secrets.complete(roles);
@@ -103,6 +106,7 @@ impl Secrets {
         };
         let (superuser, replicator) = (secret("superuser"), secret("replicator"));
         let (warehouse_reader, console_session_key) = (secret("warehouse_reader"), secret("console_session_key"));
+        let etcd = table.text_maybe("etcd").map(Secret::new);
         let mut roles = BTreeMap::new();
         for (role, _, value) in table.free_table("roles") {
             match text(value.get_ref()) {
@@ -120,7 +124,7 @@ impl Secrets {
             }
             return Err(ConfigError::Invalid(Diagnostics(found)));
         }
-        Ok(Self { superuser, replicator, warehouse_reader, console_session_key, roles })
+        Ok(Self { superuser, replicator, warehouse_reader, console_session_key, etcd, roles })
     }
 
     /// Writes the file with mode 0600, whole or not at all.

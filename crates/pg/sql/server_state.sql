@@ -13,7 +13,12 @@ SELECT
         ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int
     END AS timeline,
     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS lsn,
-    pg_last_wal_receive_lsn() AS received_lsn,
+    -- a replica that was started has no such position until it has read all log of its own; if it has no upstream, its
+    -- startup process tells by what it waits for
+    coalesce(pg_last_wal_receive_lsn(),
+             CASE WHEN EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
+                               AND wait_event IN ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval'))
+             THEN pg_last_wal_replay_lsn() END) AS received_lsn,
     (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8 AS started_at,
     EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streaming,
     pg_is_in_recovery() AND current_setting('primary_conninfo') = ''

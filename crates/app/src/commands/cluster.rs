@@ -8,7 +8,6 @@ use std::{
 
 use anyhow::Context as _;
 use millrace_cluster::history::{Entry, Event};
-use millrace_contract::status::PlatformStatus;
 
 use super::{LONG, SHORT, client, show};
 use crate::{
@@ -48,10 +47,9 @@ pub(super) async fn run(context: &Context, command: &ClusterCommand) -> anyhow::
 }
 
 async fn status(context: &Context) -> anyhow::Result<u8> {
-    let status: PlatformStatus = client(context).get("/status", SHORT).await?;
     let view: ClusterView = client(context).get("/cluster", SHORT).await?;
     context.output.json(&view)?;
-    context.output.line(show::nodes(&status.nodes));
+    context.output.line(show::nodes(&view.nodes));
     context.output.line(format!("promise    {}", view.promise_text()));
     context.output.line(format!("failover   {}", view.failover_text()));
     context.output.line(format!("term       {}", view.term));
@@ -84,6 +82,8 @@ fn line(entry: &Entry) -> String {
         Event::Promoted { node, after_ms: None } => write!(line, "{node} accepts writes"),
         Event::Promise { setting } if setting.is_empty() => write!(line, "commits are on the primary alone"),
         Event::Promise { setting } => write!(line, "every commit is on the primary and on {setting}"),
+        Event::TookOffice { node } => write!(line, "{node} begins a term"),
+        Event::Resigned { node, why } => write!(line, "{node} makes way: {why}"),
         Event::Paused { paused: true } => write!(line, "failover paused by an operator"),
         Event::Paused { paused: false } => write!(line, "failover resumed by an operator"),
     };

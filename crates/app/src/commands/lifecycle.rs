@@ -28,6 +28,9 @@ const STOP_MAX: Duration = Duration::from_secs(180);
 const SERVER_STOP_MAX: Duration = Duration::from_secs(60);
 
 pub(crate) async fn up(context: Context, options: &Up, environment: &Environment) -> anyhow::Result<u8> {
+    if context.config.etcd.is_some() {
+        anyhow::bail!("the nodes of this platform are on many hosts\n  hint: on each of them: millrace agent NODE");
+    }
     if options.detach {
         return detached(&context, options).await;
     }
@@ -40,6 +43,14 @@ pub(crate) async fn up(context: Context, options: &Up, environment: &Environment
     };
     context.output.line(format!("starting {} in {}", context.config.platform.name, context.layout.data().display()));
     platform::run(context, start).await?;
+    Ok(0)
+}
+
+/// One node of a cluster on many hosts, until it is stopped.
+pub(crate) async fn agent(context: Context, node: &str, environment: &Environment) -> anyhow::Result<u8> {
+    let start = Start { log_filter: environment.log.clone(), foreground: true, ..Start::default() };
+    context.output.line(format!("starting the agent of node {node} in {}", context.layout.data().display()));
+    platform::agent::run(context, node, &start).await?;
     Ok(0)
 }
 

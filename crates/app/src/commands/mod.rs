@@ -46,7 +46,7 @@ pub(crate) fn run(cli: Cli, environment: Environment, output: Output) -> anyhow:
 
 async fn dispatch(cli: Cli, environment: Environment, output: Output) -> anyhow::Result<u8> {
     let folder = context::folder(cli.global.dir.as_ref(), &environment);
-    if !matches!(cli.command, Command::Up(_)) {
+    if !matches!(cli.command, Command::Up(_) | Command::Agent { .. }) {
         logging::to_terminal(environment.log.as_deref())?;
     }
     let load = || Context::load(&folder, output);
@@ -54,6 +54,7 @@ async fn dispatch(cli: Cli, environment: Environment, output: Output) -> anyhow:
         Command::Init(options) => init(&options, output),
         Command::Check => check(&load()?),
         Command::Up(options) => lifecycle::up(load()?, &options, &environment).await,
+        Command::Agent { node } => lifecycle::agent(load()?, &node, &environment).await,
         Command::Down => lifecycle::down(&load()?).await,
         Command::Nuke { yes } => lifecycle::nuke(&load()?, yes).await,
         Command::Status(options) => status(&load()?, options.watch).await,
@@ -101,7 +102,12 @@ fn client(context: &Context) -> Client {
 fn init(options: &Init, output: Output) -> anyhow::Result<u8> {
     let pack = Pack::find(&options.pack).explained()?;
     let target = std::path::absolute(&options.target)?;
-    let mut how = millrace_config::InitOptions { base_port: options.base_port, ..Default::default() };
+    let mut how = millrace_config::InitOptions {
+        base_port: options.base_port,
+        hosts: options.host.clone(),
+        etcd: options.etcd.clone(),
+        ..Default::default()
+    };
     if let Some(folder) = &options.data_dir {
         how.data_dir = Some((std::path::absolute(folder)?, "chosen at init".to_owned()));
     } else if let Ok(user) = RunAs::resolve(None)
@@ -121,7 +127,12 @@ fn init(options: &Init, output: Output) -> anyhow::Result<u8> {
     if let Some((_, reason)) = &how.data_dir {
         output.line(format!("  data goes to {}: {reason}", report.data_dir.display()));
     }
-    output.line(format!("next: millrace up --dir {folder}"));
+    match how.hosts.is_empty() {
+        true => output.line(format!("next: millrace up --dir {folder}")),
+        false => {
+            output.line(format!("next: copy {folder} to each host, then there: millrace agent NODE --dir {folder}"))
+        }
+    }
     output.json(&serde_json::json!({ "dir": target, "data_dir": report.data_dir, "pack": pack.name }))?;
     Ok(0)
 }

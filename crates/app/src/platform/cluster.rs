@@ -1,6 +1,7 @@
 //! The cluster as the command line sees it and works on it.
 
 use millrace_cluster::ClusterStatus;
+use millrace_contract::status::{Finding, NodeStatus};
 use serde::{Deserialize, Serialize};
 
 /// What an operator asks for.
@@ -26,6 +27,9 @@ pub(crate) struct ClusterView {
     /// By the configuration.
     pub(crate) failover: bool,
     pub(crate) paused: bool,
+    pub(crate) nodes: Vec<NodeStatus>,
+    /// Worst first.
+    pub(crate) findings: Vec<Finding>,
 }
 
 impl ClusterView {
@@ -38,6 +42,8 @@ impl ClusterView {
             quorum: status.promise.quorum,
             failover,
             paused: status.paused,
+            nodes: status.nodes.clone(),
+            findings: status.findings.clone(),
         }
     }
 

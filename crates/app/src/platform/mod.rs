@@ -1,5 +1,7 @@
 //! The running platform: everything started in order, watched, and ended in the opposite order.
 
+pub(crate) mod agent;
+mod api;
 mod cluster;
 mod models;
 mod observe;

@@ -32,7 +32,9 @@ pub(super) fn bind(context: &Context) -> anyhow::Result<Vec<(TcpListener, Access
 pub(super) fn teller(context: &Context) -> anyhow::Result<Teller> {
     let host = context.cluster_host();
     let address = host.parse().with_context(|| format!("{host} is not an address"))?;
-    Ok(Teller::new(address, context.config.proxy.replica_lag_max_bytes))
+    let nodes = context.config.cluster.nodes.iter();
+    let hosts = nodes.filter_map(|node| Some((node.name.clone(), node.host?))).collect();
+    Ok(Teller::new(address, context.config.proxy.replica_lag_max_bytes).with_hosts(hosts))
 }
 
 /// What `[proxy]` says. The pack's roles log in with the platform's secrets. `replay` is kept by [`spawn`].

@@ -99,7 +99,7 @@ pub(crate) async fn run(context: Context, start: Start) -> anyhow::Result<bool> 
 }
 
 /// The platform's lock; `None`, and said so, if a live platform has it.
-async fn take_lock(context: &Context) -> anyhow::Result<Option<lock::PlatformLock>> {
+pub(super) async fn take_lock(context: &Context) -> anyhow::Result<Option<lock::PlatformLock>> {
     let path = context.layout.lock();
     let mut taken = lock::take(&path)?;
     let client = control::Client::new(context.layout.run());
@@ -126,7 +126,7 @@ async fn take_lock(context: &Context) -> anyhow::Result<Option<lock::PlatformLoc
     }
 }
 
-fn make_folders(context: &Context) -> anyhow::Result<()> {
+pub(super) fn make_folders(context: &Context) -> anyhow::Result<()> {
     let layout = &context.layout;
     // servers must be able to pass to their own folders, and to nothing else
     for (folder, mode) in [
@@ -142,7 +142,7 @@ fn make_folders(context: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn stop_on_signals(tasks: &mut Tasks, stop: &CancellationToken) -> anyhow::Result<()> {
+pub(super) fn stop_on_signals(tasks: &mut Tasks, stop: &CancellationToken) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let (stop, own) = (stop.clone(), tasks.token().clone());
@@ -483,7 +483,7 @@ async fn wait_for_primary(
 }
 
 /// The first part that ends; while the platform lives none may.
-async fn first_end(cluster_tasks: &mut Tasks, services: &mut Tasks) -> anyhow::Error {
+pub(super) async fn first_end(cluster_tasks: &mut Tasks, services: &mut Tasks) -> anyhow::Error {
     loop {
         // both lose nothing when dropped
         let ended = tokio::select! {

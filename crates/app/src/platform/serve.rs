@@ -85,7 +85,7 @@ pub(crate) async fn control(
 }
 
 /// An error as JSON, which the command line reads back.
-struct Refused(OperateError);
+pub(super) struct Refused(OperateError);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -167,7 +167,13 @@ async fn cluster_view(State(operator): Shared) -> Json<ClusterView> {
 }
 
 async fn cluster(State(operator): Shared, Json(work): Json<ClusterWork>) -> Result<Json<String>, Refused> {
-    let cluster = &operator.cluster;
+    cluster_work(&operator.cluster, work).await
+}
+
+pub(super) async fn cluster_work(
+    cluster: &millrace_cluster::operate::Handle,
+    work: ClusterWork,
+) -> Result<Json<String>, Refused> {
     let node = |name: &str| NodeName::new(name);
     let reply = match work {
         ClusterWork::Switchover { to } => cluster.switchover(to.as_deref().map(node)).await,

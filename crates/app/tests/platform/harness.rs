@@ -209,7 +209,7 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// The first of some ports in a row that are all free now. Tests run at once in many processes:
 /// each looks in a place of its own first.
-fn free_ports() -> u16 {
+pub(crate) fn free_ports() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let room = (32_000 - 11_000) / PORTS;
     let process = u16::try_from(std::process::id() % u32::from(room)).unwrap();

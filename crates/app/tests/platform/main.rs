@@ -15,6 +15,7 @@ mod crash;
 mod disk;
 mod failover;
 mod harness;
+mod many_hosts;
 mod models;
 mod proxy;
 mod source_changes;

@@ -12,6 +12,8 @@ use crate::{
 
 /// A primary whose server has ended leaves it to others for this long to take its place.
 const VOTING: Duration = Duration::from_secs(2);
+/// Those who have turned away wait so long for the others that answer.
+const GATHERING: Duration = Duration::from_secs(1);
 
 /// What becomes of the office of primary.
 pub(super) enum Succession {
@@ -38,8 +40,24 @@ impl Case<'_> {
             Election::No(_) if view.may_write && self.hangs_for_good(view) => Succession::Fence(why),
             Election::No(why) => Succession::Impossible(why),
             Election::Elected { .. } if view.may_write => Succession::Fence(why),
-            Election::Elected { node, missing } => Succession::Elect { node, missing, why },
+            Election::Elected { node, missing } => match self.still_to_turn_away() {
+                Some(other) => Succession::Impossible(format!("{other} has not turned away yet")),
+                None => Succession::Elect { node, missing, why },
+            },
         }
+    }
+
+    /// A replica that answers and may have more of the log than those who have turned away: it is waited for a little, so
+    /// that the most advanced is elected, and none that is ahead of it follows it.
+    fn still_to_turn_away(&self) -> Option<&NodeName> {
+        let Office::Vacant { since, .. } = self.observed.office else { return None };
+        if self.intent.wish.is_some() || self.now.saturating_sub(since) >= GATHERING {
+            return None;
+        }
+        let replica = |view: &NodeView| view.server.as_ref().is_some_and(|server| server.in_recovery);
+        let others = self.observed.nodes.iter().filter(|(name, _)| **name != self.intent.primary);
+        let mut unsettled = others.filter(|(_, view)| replica(view) && !view.is_settled(self.intent.term));
+        unsettled.next().map(|(name, _)| name)
     }
 
     /// Nobody can be served by it any more. An elected one that has not been promoted serves nobody yet.

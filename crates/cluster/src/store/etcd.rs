@@ -3,7 +3,14 @@
 //!
 //! Source: etcd 3.4 manual, "etcd API" (transactions, leases, watches).
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, KeyValue,
@@ -22,7 +29,9 @@ use crate::{error::ClusterError, history::Entry, spec::NodeName, state::ClusterR
 const CONNECT: Duration = Duration::from_millis(500);
 /// A question to it.
 const ANSWER: Duration = Duration::from_secs(1);
-/// Of the cluster's history, events kept in etcd.
+/// A supervisor's loop that has not turned for this long hangs: longer than everything that it waits for.
+const STILL_MAX: Duration = Duration::from_secs(10);
+/// Of the cluster's history, events kept at hand.
 const HISTORY: usize = 500;
 
 /// A member of etcd that answers.
@@ -45,7 +54,10 @@ pub(crate) struct Store {
     lease: watch::Receiver<i64>,
     validity: Arc<watch::Sender<Validity>>,
     client: watch::Receiver<Option<Reached>>,
-    member: watch::Sender<Option<Arc<[u8]>>>,
+    /// With the time at which it was said.
+    member: watch::Sender<Option<(Arc<[u8]>, Duration)>>,
+    /// When the supervisor's loop turned last, in milliseconds of its clock.
+    turned: Arc<AtomicU64>,
 }
 
 /// The other end: keeps the connection.
@@ -58,7 +70,14 @@ pub(crate) struct Keeper {
     lease: watch::Sender<i64>,
     validity: Arc<watch::Sender<Validity>>,
     client: watch::Sender<Option<Reached>>,
-    member: watch::Receiver<Option<Arc<[u8]>>>,
+    member: watch::Receiver<Option<(Arc<[u8]>, Duration)>>,
+    turned: Arc<AtomicU64>,
+    /// Until when the lease is good, whatever it is used for.
+    good: watch::Sender<Duration>,
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A store of `node`'s supervisor, and what keeps it.
@@ -68,6 +87,8 @@ pub(crate) fn open(spec: EtcdSpec, node: NodeName, clock: Arc<dyn Clock>) -> (St
     let validity = Arc::new(watch::channel(start).0);
     let (shared, lease) = (watch::channel(Shared::default()), watch::channel(0));
     let (client, member) = (watch::channel(None), watch::channel(None));
+    let turned = Arc::new(AtomicU64::new(millis(clock.monotonic())));
+    let good = watch::channel(Duration::ZERO).0;
     let store = Store {
         spec: spec.clone(),
         node: node.clone(),
@@ -76,9 +97,10 @@ pub(crate) fn open(spec: EtcdSpec, node: NodeName, clock: Arc<dyn Clock>) -> (St
         validity: validity.clone(),
         client: client.1,
         member: member.0,
+        turned: turned.clone(),
     };
     let (shared, lease, client, member) = (shared.0, lease.0, client.0, member.1);
-    (store, Keeper { spec, node, clock, shared, lease, validity, client, member })
+    (store, Keeper { spec, node, clock, shared, lease, validity, client, member, turned, good })
 }
 
 fn failed(doing: &'static str) -> impl Fn(etcd_client::Error) -> ClusterError {
@@ -111,6 +133,11 @@ impl Store {
         self.validity.clone()
     }
 
+    /// The supervisor's loop turns: what it keeps alive is kept alive.
+    pub(crate) fn turn(&self, now: Duration) {
+        self.turned.store(millis(now), Ordering::Relaxed);
+    }
+
     /// Waits until something else has been heard.
     pub(crate) async fn changed(&mut self) {
         // a keeper that is gone tells nothing any more: whoever waits does so for other things too
@@ -121,7 +148,7 @@ impl Store {
 
     /// Says what this supervisor saw of its node; sent as soon as can be, the latest alone.
     pub(crate) fn say(&self, member: &Member) -> Result<(), ClusterError> {
-        self.member.send_replace(Some(json("what is seen of the node", member)?.into()));
+        self.member.send_replace(Some((json("what is seen of the node", member)?.into(), member.now)));
         Ok(())
     }
 
@@ -138,11 +165,11 @@ impl Store {
     ) -> Result<bool, ClusterError> {
         let client = self.client.borrow().clone();
         let Some(Reached(mut client)) = client else {
-            return Err(ClusterError::Store { doing: "write the record", reason: "etcd is not reached".to_owned() });
+            return Err(ClusterError::NotReached);
         };
         let (key, office, lease) = (self.spec.key("record"), self.spec.key("office"), self.lease());
         if lease == 0 {
-            return Err(ClusterError::Store { doing: "write the record", reason: "there is no lease".to_owned() });
+            return Err(ClusterError::NotReached);
         }
         let mut when = vec![Compare::mod_revision(key.clone(), CompareOp::Equal, revision)];
         let mut then = vec![TxnOp::put(key, json("the record", record)?, None)];
@@ -164,6 +191,15 @@ impl Store {
         }
         let answer = within(ANSWER, "write the record", client.txn(Txn::new().when(when).and_then(then))).await?;
         Ok(answer.succeeded())
+    }
+
+    /// Nothing is to be heard of this supervisor's node any more: it ends.
+    pub(crate) async fn forget(&self) -> Result<(), ClusterError> {
+        self.member.send_replace(None);
+        let client = self.client.borrow().clone();
+        let Some(Reached(mut client)) = client else { return Err(ClusterError::NotReached) };
+        let key = self.spec.key(&format!("members/{}", self.node));
+        within(ANSWER, "delete", client.delete(key, None)).await.map(drop)
     }
 
     /// Orders by term, then by time.
@@ -201,6 +237,7 @@ impl Keeper {
     }
 
     async fn session(&self, endpoint: &str) -> Result<(), ClusterError> {
+        self.check_turning()?;
         let mut client = within(CONNECT, "reach etcd", Client::connect([endpoint], Some(self.options()?))).await?;
         let (mut keeper, mut answers) = self.take_lease(&mut client).await?;
         let revision = self.read_all(&mut client).await?;
@@ -225,6 +262,7 @@ impl Keeper {
         loop {
             tokio::time::sleep_until(next).await;
             next = Instant::now() + beat;
+            self.check_turning()?;
             let asked = self.clock.monotonic();
             within(beat * 2, "keep the lease", keeper.keep_alive()).await?;
             let answer = within(beat * 2, "keep the lease", answers.message()).await?;
@@ -232,14 +270,35 @@ impl Keeper {
                 self.lease.send_replace(0);
                 return Err(ClusterError::Store { doing: "keep the lease", reason: "it has ended".to_owned() });
             }
-            self.extend(asked);
+            self.note(asked);
+            if self.holds_office() {
+                let (until, now) = (*self.good.borrow(), self.clock.monotonic());
+                self.validity.send_modify(|validity| validity.extend(until, now));
+            }
         }
     }
 
     /// The lease is good, counted from when it was asked for.
-    fn extend(&self, asked: Duration) {
-        let now = self.clock.monotonic();
-        self.validity.send_modify(|validity| validity.extend(asked + self.spec.valid_for(), now));
+    fn note(&self, asked: Duration) {
+        self.good.send_replace(asked + self.spec.valid_for());
+    }
+
+    /// By what has been read or heard over this connection.
+    fn holds_office(&self) -> bool {
+        let lease = *self.lease.borrow();
+        self.shared.borrow().officer.as_ref().is_some_and(|(officer, of)| officer.node == self.node && *of == lease)
+    }
+
+    /// A supervisor that hangs is as good as dead: its lease is not kept.
+    fn check_turning(&self) -> Result<(), ClusterError> {
+        let still = millis(self.clock.monotonic()).saturating_sub(self.turned.load(Ordering::Relaxed));
+        match still > millis(STILL_MAX.max(self.spec.ttl * 2)) {
+            false => Ok(()),
+            true => Err(ClusterError::Store {
+                doing: "keep the lease",
+                reason: format!("the supervisor hangs since {still} ms"),
+            }),
+        }
     }
 
     /// Takes each change as it comes.
@@ -251,12 +310,14 @@ impl Keeper {
                 return ended(heard.cancel_reason());
             }
             let now = self.clock.monotonic();
-            self.shared.send_modify(|shared| {
+            self.shared.send_if_modified(|shared| {
+                let mut news = false;
                 for event in heard.events() {
                     if let Some(pair) = event.kv() {
-                        self.take(shared, pair, event.event_type() == EventType::Put, now);
+                        news |= self.take(shared, pair, event.event_type() == EventType::Put, now);
                     }
                 }
+                news
             });
         }
     }
@@ -271,7 +332,9 @@ impl Keeper {
                 std::future::pending::<()>().await;
             }
             let word = member.borrow_and_update().clone();
-            if let Some(word) = word {
+            // one from before a freeze or an outage is no news any more
+            let fresh = word.filter(|(_, said)| self.clock.monotonic().saturating_sub(*said) < self.spec.ttl);
+            if let Some((word, _)) = fresh {
                 let options = PutOptions::new().with_lease(*self.lease.borrow());
                 within(ANSWER, "put", client.put(key.clone(), &*word, Some(options))).await?;
             }
@@ -303,7 +366,7 @@ impl Keeper {
             let asked = self.clock.monotonic();
             match within(ANSWER, "keep the lease", client.lease_keep_alive(id)).await {
                 Ok(kept) => {
-                    self.extend(asked);
+                    self.note(asked);
                     return Ok(kept);
                 }
                 Err(ClusterError::Store { reason, .. }) if reason.contains("lease not found") => {
@@ -316,7 +379,7 @@ impl Keeper {
         let seconds = i64::try_from(self.spec.ttl.as_secs().max(1)).unwrap_or(i64::MAX);
         let granted = within(ANSWER, "take a lease", client.lease_grant(seconds, None)).await?;
         self.lease.send_replace(granted.id());
-        self.extend(asked);
+        self.note(asked);
         within(ANSWER, "keep the lease", client.lease_keep_alive(granted.id())).await
     }
 
@@ -350,30 +413,41 @@ impl Keeper {
         let taken = within(ANSWER, "take the office along", client.txn(Txn::new().when(when).and_then(then))).await?;
         if taken.succeeded() {
             self.shared.send_modify(|shared| shared.officer = Some((officer, lease)));
+            self.begin_term();
         }
         Ok(())
     }
 
-    /// One key as it is now; `put`: it is there.
-    fn take(&self, shared: &mut Shared, pair: &KeyValue, put: bool, now: Duration) {
+    /// This supervisor's node has the office, on a lease that is good for so long.
+    fn begin_term(&self) {
+        let good = *self.good.borrow();
+        self.validity.send_modify(|validity| validity.begin(good));
+    }
+
+    /// One key as it is now; `put`: it is there. Says whether it is news to anybody.
+    fn take(&self, shared: &mut Shared, pair: &KeyValue, put: bool, now: Duration) -> bool {
         let key = String::from_utf8_lossy(pair.key()).into_owned();
-        let Some(name) = key.strip_prefix(&self.spec.key("")) else { return };
+        let Some(name) = key.strip_prefix(&self.spec.key("")) else { return false };
         match name.split_once('/') {
             None if name == "record" => {
                 shared.record = put.then(|| read(&key, pair)).flatten().map(|record| (record, pair.mod_revision()));
+                shared.unreadable = put && shared.record.is_none();
             }
             None if name == "office" => {
                 shared.officer = put.then(|| read(&key, pair)).flatten().map(|officer| (officer, pair.lease()));
+                let own = |officer: &Officer| officer.node == self.node && pair.lease() == *self.lease.borrow();
+                if shared.officer.as_ref().is_some_and(|(officer, _)| own(officer)) {
+                    self.begin_term();
+                }
             }
             Some(("members", node)) => {
+                let node = NodeName::new(node);
                 let heard: Option<Member> = put.then(|| read(&key, pair)).flatten();
-                match heard {
-                    Some(member) => {
-                        let heard = Heard { member: Arc::new(member), at: now };
-                        shared.members.insert(NodeName::new(node), heard);
-                    }
-                    None => drop(shared.members.remove(&NodeName::new(node))),
-                }
+                let Some(member) = heard else { return shared.members.remove(&node).is_some() };
+                let own = node == self.node;
+                let heard = Heard { member: Arc::new(member), at: now };
+                let before = shared.members.insert(node, heard.clone());
+                return !own && before.is_none_or(|before| heard.member.is_news(&before.member));
             }
             Some(("history", _)) if put => {
                 shared.history.extend(read(&key, pair).map(|entry| (key, entry)));
@@ -381,8 +455,9 @@ impl Keeper {
                     shared.history.pop_first();
                 }
             }
-            _ => {}
+            _ => return false,
         }
+        true
     }
 }
 

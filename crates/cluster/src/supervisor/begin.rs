@@ -9,6 +9,9 @@ use tokio::time::timeout;
 use super::{DRAIN_MAX, Done, NOT_IN_RECOVERY, Supervisor};
 use crate::{act, error::ClusterError, observe, observed::Goal, plan::Action, spec::NodeName};
 
+/// A server that has been told to turn away and has not is told again after this.
+const VOTE_AGAIN: Duration = Duration::from_secs(1);
+
 impl Supervisor {
     pub(super) async fn begin(&mut self, name: &NodeName, action: &Action) -> Result<(), ClusterError> {
         let now = self.clock.monotonic();
@@ -144,18 +147,20 @@ impl Supervisor {
                 Ok(())
             }
             Action::Vote { term } => {
+                if node.voted_at.is_some_and(|at| now.saturating_sub(at) < VOTE_AGAIN) {
+                    return Ok(());
+                }
                 observe::keep_vote(&node.spec, *term).map_err(|source| ClusterError::Io {
                     doing: "keep the vote in",
                     path: node.spec.folder.clone(),
                     source,
                 })?;
-                node.vote = Some(*term);
                 node.follows = None;
-                if node.configured().configure(None).map_err(ClusterError::node(name))?
-                    && let Some(postmaster) = &node.postmaster
-                {
+                node.configured().configure(None).map_err(ClusterError::node(name))?;
+                if let Some(postmaster) = &node.postmaster {
                     postmaster.reload();
                 }
+                (node.vote, node.voted_at) = (Some(*term), Some(now));
                 Ok(())
             }
             Action::Follow { from } => {

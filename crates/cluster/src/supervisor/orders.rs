@@ -36,7 +36,9 @@ impl Supervisor {
             },
             Order::Failover { to, reply } => {
                 let answers = observed.nodes.get(&to).is_some_and(|view| view.server.is_some());
-                if to == self.intent.primary || !answers || self.intent.promoting {
+                // on many hosts whoever was elected may be gone
+                let under_way = self.intent.promoting && self.others.is_none();
+                if to == self.intent.primary || !answers || under_way {
                     drop(reply.send(Err(format!("{to} is no replica that answers, or a change is under way"))));
                     return;
                 }

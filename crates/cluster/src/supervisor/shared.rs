@@ -14,7 +14,7 @@ use millrace_contract::status::Severity;
 use millrace_pg::{
     ConnectParams, Connection, PgError, ServerSpec,
     catalog::{self, Slot},
-    connect, control_file,
+    connect,
 };
 use tokio::{sync::watch, time::timeout};
 
@@ -25,7 +25,7 @@ use crate::{
     history::{self, Entry, Event as Happening},
     node::Node,
     observe,
-    observed::{DataState, Failure, FailureKind, Intent, NodeView, Observed, Office, ProcessState},
+    observed::{DataState, Failure, FailureKind, Goal, Intent, NodeView, Observed, Office, ProcessState},
     plan::{Action, Change, NodePlan, Plan},
     promise::Promise,
     spec::{AgentSpec, ClusterSpec, NodeName},
@@ -38,8 +38,14 @@ use crate::{
 
 /// An agent that has never been heard is waited for this long before its primary is taken for lost.
 const FIRST_WORD: Duration = Duration::from_secs(10);
+/// Between looks at how far a lease is from its end.
+const LOOK: Duration = Duration::from_millis(50);
 /// Between words that say nothing new but how far the log has come.
-const SAY: Duration = Duration::from_millis(300);
+const SAY: Duration = Duration::from_secs(1);
+/// What was written is heard within this, or something is wrong.
+const CERTAIN: Duration = Duration::from_secs(1);
+/// Between words that say nothing new at all.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 
 /// What a supervisor has of the others.
 #[derive(Debug)]
@@ -56,15 +62,17 @@ pub(super) struct Others {
     vacant_since: Option<Duration>,
     gone_since: BTreeMap<NodeName, Duration>,
     heard: BTreeSet<NodeName>,
-    /// What was said last, but for what changes with every look; and when.
-    said: Option<(NodeView, Duration)>,
-    told_history: usize,
+    /// What was said last, but for what changes with every look; the whole of it; and when.
+    said: Option<(NodeView, NodeView, Duration)>,
+    /// The newest event of the history that this host's disk has.
+    told_history: Option<String>,
+    was_connected: bool,
     /// The node is to be killed when the lease ends.
     armed: watch::Sender<bool>,
     /// The promise of the record, as long as nobody can have changed it unheard.
     promise: watch::Sender<Option<Promise>>,
-    /// A change of the record of this revision was asked for, and whether it was made is not known.
-    uncertain: Option<i64>,
+    /// A change of the record of this revision was asked for then, and whether it was made is not known.
+    uncertain: Option<(i64, Duration)>,
     /// Who is to be the primary by an operator's word that has been written, and in which term it was.
     pub(super) awaited: Option<(NodeName, u64)>,
     /// What was seen in the cycle before.
@@ -85,7 +93,8 @@ impl Others {
             gone_since: BTreeMap::new(),
             heard: BTreeSet::new(),
             said: None,
-            told_history: 0,
+            told_history: None,
+            was_connected: false,
             armed: watch::channel(false).0,
             promise: watch::channel(None).0,
             uncertain: None,
@@ -120,7 +129,7 @@ impl Others {
 
     /// Neither the record has been heard, nor that there is none: nothing that runs is touched.
     fn is_ignorant(&self, intent: &Intent) -> bool {
-        !self.known && intent.term == 0
+        !self.known && (intent.term == 0 || !self.shared.connected || self.shared.unreadable)
     }
 
     /// Waits until something else has been heard.
@@ -138,7 +147,7 @@ impl Others {
                     let resigned = self.shared.record.as_ref().is_some_and(|(record, _)| record.resigned);
                     Office::Vacant { since, resigned }
                 }
-                _ if self.is_valid(intent, now) => Office::Held,
+                None if self.is_valid(intent, now) => Office::Held,
                 _ => Office::Unknown,
             };
         };
@@ -210,6 +219,7 @@ impl Supervisor {
     /// Takes what has been heard for what is wanted. The record's word is the law.
     pub(super) fn hear(&mut self, now: Duration) {
         let Some(others) = &mut self.others else { return };
+        others.store.turn(now);
         others.shared = others.store.shared();
         let shared = &others.shared;
         for node in &self.spec.nodes {
@@ -225,10 +235,11 @@ impl Supervisor {
             (None, false) => others.vacant_since,
             (Some(_), _) => None,
         };
-        if shared.history.len() != others.told_history
+        let newest = shared.history.keys().next_back();
+        if newest != others.told_history.as_ref()
             && history::replace(&self.spec.state_dir, shared.history.values()).is_ok()
         {
-            others.told_history = shared.history.len();
+            others.told_history = newest.cloned();
         }
         let Some((record, revision)) = shared.record.clone() else { return };
         let before = self.intent.clone();
@@ -242,7 +253,10 @@ impl Supervisor {
             wish: record.wish.clone(),
             ..before.clone()
         };
-        let certain = others.uncertain != Some(revision);
+        let certain = others.uncertain.is_none_or(|(of, _)| of != revision);
+        if certain {
+            others.uncertain = None;
+        }
         others.promise.send_replace(certain.then(|| record.promise.clone()));
         others.armed.send_if_modified(|armed| std::mem::replace(armed, record.primary == others.node) != *armed);
         let first_time = !std::mem::replace(&mut others.known, true);
@@ -299,7 +313,8 @@ impl Supervisor {
     /// Adds what others saw, and says who may do what.
     pub(super) fn with_others(&mut self, mut observed: Observed, now: Duration) -> Observed {
         let Some(others) = &mut self.others else { return observed };
-        if !others.known && others.shared.connected && others.heard.len() == self.spec.nodes.len() {
+        let all = others.shared.members.len() == self.spec.nodes.len() && !others.shared.unreadable;
+        if !others.known && others.shared.connected && all {
             self.begin_cluster(&observed, now);
         }
         let Some(others) = &mut self.others else { return observed };
@@ -310,6 +325,13 @@ impl Supervisor {
                 let view = others.view(&node.name, &self.intent, observed.office == Office::Held, now);
                 observed.nodes.insert(node.name.clone(), view);
             }
+        }
+        // it was made here, and whoever made it ended before the record had its identifier
+        let made = observed.nodes.get(&others.node).map(|view| &view.data);
+        if let (true, None, Some(DataState::Whole { system_id, standby: false })) =
+            (others.known && self.intent.primary == others.node, self.intent.system_id, made)
+        {
+            others.made = Some(*system_id);
         }
         let primary = self.intent.primary.clone();
         if primary != others.node
@@ -333,7 +355,14 @@ impl Supervisor {
 
     /// What may be done of a plan by one who has not heard the record yet.
     pub(super) fn restrained(&self, mut plan: Plan) -> Plan {
-        let Some(others) = self.others.as_ref().filter(|others| others.is_ignorant(&self.intent)) else { return plan };
+        let Some(others) = &self.others else { return plan };
+        if let Some(own) = plan.nodes.get_mut(&others.node).filter(|_| others.uncertain.is_some()) {
+            // what commits wait for rests on the record, and nobody knows what that says now
+            own.actions.retain(|action| !matches!(action, Action::SetPromise(_)));
+        }
+        if !others.is_ignorant(&self.intent) || self.intent.goal == Goal::Stop {
+            return plan;
+        }
         plan.change = None;
         if let Some(own) = plan.nodes.get_mut(&others.node)
             && !matches!(own.actions.as_slice(), [Action::Adopt])
@@ -361,10 +390,11 @@ impl Supervisor {
                 }
                 self.intent.primary = primary;
                 // a term of no record: the first that is taken is 1 more
-                self.intent.term = self.intent.term.max(1);
+                let votes = all.nodes.values().filter_map(|view| view.vote);
+                self.intent.term = votes.fold(self.intent.term.max(1), u64::max);
             }
             Err(error) => {
-                if others.said.as_ref().is_none_or(|(_, at)| now.saturating_sub(*at) >= SAY) {
+                if others.said.as_ref().is_none_or(|(_, _, at)| now.saturating_sub(*at) >= SAY) {
                     tracing::error!(%error, hint = error.hint(), "the cluster cannot begin");
                 }
             }
@@ -384,16 +414,25 @@ impl Supervisor {
         if let Some(server) = &mut news.server {
             (server.lsn, server.received_lsn) = Default::default();
         }
+        let mut exactly = view.clone();
+        exactly.heard_at = Duration::ZERO;
         let urgent = self.intent.wish.is_some() || matches!(observed.office, Office::Vacant { .. });
-        let due = others.said.as_ref().is_none_or(|(said, at)| *said != news || now.saturating_sub(*at) >= SAY);
-        if !due && !urgent {
+        let connected = others.shared.connected;
+        let again = connected && !std::mem::replace(&mut others.was_connected, connected);
+        let due = again
+            || others.said.as_ref().is_none_or(|(said, said_exactly, at)| {
+                let moved = *said_exactly != exactly;
+                let pause = if moved { SAY } else { SAY_AGAIN };
+                *said != news || (moved && urgent) || now.saturating_sub(*at) >= pause
+            });
+        if !due {
             return;
         }
         let member = Member { view: view.clone(), now, roles_ready: self.roles_ready };
         if let Err(error) = others.store.say(&member) {
             tracing::warn!(%error, "what is seen cannot be told");
         }
-        others.said = Some((news, now));
+        others.said = Some((news, exactly, now));
     }
 
     /// The record that `intent` makes.
@@ -420,7 +459,8 @@ impl Supervisor {
             Change::TakeOffice if own => Claim::Take(node.clone()),
             Change::Resign(_) if own => Claim::Leave,
             Change::Promoted | Change::Promise(_) if own => Claim::Hold,
-            Change::GiveUp(_) if own => Claim::Word,
+            // its holder may be gone
+            Change::GiveUp(_) if own || others.shared.officer.is_none() => Claim::Word,
             _ => return,
         };
         let happening = match change.clone() {
@@ -437,23 +477,29 @@ impl Supervisor {
             Change::GiveUp(_) => None,
         };
         let intent = self.intent.after(change);
-        let written = self.write(&intent, claim, happening).await;
-        match written {
+        match self.write(&intent, claim, happening).await {
             Ok(true) => tracing::info!(?change, "recorded"),
             // what was heard meanwhile decides
             Ok(false) => tracing::info!(?change, "not recorded: others were earlier"),
-            Err(error) => {
-                tracing::warn!(%error, ?change, "not known to be recorded");
-                if let Some(others) = &mut self.others {
-                    others.uncertain = others.shared.record.as_ref().map(|(_, revision)| *revision);
-                    others.promise.send_replace(None);
-                }
-            }
+            Err(error) => tracing::warn!(%error, ?change, "not known to be recorded"),
+        }
+    }
+
+    /// A record of which nobody knows whether it was changed is written once more as it was: one of both comes true.
+    async fn make_certain(&mut self) {
+        let Some(others) = &self.others else { return };
+        let own = others.node == self.intent.primary && others.shared.connected;
+        let long = others.uncertain.is_some_and(|(_, since)| self.clock.monotonic().saturating_sub(since) >= CERTAIN);
+        if !own || !long {
+            return;
+        }
+        if let Err(error) = self.write(&self.intent.clone(), Claim::Hold, None).await {
+            tracing::debug!(%error, "still uncertain");
         }
     }
 
     pub(super) async fn write(
-        &self,
+        &mut self,
         intent: &Intent,
         claim: Claim,
         happening: Option<Happening>,
@@ -462,35 +508,46 @@ impl Supervisor {
         let revision = others.shared.record.as_ref().map_or(0, |(_, revision)| *revision);
         let record = ClusterRecord { resigned: claim == Claim::Leave, ..self.record_of(intent) };
         let entry = happening.map(|event| Entry { at: self.clock.wall(), term: intent.term, event });
-        others.store.write(revision, &record, claim, entry.as_ref()).await
+        let written = others.store.write(revision, &record, claim, entry.as_ref()).await;
+        if let Some(others) = &mut self.others
+            && !matches!(written, Ok(false) | Err(ClusterError::NotReached))
+        {
+            // until it is heard
+            others.uncertain = Some((revision, self.clock.monotonic()));
+            others.promise.send_replace(None);
+        }
+        written
     }
 
     /// The identifier of the cluster that was made here belongs into the record.
     pub(super) async fn keep_made(&mut self) {
+        self.make_certain().await;
         let Some(others) = &self.others else { return };
         let unknown = others.shared.record.as_ref().is_some_and(|(record, _)| record.system_id == 0);
         if !unknown || self.intent.system_id.is_none() || self.intent.primary != others.node {
             return;
         }
-        if let Err(error) = self.write(&self.intent, Claim::Hold, None).await {
+        if let Err(error) = self.write(&self.intent.clone(), Claim::Hold, None).await {
             tracing::warn!(%error, "the cluster's identifier is not recorded yet");
         }
     }
 
-    /// After an orderly end: others may take this node's place, and know where its log ends.
+    /// After an orderly end: others may take this node's place at once.
     pub(super) async fn leave(&mut self) {
         let Some(others) = &self.others else { return };
-        let mine = others.store.lease();
-        if self.intent.primary != others.node || others.shared.officer.as_ref().is_none_or(|(_, of)| *of != mine) {
+        let node = others.node.clone();
+        let holds = others.shared.officer.as_ref().is_some_and(|(_, of)| *of == others.store.lease());
+        // its word first: without it, and with the office left, others know that it is gone. What fails here ends with the
+        // lease
+        if let Err(error) = others.store.forget().await {
+            tracing::warn!(%error, "the others are not told that this one ends");
+        }
+        if !holds || self.intent.primary != node {
             return;
         }
-        let control = self.nodes.get(&others.node).and_then(|node| control_file::read(&node.server.data_dir()).ok());
-        self.handed_over = control.filter(|control| control.shut_down).map(|control| control.checkpoint);
-        let resigned = Happening::Resigned { node: others.node.clone(), why: "is stopped".to_owned() };
-        match self.write(&self.intent, Claim::Leave, Some(resigned)).await {
-            Ok(_) => {}
-            // the lease ends by itself
-            Err(error) => tracing::warn!(%error, "the office could not be left in order"),
+        let resigned = Happening::Resigned { node, why: "is stopped".to_owned() };
+        if let Err(error) = self.write(&self.intent.clone(), Claim::Leave, Some(resigned)).await {
+            tracing::warn!(%error, "the office could not be left in order");
         }
     }
 }
@@ -553,7 +610,7 @@ impl Proof {
         loop {
             let left = self.validity.borrow().until.saturating_sub(self.clock.monotonic());
             if !*self.armed.borrow_and_update() || left > early {
-                tokio::time::sleep(left.saturating_sub(early).max(SAY / 6)).await;
+                tokio::time::sleep(left.saturating_sub(early).max(LOOK)).await;
                 continue;
             }
             let asked = self.clock.monotonic();
@@ -561,12 +618,12 @@ impl Proof {
                 Ok(Ok(())) => {
                     let (until, now) = (asked + self.hold * 2 / 3, self.clock.monotonic());
                     self.validity.send_modify(|validity| validity.extend(until, now));
-                    tokio::time::sleep(SAY / 6).await;
+                    tokio::time::sleep(LOOK).await;
                 }
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "no proof that this is the primary");
                     connection = None;
-                    tokio::time::sleep(SAY / 6).await;
+                    tokio::time::sleep(LOOK).await;
                 }
                 Err(_) => connection = None,
             }

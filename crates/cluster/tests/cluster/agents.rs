@@ -8,7 +8,9 @@ use std::{
 };
 
 use millrace_base::{SystemClock, Tasks};
-use millrace_cluster::{AgentSpec, ClusterSpec, ClusterStatus, EtcdSpec, NodeName, Supervisor, operate::Handle};
+use millrace_cluster::{
+    AgentSpec, ClusterSpec, ClusterStatus, EtcdSpec, NodeName, Supervisor, history, operate::Handle,
+};
 use millrace_pg::{Connection, connect};
 use millrace_testkit::{Sandbox, free_port};
 use tokio::sync::watch;
@@ -216,6 +218,10 @@ async fn a_killed_server_is_replaced_at_once() {
         assert!((acknowledged..=acknowledged + 1).contains(&found), "{acknowledged} acknowledged, {found} found");
         agents.ready().await;
     }
+    // not by leases that ended
+    let history = history::read(&agents.sandbox.path().join("a.state")).unwrap();
+    let resigned = |entry: &&history::Entry| matches!(entry.event, history::Event::Resigned { .. });
+    assert_eq!(history.iter().filter(resigned).count(), 3);
     agents.stop().await;
 }
 
@@ -339,5 +345,51 @@ async fn nobody_is_elected_while_it_is_paused() {
     assert_eq!(agents.primary(), "a");
     agents.running["c"].handle.pause(false).await.unwrap();
     agents.until("its end", |status| !status.paused).await;
+    agents.stop().await;
+}
+
+/// Its host does not come back: the others have everything, and are enough.
+#[tokio::test]
+async fn two_of_three_go_on_after_all_were_stopped() {
+    let mut agents = Agents::start(&["a", "b", "c"]).await;
+    agents.client("a").await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
+    // the replicas first, so that nobody takes the primary's place
+    for name in ["b", "c", "a"] {
+        let agent = agents.running.remove(name).unwrap();
+        agent.token.cancel();
+        assert!(agent.tasks.shutdown(LONG).await.is_empty());
+    }
+    agents.supervise("b");
+    agents.supervise("c");
+    let new = agents.another_primary("a").await;
+    assert_eq!(count(&agents.client(&new).await).await, 1);
+    agents.supervise("a");
+    agents.ready().await;
+    agents.stop().await;
+}
+
+/// The agent ends between its vote and what follows from it.
+#[tokio::test]
+async fn a_vote_outlives_the_agent_that_gave_it() {
+    let mut agents = Agents::start(&["a", "b", "c"]).await;
+    agents.client("a").await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
+    let (term, pid) = (agents.any().status.borrow().term, agents.pid("a"));
+    // only one is left to vote, and one is not enough if another has to be asked
+    for name in ["a", "c"] {
+        let pid = agents.pid(name);
+        drop(agents.running.remove(name));
+        kill(pid);
+    }
+    let voted = agents.sandbox.path().join("b").join("vote");
+    millrace_testkit::wait_until(LONG, || async { std::fs::read_to_string(&voted).is_ok() }).await;
+    assert_eq!(std::fs::read_to_string(&voted).unwrap().trim(), term.to_string());
+    drop(agents.running.remove("b"));
+    agents.supervise("b");
+    agents.supervise("c");
+    let new = agents.another_primary("a").await;
+    assert_eq!(count(&agents.client(&new).await).await, 1);
+    agents.supervise("a");
+    agents.ready().await;
+    assert_ne!(agents.pid("a"), pid);
     agents.stop().await;
 }
