@@ -44,11 +44,12 @@ impl Hosts {
         arguments.push(first.display().to_string());
         let said = run(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), &[]).ok();
         assert!(said.contains("millrace agent NODE"), "{said}");
+        for node in NODES.iter().skip(1) {
+            let copied = Command::new("cp").arg("-rp").args([&first, &folder.path().join(node)]).status();
+            assert!(copied.unwrap().success());
+        }
         for (i, node) in NODES.iter().enumerate() {
             let own = folder.path().join(node);
-            if own != first {
-                assert!(Command::new("cp").arg("-rp").args([&first, &own]).status().unwrap().success());
-            }
             let file = own.join("millrace.toml");
             let text = fs::read_to_string(&file).unwrap();
             let text = text.replace("0.0.0.0", &address(i));
@@ -226,11 +227,12 @@ fn a_host_dies_another_freezes_and_applications_find_the_primary() {
     // one that freezes is replaced, and when it wakes up it is a replica
     let other = (0..NODES.len()).find(|node| *node != second).unwrap();
     hosts.signal(second, "-STOP");
-    hosts.sql(other, PAY).ok();
+    // what is under way then may be lost, and is said to be unknown
+    wait_until("another primary", || hosts.sql(other, PAY).code == 0);
     hosts.signal(second, "-CONT");
     hosts.ready();
     assert_ne!(hosts.primary(), second);
-    assert_eq!(hosts.sql(second, PAID).ok(), "3");
+    assert!(hosts.sql(second, PAID).ok().parse::<u32>().unwrap() >= 3);
 
     // an operator's word is said on any host
     let third = hosts.primary();
