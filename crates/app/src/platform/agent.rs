@@ -162,12 +162,17 @@ async fn answer(listener: UnixListener, shared: Shared, token: CancellationToken
     let router = Router::new()
         .route("/ready", get(|State(shared): State<Shared>| async move { Json(shared.handle.status().primary_ready) }))
         .route("/cluster", get(view).post(work))
-        .route("/down", post(|State(shared): State<Shared>| async move { Json(shared.stop.cancel()) }))
+        .route("/down", post(down))
         .with_state(shared);
     axum::serve(listener, router)
         .with_graceful_shutdown(token.cancelled_owned())
         .await
         .context("the control socket's server ended badly")
+}
+
+async fn down(State(shared): State<Shared>) -> Json<()> {
+    shared.stop.cancel();
+    Json(())
 }
 
 async fn view(State(shared): State<Shared>) -> Json<ClusterView> {

@@ -574,7 +574,7 @@ public class Clients {
                 try (Statement s = c.createStatement()) {
                     Thread canceller = new Thread(() -> {
                         try {
-                            while (value(watcher, "select count(*) from pg_stat_activity where query = 'select pg_sleep(61)' and state = 'active'").equals("0"));
+                            while (value(watcher, "select count(*) from pg_stat_activity where query = 'select pg_sleep(61)' and wait_event = 'PgSleep'").equals("0"));
                             s.cancel();
                         } catch (SQLException e) {
                             throw new IllegalStateException(e);

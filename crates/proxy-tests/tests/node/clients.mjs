@@ -417,7 +417,7 @@ async function cursors() {
 async function cancelling() {
   await several(3, async (one, other, watcher) => {
     const running = async () => {
-      while (!(await value(watcher, "select count(*)::int from pg_stat_activity where query = 'select pg_sleep(60)' and state = 'active'")));
+      while (!(await value(watcher, "select count(*)::int from pg_stat_activity where query = 'select pg_sleep(60)' and wait_event = 'PgSleep'")));
     };
     const cancel = () => new Promise((resolve) => {
       const canceller = new pg.Client({ ...options, ssl: false }).connection;

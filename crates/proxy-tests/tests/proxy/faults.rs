@@ -50,7 +50,7 @@ async fn nonsense_before_a_login_is_refused() {
 async fn a_client_that_leaves_in_the_middle_takes_its_statement_with_it() {
     let rig = Rig::start(pool_of(1)).await;
     let watcher = rig.server.client().await;
-    let active = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'";
+    let active = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND wait_event = 'PgSleep'";
     let mut raw = Raw::login(rig.address);
     raw.send(&query("SELECT pg_sleep(60)"));
     let count = async || watcher.query_one(active, &[]).await.unwrap().get::<_, i64>(0);

@@ -192,7 +192,8 @@ async fn cancelling_hits_only_ones_own_statement() {
         client.batch_execute(&format!("SELECT pg_sleep({seconds})")).await
     };
     let watcher = rig.server.client().await;
-    let both = "SELECT count(*) = 2 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'";
+    let both =
+        "SELECT count(*) = 2 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND wait_event = 'PgSleep'";
     let cancelling = async {
         wait_until(LONG, || async { watcher.query_one(both, &[]).await.unwrap().get::<_, bool>(0) }).await;
         // of a client that does nothing: nothing happens

@@ -34,7 +34,7 @@ async fn a_killed_database_has_no_connections_until_it_is_resumed() {
     unharmed.batch_execute("BEGIN").await.unwrap();
     open.batch_execute("BEGIN; SELECT 1").await.unwrap();
     text(&idle, "SELECT 1").await;
-    let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'other' AND query = 'SELECT pg_sleep(600)' AND state = 'active'";
+    let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'other' AND query = 'SELECT pg_sleep(600)' AND wait_event = 'PgSleep'";
     let kill = async {
         wait_until(LONG, || async { text(&admin, sleeps).await == "1" }).await;
         assert_eq!(code(&console.batch_execute("KILL nonsense").await.unwrap_err()), "55000");
