@@ -129,7 +129,9 @@ fn an_operator_decides() {
     kill(pid, "KILL");
     wait_until("the same primary", || {
         let (name, now) = primary(&platform);
-        name == first && now != pid && now != 0
+        // a process is there before it can be asked
+        let ready = || platform.run(&["cluster", "status", "--json"]).json()["primary_ready"] == true;
+        name == first && now != pid && now != 0 && ready()
     });
     platform.run(&["cluster", "resume"]).ok();
     safe(&platform);
