@@ -2,10 +2,11 @@
 
 use std::{
     sync::atomic::{AtomicI64, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use jiff::Timestamp;
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// Microseconds since 1970-01-01 UTC (PostgreSQL's own resolution).
@@ -55,20 +56,27 @@ impl std::fmt::Display for Micros {
 pub trait Clock: Send + Sync + std::fmt::Debug + 'static {
     /// Wall-clock time: for people and records, never for deadlines, since it can be set back.
     fn wall(&self) -> Micros;
-    /// Monotonic time since an arbitrary start: for deadlines and ages.
+    /// Monotonic time since an arbitrary start, the machine's own sleep included: for deadlines and ages.
     fn monotonic(&self) -> Duration;
 }
 
 /// The machine's clocks.
 #[derive(Debug, Clone, Copy)]
 pub struct SystemClock {
-    start: Instant,
+    start: Duration,
+}
+
+/// Since the machine was booted. Unlike `Instant`'s, this clock goes on while the machine is suspended: a lease does too.
+fn since_boot() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    let (seconds, nanos) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+    Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0))
 }
 
 impl SystemClock {
     #[must_use]
     pub fn new() -> Self {
-        Self { start: Instant::now() }
+        Self { start: since_boot() }
     }
 }
 
@@ -85,7 +93,7 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> Duration {
-        self.start.elapsed()
+        since_boot().saturating_sub(self.start)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Invariant: without a person's word, only a replica is elected that surely holds every acknowledged commit, or, where
 //! commits are acknowledged by the primary alone, one that has all but a configured number of bytes.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use millrace_base::Lsn;
 use millrace_pg::catalog::ServerState;
@@ -43,6 +43,7 @@ fn candidate<'a>(
     view: &'a NodeView,
     observed: &Observed,
     intent: &Intent,
+    now: Duration,
 ) -> Option<Candidate<'a>> {
     let fits = |server: &&ServerState| server.in_recovery && intent.system_id == Some(server.system_id);
     let server = view.server.as_ref().filter(fits).filter(|_| *name != intent.primary && view.busy.is_none())?;
@@ -57,8 +58,15 @@ fn candidate<'a>(
     let forced = matches!(intent.wish, Some(Wish::Failover { .. }));
     let is_heir = matches!(&intent.wish, Some(Wish::Switchover { to }) if to == name);
     let has_all = is_heir && observed.handed_over.is_some_and(|end| received > end);
-    if matches!(observed.office, Office::Vacant { .. }) && !forced && !has_all && !view.is_settled(intent.term) {
-        return None;
+    if let Office::Vacant { resigned, .. } = observed.office
+        && !forced
+        && !has_all
+    {
+        // the last that it received may have proved to the old primary that it still is one, for a while
+        let may_count_on_it = !resigned && now.saturating_sub(view.heard_at) < intent.policy.hold;
+        if !view.is_settled(intent.term) || may_count_on_it {
+            return None;
+        }
     }
     let has = |wanted: &String| view.slots.iter().flatten().any(|slot| slot.name == *wanted && slot.is_kept_logical());
     let has_slots = observed.logical_slots.iter().all(has);
@@ -72,11 +80,11 @@ fn may_have_begun(observed: &Observed, intent: &Intent) -> bool {
     intent.promoting && !observed.nodes.get(&intent.primary).is_some_and(is_replica)
 }
 
-/// Elects the successor of [`Intent::primary`], whose server no longer runs.
+/// Elects the successor of [`Intent::primary`], whose server no longer runs. `now` is monotonic.
 #[must_use]
-pub fn elect(observed: &Observed, intent: &Intent) -> Election {
+pub fn elect(observed: &Observed, intent: &Intent, now: Duration) -> Election {
     let candidates: Vec<_> =
-        observed.nodes.iter().filter_map(|(name, view)| candidate(name, view, observed, intent)).collect();
+        observed.nodes.iter().filter_map(|(name, view)| candidate(name, view, observed, intent, now)).collect();
     let wished = match &intent.wish {
         Some(Wish::Failover { to } | Wish::Switchover { to }) => Some(to),
         None => None,

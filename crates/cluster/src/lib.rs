@@ -21,6 +21,7 @@ mod node;
 pub mod observe;
 pub mod observed;
 pub mod operate;
+mod peers;
 pub mod plan;
 pub mod promise;
 pub mod replay;

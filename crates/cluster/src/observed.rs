@@ -33,6 +33,13 @@ pub enum DataState {
     Denied { why: String },
 }
 
+impl DataState {
+    /// A replica's, by its files.
+    pub(crate) fn is_standby(&self) -> bool {
+        matches!(self, Self::Whole { standby: true, .. } | Self::Damaged { standby: true, .. })
+    }
+}
+
 /// A node's server process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProcessState {

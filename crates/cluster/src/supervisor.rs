@@ -39,6 +39,7 @@ use crate::{
 };
 
 mod begin;
+mod guard;
 mod orders;
 mod shared;
 
@@ -81,6 +82,8 @@ pub struct Supervisor {
     checkpointing: bool,
     /// Who waits for the wish to come true.
     wisher: Option<oneshot::Sender<Reply>>,
+    /// Who waits until failover is paused, or is not.
+    pausers: Vec<(bool, oneshot::Sender<Reply>)>,
     status: watch::Sender<ClusterStatus>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     /// Watchers of processes and steps under way.
@@ -178,6 +181,7 @@ impl Supervisor {
             orders: mpsc::channel(16),
             checkpointing: false,
             wisher: None,
+            pausers: Vec::new(),
             status: sender,
             events: mpsc::channel(256),
             tasks: Tasks::new(steps.clone()),
@@ -260,6 +264,7 @@ impl Supervisor {
                 *status = told;
                 changed
             });
+            self.answer_pausers();
             let mut acted = self.act(&plan).await;
             match plan.change {
                 Some(change) if self.others.is_some() => self.share(&change).await,
@@ -560,7 +565,7 @@ impl Supervisor {
                     Ok(Done::Initdb { system_id }) => {
                         self.intent.system_id = Some(system_id);
                         match &mut self.others {
-                            Some(others) => others.made = Some(system_id),
+                            Some(others) => others.peers.made = Some(system_id),
                             None => self.keep_record(&self.intent)?,
                         }
                     }

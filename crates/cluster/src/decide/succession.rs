@@ -35,7 +35,7 @@ impl Case<'_> {
         let intent = self.intent;
         let Some(view) = self.observed.nodes.get(&intent.primary) else { return Succession::Stay };
         let Some(why) = self.loss(view) else { return Succession::Stay };
-        match elect(self.observed, intent) {
+        match elect(self.observed, intent, self.now) {
             // no one else can do it: it is killed and started again
             Election::No(_) if view.may_write && self.hangs_for_good(view) => Succession::Fence(why),
             Election::No(why) => Succession::Impossible(why),

@@ -27,8 +27,12 @@ impl Supervisor {
                 let known = self.intent.system_id.is_some();
                 let upstream = upstream.filter(|_| known && node.vote != Some(self.intent.term));
                 node.follows = upstream.is_some().then(|| self.intent.primary.clone());
+                // one that was deposed keeps what its commits wait for until it is killed: told anything else it would
+                // acknowledge those that wait
+                let deposed = *name != self.intent.primary && !observe::data_state(&node.server).is_standby();
                 // a damaged directory under a living server is the next start's trouble
-                let configured = if known { node.configured().configure(upstream.as_ref()) } else { Ok(false) };
+                let configured =
+                    if known && !deposed { node.configured().configure(upstream.as_ref()) } else { Ok(false) };
                 match configured {
                     Ok(true) => postmaster.reload(),
                     Ok(false) => {}

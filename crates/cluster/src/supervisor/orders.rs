@@ -23,6 +23,16 @@ impl Supervisor {
         }
     }
 
+    /// Whoever wanted a pause, or its end, is answered once the status says so too.
+    pub(super) fn answer_pausers(&mut self) {
+        let paused = self.intent.paused;
+        let said = if paused { "no failover until `cluster resume`" } else { "failover is on" };
+        for (_, reply) in self.pausers.extract_if(.., |(wanted, _)| *wanted == paused) {
+            // who asked may be gone
+            reply.send(Ok(said.to_owned())).ok();
+        }
+    }
+
     /// Begins what an operator wants, or says why it cannot be.
     pub(super) async fn obey(&mut self, order: Order, observed: &Observed) {
         match order {
@@ -53,12 +63,15 @@ impl Supervisor {
                     true => self.written(&intent, Some(Happening::Paused { paused })).await,
                     false => self.keep_record(&intent).map_err(|error| error.to_string()),
                 };
-                if kept.is_ok() && self.others.is_none() {
+                if let Err(why) = kept {
+                    drop(reply.send(Err(why)));
+                    return;
+                }
+                if self.others.is_none() {
                     self.intent = intent;
                     self.happened(Happening::Paused { paused });
                 }
-                let said = if paused { "no failover until `cluster resume`" } else { "failover is on" };
-                drop(reply.send(kept.map(|()| said.to_owned())));
+                self.pausers.push((paused, reply));
             }
             Order::Reinit { node, reply } => {
                 if node == self.intent.primary || self.spec.node(&node).is_none() {

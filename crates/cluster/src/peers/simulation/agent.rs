@@ -1,0 +1,801 @@
+//! One supervisor: its loop, its session with etcd, its guard and its proof.
+
+use std::sync::Arc;
+
+use millrace_base::Micros;
+use millrace_pg::catalog::{ServerState, Slot};
+
+use super::{etcd::Event, *};
+use crate::{
+    decide::decide,
+    peers::record_of,
+    store::{Heard, Member, Shared, Validity},
+};
+
+/// As in `store::etcd`.
+const VALID: Duration = Duration::from_millis(2250);
+const BEAT: Duration = Duration::from_millis(375);
+const ANSWER: Duration = Duration::from_secs(1);
+/// As in `supervisor`.
+const LOOKS: u32 = 20;
+const IN_FORCE: Duration = Duration::from_secs(2);
+const VOTE_AGAIN: Duration = Duration::from_secs(1);
+const SAY: Duration = Duration::from_secs(1);
+
+/// A question that is on its way: by true time, when it arrives and when its answer does.
+struct Asked<T> {
+    what: T,
+    /// By the agent's clock.
+    asked: Duration,
+    arrives: Duration,
+    answers: Duration,
+    answer: Option<bool>,
+}
+
+struct Write {
+    revision: i64,
+    record: ClusterRecord,
+    claim: Claim,
+    lease: i64,
+}
+
+/// What is known of the setting that was seen: its text, since when, and the end of the log once it was in force.
+type Seen = (String, Duration, Option<usize>);
+
+pub(super) struct Agent {
+    name: NodeName,
+    began: Duration,
+    random: Random,
+    peers: Peers,
+    intent: Intent,
+    // the session
+    shared: Shared,
+    lease: i64,
+    good: Duration,
+    validity: Validity,
+    heard: usize,
+    heard_next: Duration,
+    keep: Option<Asked<()>>,
+    kept: Duration,
+    word: Option<(Arc<Member>, Duration)>,
+    put: Option<Asked<Arc<Member>>>,
+    try_again: Duration,
+    // the guard and the proof
+    armed: bool,
+    lapses: u32,
+    promise: Option<Promise>,
+    beat: Option<(Duration, usize)>,
+    // the loop
+    next: Duration,
+    looked: Option<(Observed, Duration)>,
+    write: Option<Asked<Write>>,
+    seen: Option<Observed>,
+    said: Option<Duration>,
+    primary_lsn: Option<Lsn>,
+    handed_over: Option<Lsn>,
+    roles_ready: bool,
+    // what it remembers of its node
+    adopted: bool,
+    told: Promise,
+    follows: Option<NodeName>,
+    silent_since: Option<Duration>,
+    absent_since: Option<Duration>,
+    not_streaming_since: Option<Duration>,
+    heard_at: Duration,
+    received: Option<Lsn>,
+    heard_new: bool,
+    deaf: bool,
+    voted_at: Option<Duration>,
+    failure: Option<Failure>,
+    setting: Option<Seen>,
+    job: Option<(Action, Duration, Duration)>,
+    sentence: String,
+}
+
+impl Agent {
+    pub(super) fn new(name: NodeName, server: &Server, policy: Policy, clock: Duration, random: Random) -> Self {
+        Self {
+            began: clock,
+            random,
+            peers: Peers::new(name.clone()),
+            intent: Intent {
+                goal: Goal::Run,
+                primary: NodeName::new("a"),
+                term: 0,
+                system_id: None,
+                promoting: false,
+                promise: Promise::none(),
+                paused: false,
+                wish: None,
+                policy,
+            },
+            name,
+            shared: Shared::default(),
+            lease: 0,
+            good: Duration::ZERO,
+            validity: Validity { until: clock + VALID, lapses: 0 },
+            heard: 0,
+            heard_next: Duration::ZERO,
+            keep: None,
+            kept: Duration::ZERO,
+            word: None,
+            put: None,
+            try_again: Duration::ZERO,
+            armed: server.exists && !server.standby,
+            lapses: 0,
+            promise: None,
+            beat: None,
+            next: Duration::ZERO,
+            looked: None,
+            write: None,
+            seen: None,
+            said: None,
+            primary_lsn: None,
+            handed_over: None,
+            roles_ready: false,
+            adopted: !server.up,
+            told: Promise::none(),
+            follows: None,
+            silent_since: None,
+            absent_since: Some(Duration::ZERO),
+            not_streaming_since: None,
+            heard_at: clock,
+            received: None,
+            heard_new: false,
+            deaf: false,
+            voted_at: None,
+            failure: None,
+            setting: None,
+            job: None,
+            sentence: String::new(),
+        }
+    }
+
+    pub(super) fn job(&self) -> Option<&Action> {
+        self.job.as_ref().map(|(action, ..)| action)
+    }
+
+    pub(super) fn age(&self, clock: Duration) -> Duration {
+        clock.saturating_sub(self.began)
+    }
+
+    pub(super) fn hands_over(&self) -> bool {
+        matches!(self.job, Some((Action::HandOver, ..)))
+    }
+
+    pub(super) fn sentence(&self) -> &str {
+        &self.sentence
+    }
+
+    /// What an operator's word would make of the record, as this agent has heard it.
+    pub(super) fn wish_for(&mut self, to: &NodeName) -> Option<(i64, ClusterRecord)> {
+        let fit = self.shared.connected && self.intent.wish.is_none() && !self.intent.promoting;
+        // before the record has been heard there is nothing to change
+        if !fit || *to == self.intent.primary || self.intent.term == 0 {
+            return None;
+        }
+        let wish = Some(Wish::Switchover { to: to.clone() });
+        let intent = Intent { wish, ..self.intent.clone() };
+        let record = record_of(&intent, &self.intent, self.handed_over, &Claim::Word);
+        Some((self.peers.ask(&Claim::Word), record))
+    }
+
+    pub(super) fn live(&mut self, world: &mut World) {
+        let clock = world.hosts[&self.name].clock(world.now);
+        self.keep_session(world, clock);
+        self.guard(world, clock);
+        self.prove(world, clock);
+        self.finish(world, clock);
+        self.notice_death(world, clock);
+        self.turn(world, clock);
+    }
+
+    // ------------------------------------------------------------------------------------------- the session with etcd
+
+    fn fail_session(&mut self, world: &World) {
+        self.shared.connected = false;
+        (self.keep, self.put) = (None, None);
+        self.try_again = world.now + self.random.ticks(20);
+    }
+
+    fn keep_session(&mut self, world: &mut World, clock: Duration) {
+        let reaches = world.reaches_etcd(&self.name);
+        if !self.shared.connected {
+            if reaches && world.now >= self.try_again {
+                self.begin_session(world, clock);
+            }
+            return;
+        }
+        self.keep_lease(world, clock, reaches);
+        self.listen(world, clock, reaches);
+        self.put_word(world, clock, reaches);
+    }
+
+    fn begin_session(&mut self, world: &mut World, clock: Duration) {
+        let etcd = &mut world.etcd;
+        let until = world.now + TTL + self.random.ticks(20);
+        if self.lease == 0 || !etcd.keep(self.lease, until) {
+            self.lease = etcd.grant(until);
+        }
+        // asked for a little earlier
+        self.good = clock.saturating_sub(self.random.ticks(4)) + VALID;
+        self.shared = Shared {
+            connected: true,
+            unreadable: false,
+            record: etcd.record.clone(),
+            officer: etcd.officer.clone(),
+            members: etcd
+                .members
+                .iter()
+                .map(|(name, (member, _))| (name.clone(), Heard { member: member.clone(), at: clock }))
+                .collect(),
+            history: BTreeMap::new(),
+        };
+        if etcd.take_along(world.now, &self.name, self.lease) {
+            self.shared.officer.clone_from(&etcd.officer);
+            self.validity.begin(self.good);
+        }
+        self.heard = etcd.events.len();
+        self.kept = world.now;
+        self.next = world.now;
+        // its word is put again
+        (self.keep, self.put) = (None, None);
+    }
+
+    fn keep_lease(&mut self, world: &mut World, clock: Duration, reaches: bool) {
+        if self.keep.is_none() && world.now >= self.kept + BEAT {
+            self.kept = world.now;
+            let (there, back) = (self.random.way(), self.random.way());
+            let (arrives, answers) = (world.now + there, world.now + there + back);
+            self.keep = Some(Asked { what: (), asked: clock, arrives, answers, answer: None });
+        }
+        let Some(keep) = &mut self.keep else { return };
+        if keep.answer.is_none() && world.now >= keep.arrives {
+            match reaches {
+                true => keep.answer = Some(world.etcd.keep(self.lease, world.now + TTL + self.random.ticks(20))),
+                // lost on its way
+                false => keep.arrives = Duration::MAX,
+            }
+        }
+        match keep.answer {
+            Some(true) if world.now >= keep.answers && reaches => {
+                self.good = keep.asked + VALID;
+                self.keep = None;
+                let own = self.shared.officer.as_ref();
+                if own.is_some_and(|(officer, of)| officer.node == self.name && *of == self.lease) {
+                    self.validity.extend(self.good, clock);
+                }
+            }
+            Some(false) if world.now >= keep.answers && reaches => {
+                self.lease = 0;
+                self.fail_session(world);
+            }
+            _ if clock.saturating_sub(keep.asked) >= BEAT * 2 => self.fail_session(world),
+            _ => {}
+        }
+    }
+
+    fn listen(&mut self, world: &mut World, clock: Duration, reaches: bool) {
+        while self.shared.connected && reaches {
+            let Some((at, events)) = world.etcd.events.get(self.heard) else { return };
+            if self.heard_next == Duration::ZERO {
+                self.heard_next = *at + self.random.way();
+            }
+            if world.now < self.heard_next {
+                return;
+            }
+            (self.heard, self.heard_next) = (self.heard + 1, Duration::ZERO);
+            for event in events.clone() {
+                self.take(event, clock);
+            }
+            // a change wakes the loop
+            self.next = self.next.min(world.now + self.random.ticks(2));
+        }
+    }
+
+    fn take(&mut self, event: Event, clock: Duration) {
+        match event {
+            Event::Record(record, revision) => self.shared.record = Some((record, revision)),
+            Event::Office(officer) => {
+                self.shared.officer = officer;
+                let own = self.shared.officer.as_ref();
+                if own.is_some_and(|(officer, of)| officer.node == self.name && *of == self.lease) {
+                    self.validity.begin(self.good);
+                }
+            }
+            Event::Member(name, Some(member)) => {
+                self.shared.members.insert(name, Heard { member, at: clock });
+            }
+            Event::Member(name, None) => drop(self.shared.members.remove(&name)),
+        }
+    }
+
+    fn put_word(&mut self, world: &mut World, clock: Duration, reaches: bool) {
+        if self.put.is_none()
+            && let Some((member, said)) = self.word.take()
+            && clock.saturating_sub(said) < TTL
+        {
+            let arrives = world.now + self.random.way();
+            let answers = arrives + self.random.way();
+            self.put = Some(Asked { what: member, asked: clock, arrives, answers, answer: None });
+        }
+        let Some(put) = &mut self.put else { return };
+        if put.answer.is_none() && world.now >= put.arrives && reaches {
+            put.answer = Some(world.etcd.put_member(world.now, &self.name, put.what.clone(), self.lease));
+        }
+        match put.answer {
+            Some(true) if world.now >= put.answers => self.put = None,
+            Some(false) => self.fail_session(world),
+            _ if clock.saturating_sub(put.asked) >= ANSWER => self.fail_session(world),
+            _ => {}
+        }
+    }
+
+    // ---------------------------------------------------------------------------------------- the guard and the proof
+
+    fn guard(&mut self, world: &mut World, clock: Duration) {
+        let lapsed = clock >= self.validity.until || self.validity.lapses != self.lapses;
+        self.lapses = self.validity.lapses;
+        let server = &mut world.hosts.get_mut(&self.name).unwrap().server;
+        if self.armed && lapsed && server.up {
+            server.die();
+            let name = self.name.clone();
+            world.note(format_args!("{name}: guard kills"));
+        }
+    }
+
+    fn prove(&mut self, world: &mut World, clock: Duration) {
+        let left = self.validity.until.saturating_sub(clock);
+        let writes = world.serves(&self.name) && !world.hosts[&self.name].server.standby;
+        if !self.armed || left > HOLD / 2 || !writes {
+            self.beat = None;
+            return;
+        }
+        let server = &mut world.hosts.get_mut(&self.name).unwrap().server;
+        let (asked, wanted) = *self.beat.get_or_insert_with(|| {
+            server.log.push(0);
+            (clock, server.log.len())
+        });
+        if clock.saturating_sub(asked) >= HOLD / 2 {
+            self.beat = None;
+            return;
+        }
+        let (members, quorum) = match &self.promise {
+            Some(promise) if !promise.is_none() => (promise.members.clone(), promise.quorum),
+            _ => (NAMES.map(NodeName::new).into_iter().filter(|name| *name != self.name).collect(), 2),
+        };
+        let has = |name: &&NodeName| server.reported.get(*name).is_some_and(|(end, _)| *end >= wanted);
+        if members.iter().filter(has).count() >= quorum {
+            self.validity.extend(asked + HOLD * 2 / 3, clock);
+            self.beat = None;
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------------- its own node
+
+    /// The end of a server is seen at once, unless a step owns it.
+    fn notice_death(&mut self, world: &mut World, clock: Duration) {
+        let server = &world.hosts[&self.name].server;
+        let ran = self.received.is_some() || self.silent_since.is_some() || self.setting.is_some();
+        if server.up || !self.adopted || self.job.is_some() || !ran {
+            return;
+        }
+        self.forget();
+        self.fail(FailureKind::Crashed, "the server was killed by signal 9", clock);
+        self.next = world.now;
+    }
+
+    fn forget(&mut self) {
+        (self.received, self.silent_since, self.setting, self.deaf) = (None, None, None, false);
+    }
+
+    fn fail(&mut self, kind: FailureKind, what: &str, clock: Duration) {
+        let tries = self.failure.as_ref().map_or(1, |failure| failure.next_try + 1);
+        self.failure = Some(Failure {
+            kind,
+            what: what.to_owned(),
+            what_to_do: None,
+            at: clock,
+            not_before: clock + self.random.ticks(20),
+            next_try: tries,
+        });
+    }
+
+    fn look(&mut self, world: &mut World, clock: Duration) -> Observed {
+        let serves = world.serves(&self.name);
+        let (now, notice) = (world.now, world.notice);
+        let server = &world.hosts[&self.name].server;
+        let answers = serves && self.adopted && self.job.is_none();
+        let primary = self.intent.primary == self.name;
+        if self.job.is_none() {
+            let silent = server.up && self.adopted && !answers;
+            self.silent_since = silent.then(|| self.silent_since.unwrap_or(clock));
+        }
+        let mut arrived = false;
+        let state = answers.then(|| {
+            let deaf = server.standby && server.follows.is_none();
+            let before = std::mem::replace(&mut self.deaf, deaf);
+            let replayed = now >= server.replayed;
+            let streaming = server.standby
+                && replayed
+                && server.follows.is_some()
+                && server.contact > Duration::ZERO
+                && now.saturating_sub(server.contact) <= notice;
+            let waits = server.standby && !streaming;
+            self.not_streaming_since = waits.then(|| self.not_streaming_since.unwrap_or(clock));
+            let end = server.end();
+            let lsn = if replayed { end } else { Lsn(end.0.saturating_sub(u64::from(self.random.below(4)))) };
+            ServerState {
+                in_recovery: server.standby,
+                system_id: OURS,
+                timeline: server.timeline(),
+                lsn,
+                received_lsn: (server.standby && replayed).then_some(end),
+                started_at: Micros(0),
+                streaming,
+                deaf: deaf && before,
+                receiver_slot: None,
+                synchronous_standby_names: server.setting(),
+                pending_restart: Vec::new(),
+            }
+        });
+        if let Some(state) = &state {
+            if state.received_lsn != self.received {
+                (self.received, self.heard_new) = (state.received_lsn, true);
+            }
+            if primary && !state.in_recovery {
+                self.primary_lsn = Some(state.lsn);
+                arrived = self.arrived(server, clock);
+            }
+        }
+        let slot = |name: &NodeName| Slot {
+            name: name.slot(),
+            slot_type: "physical".into(),
+            database: None,
+            temporary: false,
+            active: true,
+            active_pid: None,
+            restart_lsn: Some(Lsn(0)),
+            confirmed_flush_lsn: None,
+            retained_bytes: None,
+            safe_wal_bytes: None,
+            wal_status: Some("reserved".into()),
+        };
+        let slots = answers.then(|| server.slots.iter().map(slot).collect::<Vec<_>>());
+        let whole = DataState::Whole { system_id: OURS, standby: server.standby };
+        let view = NodeView {
+            data: if server.exists { whole } else { DataState::Absent },
+            was_primary: server.was_primary,
+            rogue: false,
+            process: match (server.up, self.adopted) {
+                (true, true) => ProcessState::Running { pid: 9, ready: true },
+                (true, false) => ProcessState::Unadopted { pid: 9 },
+                (false, _) => ProcessState::None,
+            },
+            may_write: server.up,
+            server: state,
+            slots: slots.clone(),
+            silent_since: self.silent_since,
+            not_streaming_since: if primary { None } else { self.not_streaming_since },
+            heard_at: self.heard_at,
+            absent_since: self.absent_since,
+            vote: server.vote,
+            follows: self.follows.clone(),
+            busy: self.job.as_ref().map(|(action, since, _)| (format!("{action:?}"), *since)),
+            failure: self.failure.clone(),
+        };
+        let serves_as_primary = primary && answers && !server.standby;
+        Observed {
+            nodes: BTreeMap::from([(self.name.clone(), view)]),
+            office: Office::Unknown,
+            slots: slots.filter(|_| serves_as_primary),
+            roles_ready: self.roles_ready,
+            primary_lsn: self.primary_lsn,
+            logical_slots: BTreeSet::new(),
+            handed_over: self.handed_over,
+            arrived,
+        }
+    }
+
+    /// As the supervisor finds out whether what was acknowledged earlier is where the present setting says.
+    fn arrived(&mut self, server: &Server, clock: Duration) -> bool {
+        let text = server.setting();
+        if self.setting.as_ref().is_none_or(|(seen, ..)| *seen != text) {
+            self.setting = Some((text.clone(), clock, None));
+        }
+        let Some((_, since, noted)) = &mut self.setting else { return false };
+        if noted.is_none() && clock.saturating_sub(*since) >= IN_FORCE {
+            *noted = Some(server.log.len());
+        }
+        let Some(noted) = *noted else { return false };
+        let promise = Promise::parse(&text);
+        let has = |name: &&NodeName| server.reported.get(*name).is_some_and(|(end, _)| *end >= noted);
+        promise.members.iter().filter(has).count() >= promise.quorum
+    }
+
+    // ------------------------------------------------------------------------------------------------------- the loop
+
+    fn turn(&mut self, world: &mut World, clock: Duration) {
+        if !self.written(world, clock) {
+            return;
+        }
+        if let Some((observed, at)) = self.looked.take() {
+            match world.now >= at {
+                true => self.act(world, observed, clock),
+                false => self.looked = Some((observed, at)),
+            }
+            return;
+        }
+        if world.now < self.next {
+            return;
+        }
+        self.hear(clock);
+        let observed = self.look(world, clock);
+        // a server that hangs is waited for
+        let answer = if self.random.one_in(50) { self.random.ticks(50) } else { self.random.ticks(3) };
+        self.looked = Some((observed, world.now + answer));
+    }
+
+    /// Whether the loop goes on: what was written has been answered, or nothing was.
+    fn written(&mut self, world: &mut World, clock: Duration) -> bool {
+        let reaches = world.reaches_etcd(&self.name);
+        let Some(asked) = &mut self.write else { return true };
+        if asked.answer.is_none() && world.now >= asked.arrives {
+            match reaches {
+                true => {
+                    let Write { revision, record, claim, lease } = &asked.what;
+                    let done = world.etcd.write(world.now, *revision, record, claim, *lease);
+                    asked.answer = Some(done);
+                    let name = self.name.clone();
+                    let (term, primary) = (record.term, &record.primary);
+                    let what =
+                        format!("{name}: {claim:?} term {term} of {primary}, {}: {done}", record.promise.setting());
+                    world.note(what);
+                }
+                false => asked.arrives = Duration::MAX,
+            }
+        }
+        let answered = asked.answer.filter(|_| world.now >= asked.answers && reaches);
+        if answered.is_none() && clock.saturating_sub(asked.asked) < ANSWER {
+            return false;
+        }
+        let revision = asked.what.revision;
+        self.write = None;
+        self.peers.answered(revision, answered, clock);
+        if answered != Some(false) {
+            self.promise = None;
+        }
+        true
+    }
+
+    fn hear(&mut self, clock: Duration) {
+        let names = NAMES.map(NodeName::new);
+        let Some(word) = self.peers.hear(self.shared.clone(), names.iter(), &self.intent, clock) else { return };
+        let before = std::mem::replace(&mut self.intent, word.intent);
+        let own = self.intent.primary == self.name;
+        self.promise = self.peers.promise().cloned();
+        self.armed = own;
+        if word.first {
+            if own {
+                self.told = self.intent.promise.clone();
+            }
+        } else if self.intent.term != before.term {
+            (self.primary_lsn, self.handed_over) = (None, None);
+            if self.intent.primary == before.primary {
+                if own {
+                    self.failure = None;
+                }
+            } else {
+                self.told = match &self.seen {
+                    Some(seen) if own && self.intent.promoting => before.first_promise(&self.name, seen),
+                    _ => Promise::none(),
+                };
+                self.absent_since = Some(clock);
+            }
+        }
+        let unheard = self.intent.term != before.term || self.peers.is_vacant();
+        self.handed_over = word.handed_over.or(self.handed_over.filter(|_| !unheard));
+    }
+
+    fn act(&mut self, world: &mut World, mut observed: Observed, clock: Duration) {
+        let names = NAMES.map(NodeName::new);
+        if std::mem::take(&mut self.heard_new) {
+            self.heard_at = clock;
+        }
+        observed.nodes.get_mut(&self.name).unwrap().heard_at = self.heard_at;
+        let leave = Leave { lease: self.lease, valid_until: self.validity.until };
+        self.peers.add(&mut observed, names.iter(), &self.intent, leave, clock);
+        self.primary_lsn = observed.primary_lsn;
+        self.seen = Some(observed.clone());
+        let plan = self.peers.restrain(decide(&observed, &self.intent, clock), &self.intent);
+        self.say(&observed, clock);
+        let mut acted = false;
+        if let Some(own) = plan.nodes.get(&self.name) {
+            self.sentence = format!("{} ({:?}, term {})", own.sentence, observed.office, self.intent.term);
+            for action in &own.actions {
+                self.begin(world, action.clone(), clock);
+                acted = true;
+            }
+        }
+        let quick =
+            matches!(observed.office, Office::Vacant { .. }) || self.intent.promoting || self.intent.wish.is_some();
+        let pause = if acted || quick { 2 } else { LOOKS };
+        self.next = world.now + self.random.ticks(pause);
+        let change = plan.change.and_then(|change| Some((self.peers.claim(&change, &self.intent)?, change)));
+        if let Some((claim, change)) = change {
+            let intent = self.intent.after(&change);
+            self.write(world, &intent, claim, clock);
+        } else if self.peers.is_to_be_made_certain(&self.intent, clock) {
+            self.write(world, &self.intent.clone(), Claim::Hold, clock);
+        }
+    }
+
+    fn say(&mut self, observed: &Observed, clock: Duration) {
+        let urgent = self.intent.wish.is_some() || matches!(observed.office, Office::Vacant { .. });
+        let view = &observed.nodes[&self.name];
+        let news = self.word.is_none()
+            && self.shared.members.get(&self.name).is_none_or(|heard| {
+                let before = &heard.member.view;
+                let server =
+                    |view: &NodeView| view.server.as_ref().map(|s| (s.in_recovery, s.timeline, s.streaming, s.deaf));
+                (before.vote, &before.busy, &before.process, server(before))
+                    != (view.vote, &view.busy, &view.process, server(view))
+            });
+        if !urgent && !news && self.said.is_some_and(|at| clock.saturating_sub(at) < SAY) {
+            return;
+        }
+        self.said = Some(clock);
+        let member = Member { view: view.clone(), now: clock, roles_ready: self.roles_ready };
+        self.word = Some((Arc::new(member), clock));
+    }
+
+    fn write(&mut self, world: &World, intent: &Intent, claim: Claim, clock: Duration) {
+        if !self.shared.connected || self.lease == 0 {
+            return;
+        }
+        let record = record_of(intent, &self.intent, self.handed_over, &claim);
+        let revision = self.peers.ask(&claim);
+        let (there, back) = (self.random.way(), self.random.way());
+        self.write = Some(Asked {
+            what: Write { revision, record, claim, lease: self.lease },
+            asked: clock,
+            arrives: world.now + there,
+            answers: world.now + there + back,
+            answer: None,
+        });
+    }
+
+    fn begin(&mut self, world: &mut World, action: Action, clock: Duration) {
+        let (now, name) = (world.now, self.name.clone());
+        let (soon, later) = (now + TICK * 2, now + TICK * 20);
+        let answers = world.serves(&name);
+        let known = self.intent.system_id.is_some();
+        let again = self.voted_at.is_some_and(|at| clock.saturating_sub(at) < VOTE_AGAIN);
+        if matches!(action, Action::Vote { .. }) && again {
+            return;
+        }
+        world.note(format_args!("{name}: {action:?}"));
+        let server = &mut world.hosts.get_mut(&name).unwrap().server;
+        let shortly = now + self.random.ticks(10);
+        match action {
+            Action::Adopt => {
+                let upstream = (self.intent.primary != name).then(|| self.intent.primary.clone());
+                self.follows = upstream.filter(|_| known && server.vote != Some(self.intent.term));
+                let deposed = name != self.intent.primary && !server.standby;
+                if known && !deposed {
+                    server.turns = Some((self.follows.clone(), shortly));
+                    server.set = Some((self.told.clone(), now + self.random.ticks(30)));
+                }
+                self.adopted = true;
+                self.forget();
+            }
+            Action::Start { from } => {
+                if server.up {
+                    return;
+                }
+                if !server.exists {
+                    self.fail(FailureKind::Other, "there is no data", clock);
+                    return;
+                }
+                self.follows.clone_from(&from);
+                self.forget();
+                self.not_streaming_since = None;
+                if name == self.intent.primary && !self.intent.promoting {
+                    self.handed_over = None;
+                    server.was_primary = true;
+                }
+                server.start(from, self.told.clone(), now + self.random.ticks(30));
+            }
+            Action::Fence | Action::HandOver | Action::Stop(_) => {
+                self.forget();
+                self.job = Some((action, clock, soon));
+            }
+            Action::MakeReplica { .. } | Action::Rewind { .. } => {
+                self.forget();
+                server.die();
+                self.job = Some((action, clock, later));
+            }
+            Action::Promote => {
+                if server.standby && answers {
+                    (self.follows, self.setting) = (None, None);
+                    server.promote();
+                    server.set = Some((self.told.clone(), now + self.random.ticks(30)));
+                    world.promoted(&name);
+                }
+            }
+            Action::Vote { term } => {
+                (server.vote, self.voted_at, self.follows) = (Some(term), Some(clock), None);
+                server.turns = Some((None, shortly));
+            }
+            Action::Follow { from } => {
+                self.follows = Some(from.clone());
+                server.turns = Some((Some(from), shortly));
+            }
+            Action::SetPromise(promise) => {
+                self.told = promise;
+                self.setting = None;
+                server.set = Some((self.told.clone(), now + self.random.ticks(30)));
+            }
+            Action::EnsureRoles => self.roles_ready |= answers,
+            Action::CreateSlot { replica } => {
+                if answers {
+                    server.slots.insert(replica);
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn finish(&mut self, world: &mut World, clock: Duration) {
+        let Some((action, ..)) = self.job.take_if(|(_, _, until)| *until <= world.now) else { return };
+        let name = self.name.clone();
+        let serves = world.serves(&name);
+        match action {
+            Action::Fence | Action::Stop(_) => {
+                world.hosts.get_mut(&name).unwrap().server.die();
+                self.fail(FailureKind::Crashed, "the server did not answer and was killed", clock);
+            }
+            Action::HandOver if serves => self.hand_over(world),
+            Action::HandOver if world.hosts[&name].server.up => {}
+            Action::HandOver => self.fail(FailureKind::Crashed, "the server ended while it handed over", clock),
+            Action::MakeReplica { from, .. } | Action::Rewind { from } => {
+                let source = &world.hosts[&from].server;
+                if !world.serves(&from) || source.standby || !world.are_connected(&name, &from) {
+                    self.fail(FailureKind::Other, "the source does not answer", clock);
+                    return;
+                }
+                let (log, history) = (source.log.clone(), source.history.clone());
+                let server = &mut world.hosts.get_mut(&name).unwrap().server;
+                server.copy(log, history);
+                self.failure = None;
+                world.hosts.get_mut(&from).unwrap().server.slots.insert(name);
+            }
+            other => panic!("{other:?}"),
+        }
+        self.next = world.now;
+    }
+
+    /// It ends in order once everything has been sent to those who receive it, the record of its end included.
+    fn hand_over(&mut self, world: &mut World) {
+        let name = self.name.clone();
+        let server = &mut world.hosts.get_mut(&name).unwrap().server;
+        let end = server.log.len();
+        server.log.push(0);
+        let log = server.log.clone();
+        for other in NAMES.map(NodeName::new).into_iter().filter(|other| *other != name) {
+            let serves = world.serves(&other) && world.are_connected(&name, &other);
+            let receiver = &world.hosts[&other].server;
+            let follows =
+                receiver.standby && receiver.follows.as_ref() == Some(&name) && world.now >= receiver.replayed;
+            let sender = &world.hosts[&name].server;
+            if serves && follows && sender.slots.contains(&other) && sender.is_ahead_of(receiver) {
+                let history = sender.history.clone();
+                let receiver = &mut world.hosts.get_mut(&other).unwrap().server;
+                receiver.log.clone_from(&log);
+                receiver.history = history;
+            }
+        }
+        world.hosts.get_mut(&name).unwrap().server.die();
+        self.handed_over = Some(Lsn(end as u64));
+    }
+}
