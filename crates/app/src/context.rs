@@ -14,6 +14,7 @@ use millrace_pg::{Binaries, ConnectParams, HbaDatabase, HbaRule, HbaSource, RunA
 use crate::{
     explain::{Explained, explain},
     layout::Layout,
+    lock,
     output::Output,
 };
 
@@ -92,8 +93,26 @@ impl Context {
             .collect()
     }
 
-    /// As [`Context::cluster_spec`], for the agent of one node.
-    pub(crate) fn agent_spec(&self, node: &str) -> anyhow::Result<ClusterSpec> {
+    /// What runs beside the agents, where the nodes are on many hosts; else it itself.
+    pub(crate) fn of_platform(mut self) -> Self {
+        if self.config.etcd.is_some() {
+            self.layout = Layout::new(&self.config.platform.data_dir).beside_agents();
+        }
+        self
+    }
+
+    /// What knows the cluster on this host: an agent, if one runs, else the platform.
+    pub(crate) fn of_cluster(mut self) -> anyhow::Result<Self> {
+        let agent = Layout::new(&self.config.platform.data_dir);
+        if self.config.etcd.is_some() && lock::holder(&agent.lock())?.is_none() {
+            return Ok(self.of_platform());
+        }
+        self.layout = agent;
+        Ok(self)
+    }
+
+    /// As [`Context::cluster_spec`], for the agent of one node, or for who only listens.
+    pub(crate) fn agent_spec(&self, node: Option<&str>) -> anyhow::Result<ClusterSpec> {
         let mut spec = self.cluster_spec()?;
         let Some(etcd) = &self.config.etcd else { return Ok(spec) };
         let user = match (&etcd.user, &self.secrets.etcd) {
@@ -108,7 +127,7 @@ impl Context {
             }
         };
         spec.agent = Some(AgentSpec {
-            node: NodeName::new(node),
+            node: node.map(NodeName::new),
             etcd: EtcdSpec {
                 endpoints: etcd.endpoints.clone(),
                 ca: etcd.ca.clone(),
@@ -244,7 +263,16 @@ impl Context {
 
     /// Superuser access to the primary, as the cluster's record names it; before there is one, to the first node.
     pub(crate) fn primary(&self) -> anyhow::Result<ConnectParams> {
-        let record = millrace_cluster::state::load(&self.layout.cluster()).map_err(|e| explain(&e, e.hint()))?;
+        let load = |layout: &Layout| {
+            millrace_cluster::state::load(&layout.cluster()).map_err(|error| explain(&error, error.hint()))
+        };
+        let mut record = load(&self.layout)?;
+        if self.config.etcd.is_some() {
+            // whoever of both has heard of the later term
+            let agent = Layout::new(&self.config.platform.data_dir);
+            let others = [load(&agent)?, load(&agent.beside_agents())?];
+            record = others.into_iter().flatten().max_by_key(|record| record.term);
+        }
         let mut nodes = self.config.cluster.nodes.iter();
         let node = match &record {
             Some(record) => nodes.find(|node| node.name == record.primary.as_str()),

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// DATA/logs/millrace.log, <node>.log                logs
 /// DATA/run/platform.lock, control.sock, pgpass      of the running platform, mode 0700
 /// ```
+///
+/// Where the nodes are on many hosts this is the agent's, and the rest of the platform has the same again in
+/// `DATA/platform/`: both may run on one host.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     data: PathBuf,
@@ -19,6 +22,11 @@ pub(crate) struct Layout {
 impl Layout {
     pub(crate) fn new(data: impl Into<PathBuf>) -> Self {
         Self { data: data.into() }
+    }
+
+    /// Of what runs beside agents.
+    pub(crate) fn beside_agents(&self) -> Self {
+        Self::new(self.data.join("platform"))
     }
 
     pub(crate) fn data(&self) -> &Path {

@@ -340,11 +340,13 @@ impl Case<'_> {
     }
 
     fn replica_up(&self, name: &NodeName, view: &NodeView, ready: bool) -> NodePlan {
-        let Some(server) = &view.server else { return silent(view, ready) };
         let primary = &self.intent.primary;
-        if !server.in_recovery && view.was_primary && self.observed.office != Office::Undivided {
+        // also one that does not answer: it would write when it wakes up
+        let deposed = view.was_primary && matches!(view.data, DataState::Whole { standby: false, .. });
+        if deposed && (self.observed.office != Office::Undivided || view.server.is_none()) {
             return NodePlan::act(Action::Fence, format!("was the primary, and {primary} is: is killed"));
         }
+        let Some(server) = &view.server else { return silent(view, ready) };
         if !server.in_recovery {
             return NodePlan::act(
                 Action::Stop(StopMode::Immediate),

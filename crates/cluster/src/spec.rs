@@ -119,7 +119,8 @@ impl Default for Limits {
 /// One of several supervisors.
 #[derive(Debug, Clone)]
 pub struct AgentSpec {
-    pub node: NodeName,
+    /// The node that it decides for; `None`: it listens to the others, and passes an operator's word on.
+    pub node: Option<NodeName>,
     pub etcd: EtcdSpec,
 }
 
@@ -198,8 +199,9 @@ impl ClusterSpec {
                 return wrong(format!("two nodes use the folder {}", node.folder.display()));
             }
         }
-        if let Some(agent) = self.agent.as_ref().filter(|agent| self.node(&agent.node).is_none()) {
-            return wrong(format!("there is no node {}", agent.node));
+        let of_agent = self.agent.as_ref().and_then(|agent| agent.node.as_ref());
+        if let Some(name) = of_agent.filter(|name| self.node(name).is_none()) {
+            return wrong(format!("there is no node {name}"));
         }
         match self.settings.iter().find(|s| RESERVED.contains(&s.name.to_ascii_lowercase().as_str())) {
             Some(setting) => wrong(format!("the setting {} is the platform's to decide", setting.name)),
@@ -209,7 +211,7 @@ impl ClusterSpec {
 
     /// The nodes that this supervisor decides for.
     pub fn own(&self) -> impl Iterator<Item = &NodeSpec> {
-        self.nodes.iter().filter(|node| self.agent.as_ref().is_none_or(|agent| agent.node == node.name))
+        self.nodes.iter().filter(|node| self.agent.as_ref().is_none_or(|agent| agent.node.as_ref() == Some(&node.name)))
     }
 
     /// A node by name.

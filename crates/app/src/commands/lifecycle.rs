@@ -28,9 +28,6 @@ const STOP_MAX: Duration = Duration::from_secs(180);
 const SERVER_STOP_MAX: Duration = Duration::from_secs(60);
 
 pub(crate) async fn up(context: Context, options: &Up, environment: &Environment) -> anyhow::Result<u8> {
-    if context.config.etcd.is_some() {
-        anyhow::bail!("the nodes of this platform are on many hosts\n  hint: on each of them: millrace agent NODE");
-    }
     if options.detach {
         return detached(&context, options).await;
     }
@@ -115,15 +112,17 @@ async fn detached(context: &Context, options: &Up) -> anyhow::Result<u8> {
     Ok(code)
 }
 
+/// Where the nodes are on many hosts, both the platform and the agent of this one.
 pub(crate) async fn down(context: &Context) -> anyhow::Result<u8> {
     let output = context.output;
-    if let Some(asked) = ask_to_stop(context).await? {
-        asked?;
-        if !lock::wait_free(&context.layout.lock(), STOP_MAX).await? {
-            bail!("the platform did not stop within {} s\n  hint: see `millrace logs`", STOP_MAX.as_secs());
-        }
+    let beside = context.clone().of_platform();
+    let stopped = context.config.etcd.is_some() && stopped(&beside).await?;
+    if stopped {
+        output.line("stopped the platform");
+    }
+    if self::stopped(context).await? {
         output.line("stopped");
-    } else {
+    } else if !stopped {
         let stopped = stop_left_over(context, StopMode::Fast).await?;
         output.line(match stopped {
             0 => "nothing runs".to_owned(),
@@ -132,6 +131,16 @@ pub(crate) async fn down(context: &Context) -> anyhow::Result<u8> {
     }
     output.json(&serde_json::json!({ "down": true }))?;
     Ok(0)
+}
+
+/// Stops what runs, and says whether anything did.
+async fn stopped(context: &Context) -> anyhow::Result<bool> {
+    let Some(asked) = ask_to_stop(context).await? else { return Ok(false) };
+    asked?;
+    if !lock::wait_free(&context.layout.lock(), STOP_MAX).await? {
+        bail!("the platform did not stop within {} s\n  hint: see `millrace logs`", STOP_MAX.as_secs());
+    }
+    Ok(true)
 }
 
 /// Asks a running platform to stop; `None` if none runs. One that was killed a moment ago still holds its
@@ -172,7 +181,9 @@ pub(crate) async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
         lock::wait_free(&layout.lock(), lock::DYING_MAX).await?;
         taken = lock::take(&layout.lock())?;
     }
-    let Ok(_lock) = taken else {
+    let beside = context.clone().of_platform().layout.lock();
+    let beside_runs = context.config.etcd.is_some() && lock::holder(&beside)?.is_some();
+    let Some(_lock) = taken.ok().filter(|_| !beside_runs) else {
         bail!("the platform runs\n  hint: stop it first: millrace down");
     };
     if !yes {
@@ -190,7 +201,9 @@ pub(crate) async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
     }
     stop_left_over(context, StopMode::Immediate).await?;
     let mut deleted = Vec::new();
-    for folder in layout.all() {
+    let all =
+        layout.all().into_iter().chain(context.config.etcd.is_some().then(|| layout.beside_agents().data().to_owned()));
+    for folder in all {
         match std::fs::remove_dir_all(&folder) {
             // made a moment ago, for the lock
             Ok(()) if folder == layout.run() && deleted.is_empty() => {}

@@ -29,7 +29,7 @@ use crate::{
     explain::{Explained, Usage, explain},
     logging,
     output::{Output, table},
-    platform::{ModelReport, prepare},
+    platform::{ClusterView, ModelReport, prepare},
     users::UserStore,
 };
 
@@ -49,19 +49,20 @@ async fn dispatch(cli: Cli, environment: Environment, output: Output) -> anyhow:
     if !matches!(cli.command, Command::Up(_) | Command::Agent { .. }) {
         logging::to_terminal(environment.log.as_deref())?;
     }
-    let load = || Context::load(&folder, output);
+    let agent = || Context::load(&folder, output);
+    let load = || agent().map(Context::of_platform);
     match cli.command {
         Command::Init(options) => init(&options, output),
         Command::Check => check(&load()?),
         Command::Up(options) => lifecycle::up(load()?, &options, &environment).await,
-        Command::Agent { node } => lifecycle::agent(load()?, &node, &environment).await,
-        Command::Down => lifecycle::down(&load()?).await,
-        Command::Nuke { yes } => lifecycle::nuke(&load()?, yes).await,
+        Command::Agent { node } => lifecycle::agent(agent()?, &node, &environment).await,
+        Command::Down => lifecycle::down(&agent()?).await,
+        Command::Nuke { yes } => lifecycle::nuke(&agent()?, yes).await,
         Command::Status(options) => status(&load()?, options.watch).await,
         Command::Health => health(&load()?).await,
         Command::Ps => processes(&load()?).await,
         Command::Logs(options) => {
-            let context = load()?;
+            let context = agent()?;
             logs::run(&options, &log_files(&context), output).await.map(|()| 0)
         }
         Command::Psql(options) => open_psql(&load()?, &options).await,
@@ -85,7 +86,7 @@ async fn dispatch(cli: Cli, environment: Environment, output: Output) -> anyhow:
         }
         Command::Load(options) => load::run(&load()?, &options).await,
         Command::Simulate(options) => load::simulate(&load()?, &options).await,
-        Command::Cluster(command) => cluster::run(&load()?, &command).await,
+        Command::Cluster(command) => cluster::run(&agent()?.of_cluster()?, &command).await,
         Command::Proxy(command) => proxy::run(&load()?, &command).await,
         Command::Migrate(command) => migrate(&load()?, &command).await,
         Command::Model(command) => model(&load()?, &command).await,
@@ -216,7 +217,8 @@ async fn health(context: &Context) -> anyhow::Result<u8> {
 async fn processes(context: &Context) -> anyhow::Result<u8> {
     let status: PlatformStatus = client(context).get("/status", SHORT).await?;
     let mut processes: Vec<_> = ps::read(status.pid, "millrace").into_iter().collect();
-    for node in &status.nodes {
+    // elsewhere the number is another process's
+    for node in status.nodes.iter().filter(|_| context.config.etcd.is_none()) {
         processes.extend(node.pid.and_then(|pid| ps::read(pid, &format!("node {}", node.name))));
     }
     ps::show(&processes, context.output)?;
@@ -226,7 +228,9 @@ async fn processes(context: &Context) -> anyhow::Result<u8> {
 fn log_files(context: &Context) -> Vec<(String, std::path::PathBuf)> {
     let nodes =
         context.config.cluster.nodes.iter().map(|node| (node.name.clone(), context.layout.node_log(&node.name)));
-    std::iter::once(("millrace".to_owned(), context.layout.platform_log())).chain(nodes).collect()
+    let beside = context.clone().of_platform().layout.platform_log();
+    let beside = context.config.etcd.is_some().then(|| ("platform".to_owned(), beside));
+    std::iter::once(("millrace".to_owned(), context.layout.platform_log())).chain(beside).chain(nodes).collect()
 }
 
 async fn open_psql(context: &Context, options: &crate::cli::Psql) -> anyhow::Result<u8> {
@@ -236,29 +240,28 @@ async fn open_psql(context: &Context, options: &crate::cli::Psql) -> anyhow::Res
     } else if options.target == millrace_proxy::CONSOLE_DATABASE {
         context.proxy_console()?
     } else {
-        let port = node_port(context, &options.target).await?;
-        context.superuser(port)?.to_database(database)
+        let node = node_of(context, &options.target).await?;
+        context.superuser_of(&node)?.to_database(database)
     };
+    let run = context.layout.run();
+    millrace_base::files::create_dir_all(&run, 0o700).with_context(|| format!("cannot make {}", run.display()))?;
     let program = millrace_pg::Binaries::find(context.config.postgres.bin_dir.as_deref())
         .map_or_else(|_| "psql".into(), |binaries| binaries.program("psql"));
     psql::run(&params, &program, &context.layout.pgpass(), &context.config.tls().ca_cert(), &options.arguments).await
 }
 
 /// `primary`, `replica1` … by role as the platform sees it now, else a node's name.
-async fn node_port(context: &Context, target: &str) -> anyhow::Result<u16> {
-    let by_name = context.config.cluster.nodes.iter().find(|node| node.name == target).map(|node| node.port);
-    if let Some(port) = by_name {
-        return Ok(port);
+async fn node_of(context: &Context, target: &str) -> anyhow::Result<String> {
+    if context.config.cluster.nodes.iter().any(|node| node.name == target) {
+        return Ok(target.to_owned());
     }
-    let status: PlatformStatus = client(context).get("/status", SHORT).await?;
-    let port_of = |role: NodeRole, nth: usize| {
-        status.nodes.iter().filter(|node| node.role == role).nth(nth).map(|node| node.port)
+    let view: ClusterView = client(&context.clone().of_cluster()?).get("/cluster", SHORT).await?;
+    let nth = |role: NodeRole, nth: usize| {
+        view.nodes.iter().filter(|node| node.role == role).nth(nth).map(|node| node.name.clone())
     };
     let found = match target.strip_prefix("replica") {
-        Some(number) => {
-            number.parse::<usize>().ok().and_then(|number| port_of(NodeRole::Replica, number.checked_sub(1)?))
-        }
-        None if target == "primary" => port_of(NodeRole::Primary, 0),
+        Some(number) => number.parse::<usize>().ok().and_then(|number| nth(NodeRole::Replica, number.checked_sub(1)?)),
+        None if target == "primary" => nth(NodeRole::Primary, 0),
         None => None,
     };
     found.ok_or_else(|| {

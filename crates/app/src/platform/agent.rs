@@ -70,7 +70,7 @@ async fn live(
     let etcd = context.config.etcd.as_ref().ok_or_else(|| {
         anyhow!("there is no [etcd] in millrace.toml\n  hint: nodes on one host need no agents: `millrace up`")
     })?;
-    let spec = context.agent_spec(node)?;
+    let spec = context.agent_spec(Some(node))?;
     let proxy_listeners = proxy::bind(context)?;
     let api_listener = serve::bind("etcd", (context.config.cluster.listen, etcd.api_port).into())?;
     let control_listener = control::bind(&context.layout.run())?;

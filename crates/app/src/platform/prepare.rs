@@ -19,6 +19,9 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// A migration may wait for a lock and work on a large table.
 const MIGRATION_DEADLINE: Duration = Duration::from_secs(3600);
 
+/// Of the database `postgres`.
+const LOCK: i64 = 0x6d69_6c6c_7261_6365;
+
 /// What was done, for the person who waits.
 #[derive(Debug, Default)]
 pub(crate) struct Prepared {
@@ -29,6 +32,8 @@ pub(crate) struct Prepared {
 pub(crate) async fn run(context: &Context, primary: &ConnectParams) -> anyhow::Result<Prepared> {
     let pack = &context.pack;
     let client = connect(primary, DEADLINE).await.explained()?;
+    // an agent may do the same at the same moment; let go with the session
+    execute(&client, &format!("SELECT pg_advisory_lock({LOCK})")).await?;
     for role in pack.roles.iter().filter(|role| !role.login) {
         no_login_role(&client, &role.name).await?;
     }

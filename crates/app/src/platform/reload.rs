@@ -83,13 +83,12 @@ impl Reloader {
         if changed.is_empty() {
             return Ok(());
         }
-        let port = {
+        let primary = {
             let cluster = self.cluster.borrow();
-            let primary = cluster.nodes.iter().find(|node| Some(&node.name) == cluster.primary.as_ref());
-            primary.filter(|_| cluster.primary_ready).map(|node| node.port)
+            cluster.primary.clone().filter(|_| cluster.primary_ready)
         };
-        let port = port.context("passwords have changed, and there is no primary that could be told\n  hint: try again when `millrace status` shows it")?;
-        let client = connect(&self.started.superuser(port)?, DEADLINE).await.explained()?;
+        let primary = primary.context("passwords have changed, and there is no primary that could be told\n  hint: try again when `millrace status` shows it")?;
+        let client = connect(&self.started.superuser_of(&primary)?, DEADLINE).await.explained()?;
         let execute = async |sql: &str| client.batch_execute(sql).await.map_err(PgError::from).explained();
         execute("BEGIN").await?;
         for (role, password) in changed {

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use millrace_base::{Clock, Lsn, SystemClock, Tasks, files};
-use millrace_cluster::{ClusterStatus, Supervisor};
+use millrace_cluster::{ClusterSpec, ClusterStatus, Supervisor};
 use millrace_config::Pack;
 use millrace_console::{Accounts, ConsoleState, Users as _};
 use millrace_contract::{
@@ -203,7 +203,9 @@ async fn live(
     let warehouse_address = (config.warehouse.listen, config.warehouse.port).into();
     let console_listener = serve::bind("console", console_address)?;
     let warehouse_listener = serve::bind("warehouse", warehouse_address)?;
-    let proxy_listeners = proxy::bind(context)?;
+    // agents have proxies of their own
+    let together = config.etcd.is_none();
+    let proxy_listeners = if together { proxy::bind(context)? } else { Vec::new() };
     let control_listener = control::bind(&context.layout.run())?;
 
     if start.recopy {
@@ -217,8 +219,9 @@ async fn live(
     let reader: Arc<dyn Reader> = DuckReader::new(engine.clone(), &ReaderOptions::default(), services.token())
         .map_err(|error| explain(&error, error.hint.clone()))?;
 
+    let spec = context.agent_spec(None)?;
     let (supervisor, mut cluster) =
-        Supervisor::new(context.cluster_spec()?, clock.clone()).map_err(|error| explain(&error, error.hint()))?;
+        Supervisor::new(spec.clone(), clock.clone()).map_err(|error| explain(&error, error.hint()))?;
     let (topology, followed) = millrace_cluster::topology::channel();
     let replay = Arc::default();
     let proxy = millrace_proxy::Proxy::start(proxy_listeners, proxy::options(context, Arc::clone(&replay))?, followed)?;
@@ -275,7 +278,7 @@ async fn live(
         () = stop.cancelled() => return Ok(()),
     };
     // roles and databases are there: applications may come
-    let origin = follow_cluster(context, &cluster, replay, services)?;
+    let origin = follow_cluster(spec, &cluster, replay, services);
     proxy::spawn(proxy, topology, cluster, proxy::teller(context)?, services);
     operator.access.publish(&prepared.tables);
     let options = capture_options(context, &primary, origin, prepared)?;
@@ -390,22 +393,20 @@ fn set_aside(context: &Context, clock: &dyn Clock) -> anyhow::Result<()> {
 
 fn listeners(context: &Context) -> Vec<ListenerStatus> {
     let config = &context.config;
-    vec![
-        ListenerStatus { name: "console".into(), address: context.console_url() },
-        ListenerStatus { name: "proxy".into(), address: format!("{}:{}", config.proxy.listen, config.proxy.port) },
-        ListenerStatus {
-            name: "read-only".into(),
-            address: format!("{}:{}", config.proxy.listen, config.proxy.read_only_port),
-        },
-        ListenerStatus {
-            name: "warehouse".into(),
-            address: format!("{}:{}", config.warehouse.listen, config.warehouse.port),
-        },
-    ]
+    let listener = |name: &str, address: String| ListenerStatus { name: name.into(), address };
+    let mut listeners = vec![listener("console", context.console_url())];
+    if config.etcd.is_none() {
+        let proxy = &config.proxy;
+        listeners.push(listener("proxy", format!("{}:{}", proxy.listen, proxy.port)));
+        listeners.push(listener("read-only", format!("{}:{}", proxy.listen, proxy.read_only_port)));
+    }
+    listeners.push(listener("warehouse", format!("{}:{}", config.warehouse.listen, config.warehouse.port)));
+    listeners
 }
 
 fn access(context: &Context) -> anyhow::Result<Access> {
-    let nodes = context.config.cluster.nodes.iter().map(|node| Ok((node.name.clone(), context.superuser(node.port)?)));
+    let nodes = context.config.cluster.nodes.iter();
+    let nodes = nodes.map(|node| Ok((node.name.clone(), context.superuser_of(&node.name)?)));
     let login = context.login_roles()?;
     let role = |name: &str| login.iter().find(|(role, ..)| role == name).map(|(_, password, _)| password.clone());
     let database = context.pack.database.clone();
@@ -431,18 +432,20 @@ async fn admin(context: &Context, primary: &ConnectParams) -> anyhow::Result<mil
 
 /// Tells how far replicas are and where the log comes from, and keeps the slots of replicas up with the primary's.
 fn follow_cluster(
-    context: &Context,
+    spec: ClusterSpec,
     cluster: &watch::Receiver<ClusterStatus>,
     replay: Arc<Replay>,
     services: &mut Tasks,
-) -> anyhow::Result<watch::Receiver<Option<Origin>>> {
+) -> watch::Receiver<Option<Origin>> {
     let (origin, followed) = watch::channel(None);
-    let (spec, status, token) = (context.cluster_spec()?, cluster.clone(), services.token().clone());
-    services
-        .spawn("replay", async move { millrace_cluster::replay::follow(&spec, status, replay, origin, token).await });
-    let (spec, status, token) = (context.cluster_spec()?, cluster.clone(), services.token().clone());
-    services.spawn("slots", async move { millrace_cluster::logical::follow(&spec, status, token).await });
-    Ok(followed)
+    let (of, status, token) = (spec.clone(), cluster.clone(), services.token().clone());
+    services.spawn("replay", async move { millrace_cluster::replay::follow(&of, status, replay, origin, token).await });
+    // where each node has an agent, that does it
+    if spec.agent.is_none() {
+        let (status, token) = (cluster.clone(), services.token().clone());
+        services.spawn("slots", async move { millrace_cluster::logical::follow(&spec, status, token).await });
+    }
+    followed
 }
 
 /// Waits for the primary, saying what the nodes do; `None` when asked to stop meanwhile.
@@ -464,9 +467,7 @@ async fn wait_for_primary(
                 }
             }
             if status.primary_ready {
-                let port =
-                    status.nodes.iter().find(|node| Some(&node.name) == status.primary.as_ref()).map(|node| node.port);
-                return port.map(|port| context.superuser(port)).transpose();
+                return status.primary.map(|name| context.superuser_of(&name)).transpose();
             }
             if cluster.changed().await.is_err() {
                 bail!("the cluster's supervisor ended");

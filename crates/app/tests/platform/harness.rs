@@ -172,8 +172,11 @@ pub(crate) fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Said {
 }
 
 pub(crate) fn run_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Said {
-    let Output { status, stdout, stderr } =
-        command(arguments).current_dir(folder).envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap();
+    run_command(command(arguments).current_dir(folder).envs(variables.iter().copied()))
+}
+
+pub(crate) fn run_command(command: &mut Command) -> Said {
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
     Said {
         code: status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&stdout).into_owned(),

@@ -57,9 +57,11 @@ pub(super) struct Others {
 
 impl Others {
     pub(super) fn new(agent: &AgentSpec, clock: Arc<dyn Clock>) -> Self {
-        let (store, keeper) = open(agent.etcd.clone(), agent.node.clone(), clock);
+        // no node has this name
+        let node = agent.node.clone().unwrap_or_else(|| NodeName::new(""));
+        let (store, keeper) = open(agent.etcd.clone(), node.clone(), clock);
         Self {
-            peers: Peers::new(agent.node.clone()),
+            peers: Peers::new(node),
             store,
             keeper: Some(keeper),
             said: None,
@@ -144,6 +146,12 @@ impl Supervisor {
             self.new_term(&before, first, now);
         }
         self.handed_over = handed_over;
+        if (word.first || before != self.intent)
+            && let Err(error) = self.keep_record(&self.intent)
+        {
+            // only programs on this host that look for the primary read it
+            tracing::warn!(%error, "what was heard of the primary is not kept");
+        }
         self.answer_if_come_true(&before);
     }
 

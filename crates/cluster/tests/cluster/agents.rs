@@ -97,7 +97,7 @@ impl Agents {
         spec.state_dir = self.sandbox.path().join(format!("{name}.state"));
         std::fs::create_dir_all(&spec.state_dir).unwrap();
         spec.agent = Some(AgentSpec {
-            node: NodeName::new(name),
+            node: Some(NodeName::new(name)),
             etcd: EtcdSpec {
                 endpoints: vec![self.etcd.endpoint.clone()],
                 ca: None,

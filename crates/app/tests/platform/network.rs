@@ -1,0 +1,359 @@
+//! Hosts die, freeze and are cut off while clients append to lists and move money; afterwards it is checked, in the manner
+//! of Jepsen ("append" and "bank"), that what they were told is true: nothing acknowledged is lost, nothing is there twice, and
+//! what each saw is a beginning of what there is in the end, so that there was one primary at a time.
+//!
+//! `MILLRACE_ROUNDS=200 cargo nextest run --workspace -E 'test(lists_and_money)'` runs for an hour or more.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use millrace_config::{Config, Secrets};
+use millrace_pg::{ConnectParams, Connection};
+
+use crate::{
+    harness::{kill, wait_until},
+    hosts::{Hosts, NODES},
+    lan::Lan,
+};
+
+const LISTS: i32 = 16;
+const ACCOUNTS: i32 = 8;
+const BALANCE: i64 = 1000;
+const CLIENTS: usize = 4;
+/// A client waits so long for an answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a client was told of its transaction.
+struct Told {
+    number: i32,
+    list: i32,
+    /// The list as it saw it, with its own number; `None`: nobody knows what became of it.
+    saw: Option<Vec<i32>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    told: Mutex<Vec<Told>>,
+    acknowledged: AtomicU64,
+    /// By the clients' clock, in milliseconds: the last acknowledgement, and the longest time between two.
+    last: AtomicU64,
+    longest: AtomicU64,
+}
+
+struct Clients {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Clients {
+    fn of(hosts: &Hosts) -> Self {
+        let dir = hosts.dir(0);
+        let (config, secrets) = (Config::load(&dir).unwrap(), Secrets::load(&dir.join("secrets.toml")).unwrap());
+        let to = |node| ConnectParams {
+            host: hosts.address(node),
+            port: config.proxy.port,
+            database: "loans_db".to_owned(),
+            user: "app_user".to_owned(),
+            password: secrets.roles["app_user"].clone(),
+            tls: Some(config.tls().client_config().unwrap()),
+            application_name: "client".to_owned(),
+        };
+        let proxies: Vec<_> = (0..NODES.len()).map(to).collect();
+        let shared = Arc::new(Shared::default());
+        let begun = Instant::now();
+        let threads = (0..CLIENTS).map(|client| {
+            let (shared, proxies) = (shared.clone(), proxies.clone());
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(work(client, &proxies, &shared, begun));
+            })
+        });
+        let threads = threads.collect();
+        Self { shared, threads }
+    }
+
+    fn acknowledged(&self) -> u64 {
+        self.shared.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Waits until writes flow again, and have for a while.
+    #[track_caller]
+    fn flow(&self, what: &str) {
+        let wanted = self.acknowledged() + 50;
+        wait_until(what, || self.acknowledged() >= wanted);
+    }
+
+    fn stop(self) -> Vec<Told> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
+        std::mem::take(&mut *self.shared.told.lock().unwrap())
+    }
+}
+
+async fn work(client: usize, proxies: &[ConnectParams], shared: &Shared, begun: Instant) {
+    let mut connection: Option<Connection> = None;
+    let mut turn = client;
+    let mut next = 0;
+    while !shared.stop.load(Ordering::Relaxed) {
+        turn += 1;
+        let Some(open) = &mut connection else {
+            connection = millrace_pg::connect(&proxies[turn % proxies.len()], Duration::from_secs(3)).await.ok();
+            continue;
+        };
+        // a number is used once
+        let number = next * i32::try_from(CLIENTS).unwrap() + i32::try_from(client).unwrap();
+        next += 1;
+        let saw = match tokio::time::timeout(PATIENCE, append(open, number)).await {
+            Ok(Ok(saw)) => Some(saw),
+            Ok(Err(_)) | Err(_) => None,
+        };
+        if saw.is_some() {
+            shared.acknowledged.fetch_add(1, Ordering::Relaxed);
+            let now = u64::try_from(begun.elapsed().as_millis()).unwrap();
+            let before = shared.last.swap(now, Ordering::Relaxed);
+            shared.longest.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
+        } else {
+            connection = None;
+        }
+        shared.told.lock().unwrap().push(Told { number, list: number % LISTS, saw });
+    }
+}
+
+async fn append(client: &mut Connection, number: i32) -> Result<Vec<i32>, tokio_postgres::Error> {
+    let (from, to) = (number % ACCOUNTS, (number / 7 + 1) % ACCOUNTS);
+    let transaction = client.client_mut().transaction().await?;
+    let add = "UPDATE lists SET items = items || $1::int WHERE list = $2 RETURNING items";
+    let saw = transaction.query_one(add, &[&number, &(number % LISTS)]).await?.get(0);
+    // in one order always, so that two of them never wait for each other
+    let both = "UPDATE accounts SET balance = balance + CASE account WHEN $1 THEN -1 ELSE 0 END \
+                + CASE account WHEN $2 THEN 1 ELSE 0 END \
+                WHERE account IN (SELECT account FROM accounts WHERE account IN ($1, $2) ORDER BY account FOR UPDATE)";
+    transaction.execute(both, &[&from, &to]).await?;
+    transaction.commit().await?;
+    Ok(saw)
+}
+
+/// What there is in the end, against what was told.
+fn check(lists: &BTreeMap<i32, Vec<i32>>, told: &[Told]) {
+    let mut tried: BTreeMap<i32, i32> = BTreeMap::new();
+    for of in told {
+        assert!(tried.insert(of.number, of.list).is_none(), "{} was used twice", of.number);
+    }
+    for (list, items) in lists {
+        let once: BTreeSet<_> = items.iter().collect();
+        assert_eq!(once.len(), items.len(), "something is twice in list {list}: {items:?}");
+        let strange: Vec<_> = items.iter().filter(|number| tried.get(number) != Some(list)).collect();
+        assert!(strange.is_empty(), "nobody has written {strange:?} into list {list}");
+    }
+    for (of, saw) in told.iter().filter_map(|of| Some((of, of.saw.as_ref()?))) {
+        let items = &lists[&of.list];
+        let lost: Vec<_> = saw.iter().filter(|number| !items.contains(number)).collect();
+        assert!(lost.is_empty(), "{lost:?} of list {} are lost; {} was acknowledged", of.list, of.number);
+        assert!(items.starts_with(saw), "list {} was {saw:?} and is {items:?}", of.list);
+        assert_eq!(saw.last(), Some(&of.number));
+    }
+}
+
+#[test]
+fn the_checker_finds_what_is_wrong() {
+    let told = |number, saw: Option<&[i32]>| Told { number, list: 0, saw: saw.map(<[i32]>::to_vec) };
+    let is_right = |items: &[i32], told: &[Told]| {
+        let lists = BTreeMap::from([(0, items.to_vec())]);
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&lists, told))).is_ok()
+    };
+    assert!(is_right(&[1, 2], &[told(1, Some(&[1])), told(2, Some(&[1, 2])), told(3, None)]));
+    assert!(is_right(&[1, 3], &[told(1, Some(&[1])), told(3, None)]), "nobody knew what became of it");
+    assert!(!is_right(&[1], &[told(1, Some(&[1])), told(2, Some(&[1, 2]))]), "lost");
+    assert!(!is_right(&[1, 1], &[told(1, Some(&[1]))]), "twice");
+    assert!(!is_right(&[2, 1], &[told(1, Some(&[1])), told(2, Some(&[1, 2]))]), "in another order");
+    assert!(!is_right(&[1, 4], &[told(1, Some(&[1]))]), "of nobody");
+}
+
+/// What is done to the hosts.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    HostKilled,
+    HostFrozen,
+    CutOff,
+    /// What the primary sends is lost, and the other way round.
+    Mute,
+    Deaf,
+    /// Only the way between the primary and one replica.
+    CutPair,
+    ServerKilled,
+    ServerFrozen,
+    AgentKilled,
+    AgentFrozen,
+    EtcdAway,
+    Switchover,
+    /// The primary's host and, a moment later, another's agent.
+    Double,
+}
+
+const FAULTS: [Fault; 13] = [
+    Fault::HostKilled,
+    Fault::CutOff,
+    Fault::Mute,
+    Fault::EtcdAway,
+    Fault::HostFrozen,
+    Fault::Switchover,
+    Fault::Deaf,
+    Fault::AgentFrozen,
+    Fault::CutPair,
+    Fault::ServerKilled,
+    Fault::ServerFrozen,
+    Fault::AgentKilled,
+    Fault::Double,
+];
+
+fn strike(hosts: &mut Hosts, clients: &Clients, fault: Fault) {
+    let primary = hosts.primary();
+    let [other, third] = [1, 2].map(|n| (primary + n) % NODES.len());
+    let lan = |hosts: &Hosts, ways: &[(usize, usize)]| {
+        ways.iter().for_each(|(from, to)| hosts.lan.as_ref().unwrap().cut(*from, *to));
+    };
+    let all_of = |node| [(node, (node + 1) % 3), (node, (node + 2) % 3)];
+    let all_to = |node| all_of(node).map(|(from, to)| (to, from));
+    match fault {
+        Fault::HostKilled | Fault::Double => {
+            hosts.etcd[primary].as_mut().unwrap().kill().unwrap();
+            hosts.etcd[primary].take().unwrap().wait().unwrap();
+            hosts.kill(primary);
+            if matches!(fault, Fault::Double) {
+                let agent = hosts.agents[third].take().unwrap();
+                kill(agent.id(), "KILL");
+                drop(agent.wait_with_output());
+                hosts.begin(third);
+            }
+            clients.flow("writes after a host was killed");
+            hosts.begin_member(primary);
+            hosts.begin(primary);
+        }
+        Fault::HostFrozen => {
+            let member = hosts.etcd[primary].as_ref().unwrap().id();
+            kill(member, "STOP");
+            hosts.signal(primary, "-STOP");
+            clients.flow("writes after a host was frozen");
+            hosts.signal(primary, "-CONT");
+            kill(member, "CONT");
+        }
+        Fault::CutOff => {
+            lan(hosts, &all_of(primary));
+            lan(hosts, &all_to(primary));
+            clients.flow("writes after the primary was cut off");
+        }
+        Fault::Mute => {
+            lan(hosts, &all_of(primary));
+            clients.flow("writes after nothing came from the primary any more");
+        }
+        Fault::Deaf => {
+            lan(hosts, &all_to(primary));
+            clients.flow("writes after nothing came to the primary any more");
+        }
+        Fault::CutPair => {
+            lan(hosts, &[(primary, other), (other, primary)]);
+            clients.flow("writes after a pair was cut");
+        }
+        Fault::ServerKilled => {
+            hosts.signal_server(primary, "-9");
+            clients.flow("writes after a server was killed");
+        }
+        Fault::ServerFrozen => {
+            hosts.signal_server(primary, "-STOP");
+            clients.flow("writes after a server was frozen");
+            hosts.signal_server(primary, "-CONT");
+        }
+        Fault::AgentKilled => {
+            let agent = hosts.agents[primary].take().unwrap();
+            kill(agent.id(), "KILL");
+            drop(agent.wait_with_output());
+            clients.flow("writes after an agent was killed");
+            hosts.begin(primary);
+        }
+        Fault::AgentFrozen => {
+            let agent = hosts.agents[primary].as_ref().unwrap().id();
+            kill(agent, "STOP");
+            clients.flow("writes after an agent was frozen");
+            kill(agent, "CONT");
+        }
+        Fault::EtcdAway => {
+            let members = [0, 1].map(|node| hosts.etcd[node].as_ref().unwrap().id());
+            members.iter().for_each(|member| kill(*member, "STOP"));
+            let since = Instant::now();
+            while since.elapsed() < Duration::from_secs(15) {
+                clients.flow("writes while etcd is away");
+            }
+            assert_eq!(hosts.primary(), primary);
+            members.iter().for_each(|member| kill(*member, "CONT"));
+        }
+        Fault::Switchover => {
+            hosts.said(third, &["cluster", "switchover", "--to", NODES[other]]).ok();
+            clients.flow("writes after a switchover");
+        }
+    }
+    if let Some(lan) = &hosts.lan {
+        lan.heal();
+    }
+}
+
+fn rounds() -> usize {
+    std::env::var("MILLRACE_ROUNDS").map_or(8, |text| text.parse().unwrap())
+}
+
+#[test]
+fn lists_and_money_survive_whatever_happens_to_hosts() {
+    let Some(lan) = Lan::new(NODES.len()) else {
+        println!("not run: only root may make network namespaces");
+        return;
+    };
+    let mut hosts = Hosts::start_in(lan);
+    let make = format!(
+        "CREATE TABLE lists (list int PRIMARY KEY, items int[] NOT NULL DEFAULT '{{}}'); \
+         INSERT INTO lists SELECT generate_series(0, {LISTS} - 1); \
+         CREATE TABLE accounts (account int PRIMARY KEY, balance bigint NOT NULL DEFAULT {BALANCE}); \
+         INSERT INTO accounts SELECT generate_series(0, {ACCOUNTS} - 1); \
+         GRANT SELECT, UPDATE ON lists, accounts TO app_user"
+    );
+    hosts.psql(0, "primary", &make).ok();
+    let clients = Clients::of(&hosts);
+    clients.flow("the first writes");
+    for round in 0..rounds() {
+        let fault = FAULTS[round % FAULTS.len()];
+        clients.shared.longest.store(0, Ordering::Relaxed);
+        strike(&mut hosts, &clients, fault);
+        let without = clients.shared.longest.load(Ordering::Relaxed);
+        hosts.ready();
+        clients.flow("writes when all is well again");
+        println!("round {round}: {fault:?}, {without} ms without writes, {} acknowledged", clients.acknowledged());
+    }
+    let told = clients.stop();
+    let primary = hosts.primary();
+    let read = hosts.psql(primary, "primary", "SELECT list, array_to_string(items, ' ') FROM lists").ok();
+    let lists: BTreeMap<i32, Vec<i32>> = read
+        .lines()
+        .map(|line| {
+            let (list, items) = line.split_once('|').unwrap();
+            (list.parse().unwrap(), items.split_whitespace().map(|number| number.parse().unwrap()).collect())
+        })
+        .collect();
+    assert_eq!(lists.len(), usize::try_from(LISTS).unwrap());
+    let acknowledged = told.iter().filter(|of| of.saw.is_some()).count();
+    println!("{} transactions, {acknowledged} acknowledged", told.len());
+    check(&lists, &told);
+    let money = "SELECT sum(balance) FROM accounts";
+    let all = (BALANCE * i64::from(ACCOUNTS)).to_string();
+    let sums = "SELECT md5(string_agg(list || ':' || array_to_string(items, ' '), ' ' ORDER BY list)) FROM lists";
+    assert_eq!(hosts.psql(primary, "primary", money).ok().trim(), all);
+    let wanted = hosts.psql(primary, "primary", sums).ok();
+    wait_until("the same on every node", || NODES.iter().all(|node| hosts.psql(primary, node, sums).stdout == wanted));
+}
