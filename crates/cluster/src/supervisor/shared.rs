@@ -18,7 +18,7 @@ use millrace_pg::{
 };
 use tokio::{sync::watch, time::timeout};
 
-use super::Supervisor;
+use super::{Supervisor, vacancy};
 use crate::{
     decide::choose_primary,
     error::ClusterError,
@@ -169,6 +169,12 @@ impl Others {
         self.known && intent.primary == self.node && now < validity.until
     }
 
+    /// When another host's agent was last heard.
+    pub(super) fn heard_at(&self, name: &NodeName) -> Option<Duration> {
+        let heard = self.shared.members.get(name).filter(|_| *name != self.node);
+        heard.map(|heard| heard.at)
+    }
+
     /// Another host's node, as its agent saw it, or as it is if that agent is silent.
     fn view(&self, name: &NodeName, intent: &Intent, held: bool, now: Duration) -> NodeView {
         let primary = *name == intent.primary;
@@ -288,7 +294,7 @@ impl Supervisor {
             }
             return;
         }
-        self.without_primary_since = Some(now);
+        self.vacancy = Some(self.vacated(now));
         for (name, node) in &mut self.nodes {
             node.promise = if *name == primary { first.clone() } else { Promise::none() };
             node.absent_since = Some(now);
@@ -464,16 +470,11 @@ impl Supervisor {
             _ => return,
         };
         let happening = match change.clone() {
-            Change::Elect { node, missing, why } => {
-                Some(Happening::Elected { from: self.intent.primary.clone(), to: node, why, missing_bytes: missing })
-            }
-            Change::Promoted => {
-                let without = self.without_primary_since.map(|since| self.clock.monotonic().saturating_sub(since));
-                Some(Happening::Promoted { node, after_ms: without.and_then(|d| u64::try_from(d.as_millis()).ok()) })
-            }
+            Change::Elect { node, missing, why } => Some(vacancy::elected(&self.intent.primary, &node, why, missing)),
+            Change::Promoted => Some(vacancy::promoted(&node, self.vacancy.as_ref(), self.clock.monotonic())),
             Change::Promise(promise) => Some(Happening::Promise { setting: promise.setting() }),
-            Change::TakeOffice => Some(Happening::TookOffice { node }),
-            Change::Resign(why) => Some(Happening::Resigned { node, why }),
+            Change::TakeOffice => Some(Happening::TookOffice { node: node.to_string() }),
+            Change::Resign(why) => Some(Happening::Resigned { node: node.to_string(), why }),
             Change::GiveUp(_) => None,
         };
         let intent = self.intent.after(change);
@@ -545,7 +546,7 @@ impl Supervisor {
         if !holds || self.intent.primary != node {
             return;
         }
-        let resigned = Happening::Resigned { node, why: "is stopped".to_owned() };
+        let resigned = Happening::Resigned { node: node.to_string(), why: "is stopped".to_owned() };
         if let Err(error) = self.write(&self.intent.clone(), Claim::Leave, Some(resigned)).await {
             tracing::warn!(%error, "the office could not be left in order");
         }
