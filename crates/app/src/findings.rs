@@ -245,6 +245,7 @@ pub(crate) mod tests {
             pid: 1,
             started_at: Micros(0),
             now: Micros(5_000_000),
+            cluster: Default::default(),
             nodes: vec![node("a", 5440, NodeRole::Primary), node("b", 5441, NodeRole::Replica)],
             slots: vec![SlotStatus {
                 name: "millrace".into(),

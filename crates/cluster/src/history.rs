@@ -1,60 +1,16 @@
 //! `cluster.history.jsonl`: what happened to the office of primary, a line each, appended.
 
 use std::{
-    fs::OpenOptions,
-    io::{self, Write},
+    fs::{File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
 use millrace_base::Micros;
-use serde::{Deserialize, Serialize};
+pub use millrace_contract::cluster::{Entry, Event};
 
-use crate::spec::NodeName;
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
-    Elected {
-        from: NodeName,
-        to: NodeName,
-        why: String,
-        /// Bytes of log that `from` was seen to have and `to` has not: they may be lost.
-        #[serde(skip_serializing_if = "Option::is_none", default)]
-        missing_bytes: Option<u64>,
-    },
-    Promoted {
-        node: NodeName,
-        /// Since the election.
-        #[serde(skip_serializing_if = "Option::is_none", default)]
-        after_ms: Option<u64>,
-    },
-    /// What acknowledged commits are on from now on; empty: on the primary alone.
-    Promise {
-        setting: String,
-    },
-    Paused {
-        paused: bool,
-    },
-    /// The node begins a term without an election.
-    TookOffice {
-        node: NodeName,
-    },
-    /// Its server has ended, and others may take its place.
-    Resigned {
-        node: NodeName,
-        why: String,
-    },
-}
-
-/// One line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    pub at: Micros,
-    pub term: u64,
-    #[serde(flatten)]
-    pub event: Event,
-}
+/// [`newest`] looks no further back than this.
+const TAIL_BYTES_MAX: u64 = 256 << 10;
 
 fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("cluster.history.jsonl")
@@ -97,6 +53,28 @@ pub fn read(state_dir: &Path) -> io::Result<Vec<Entry>> {
     }
 }
 
+/// The last lines, at most `limit`, the newest first. It costs the same however long the history is.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn newest(state_dir: &Path, limit: usize) -> io::Result<Vec<Entry>> {
+    let mut file = match File::open(path(state_dir)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let start = file.metadata()?.len().saturating_sub(TAIL_BYTES_MAX);
+    file.seek(SeekFrom::Start(start))?;
+    let mut tail = Vec::new();
+    file.take(TAIL_BYTES_MAX).read_to_end(&mut tail)?;
+    // the first may be the end of a line
+    let lines = tail.split(|byte| *byte == b'\n').skip(usize::from(start > 0));
+    let mut entries: Vec<Entry> = lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    entries.reverse();
+    entries.truncate(limit);
+    Ok(entries)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,19 +83,36 @@ mod tests {
     fn lines_are_kept_in_order() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(read(folder.path()).unwrap(), []);
-        let (a, b) = (NodeName::new("a"), NodeName::new("b"));
         let elected = Event::Elected {
-            from: a,
-            to: b.clone(),
+            from: "a".into(),
+            to: "b".into(),
             why: "the server was killed by signal 9".into(),
             missing_bytes: Some(7),
         };
-        let promoted = Event::Promoted { node: b, after_ms: Some(210) };
+        let promoted = Event::Promoted { node: "b".into(), after_ms: Some(210), away_ms: Some(460) };
         append(folder.path(), Micros(1), 2, elected.clone()).unwrap();
         append(folder.path(), Micros(2), 2, promoted.clone()).unwrap();
         let mut file = OpenOptions::new().append(true).open(path(folder.path())).unwrap();
         file.write_all(b"{\"at\":3,\"te").unwrap();
         let events: Vec<_> = read(folder.path()).unwrap().into_iter().map(|entry| entry.event).collect();
-        assert_eq!(events, [elected, promoted]);
+        assert_eq!(events, [elected, promoted.clone()]);
+        let newest: Vec<_> = newest(folder.path(), 1).unwrap().into_iter().map(|entry| entry.event).collect();
+        assert_eq!(newest, [promoted]);
+    }
+
+    #[test]
+    fn a_long_history_is_read_from_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(newest(folder.path(), 10).unwrap(), []);
+        let mut text = String::new();
+        let lines = 3 * usize::try_from(TAIL_BYTES_MAX).unwrap() / 50;
+        for at in 0..lines {
+            text.push_str(&format!("{{\"at\":{at},\"term\":1,\"event\":\"paused\",\"paused\":true}}\n"));
+        }
+        std::fs::write(path(folder.path()), text).unwrap();
+        let at: Vec<_> = newest(folder.path(), usize::MAX).unwrap().iter().map(|entry| entry.at.0).collect();
+        let last = i64::try_from(lines).unwrap() - 1;
+        assert!(at.len() > 1_000 && at.len() < lines, "{}", at.len());
+        assert!(at.iter().copied().eq((0..=last).rev().take(at.len())), "none is left out");
     }
 }

@@ -182,6 +182,12 @@ impl Peers {
         self.known && self.leaves.is_none() && intent.primary == self.node && now < leave.valid_until
     }
 
+    /// When another host's agent was last heard.
+    pub(crate) fn heard_at(&self, name: &NodeName) -> Option<Duration> {
+        let heard = self.shared.members.get(name).filter(|_| *name != self.node);
+        heard.map(|heard| heard.at)
+    }
+
     /// Another host's node, as its agent saw it, or as it is if that agent is silent.
     fn view(&self, name: &NodeName, intent: &Intent, held: bool, now: Duration) -> NodeView {
         let primary = *name == intent.primary;

@@ -42,8 +42,10 @@ mod begin;
 mod guard;
 mod orders;
 mod shared;
+mod vacancy;
 
 use shared::Others;
+use vacancy::{Vacancy, elected, promoted};
 
 /// Looks between the regular ones, while something is about to change.
 const SOON: Duration = Duration::from_millis(50);
@@ -75,8 +77,10 @@ pub struct Supervisor {
     handed_over: Option<Lsn>,
     /// What the primary acknowledged before its present setting has arrived where it says.
     arrived: bool,
-    /// Since when there has been no primary that accepts writes; kept for the record.
-    without_primary_since: Option<Duration>,
+    /// When a primary was last seen to accept writes.
+    writable_at: Option<Duration>,
+    /// Until the elected accepts writes; kept for the history.
+    vacancy: Option<Vacancy>,
     orders: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
     /// One is being written to see a setting in force.
     checkpointing: bool,
@@ -177,7 +181,8 @@ impl Supervisor {
             logical_slots: BTreeSet::new(),
             handed_over: None,
             arrived: false,
-            without_primary_since: None,
+            writable_at: None,
+            vacancy: None,
             orders: mpsc::channel(16),
             checkpointing: false,
             wisher: None,
@@ -259,6 +264,9 @@ impl Supervisor {
             let plan = self.restrained(decide(&observed, &self.intent, now));
             self.say(&observed, now);
             let told = status::assemble(&self.spec, &observed, &self.intent, &plan, (self.clock.wall(), now));
+            if told.primary_ready {
+                self.writable_at = Some(self.primary_seen_at(now));
+            }
             self.status.send_if_modified(|status| {
                 let changed = *status != told;
                 *status = told;
@@ -443,7 +451,7 @@ impl Supervisor {
                 self.primary_lsn = None;
                 self.handed_over = None;
                 self.arrived = false;
-                self.without_primary_since = Some(now);
+                self.vacancy = Some(self.vacated(now));
                 let first = before.first_promise(&node, observed);
                 for other in self.nodes.values_mut() {
                     other.promise = Promise::none();
@@ -452,15 +460,12 @@ impl Supervisor {
                 if let Some(elected) = self.nodes.get_mut(&node) {
                     elected.promise = first;
                 }
-                self.happened(Happening::Elected { from: before.primary, to: node, why, missing_bytes: missing });
+                self.happened(elected(&before.primary, &node, why, missing));
             }
             Change::Promoted => {
-                let without = self.without_primary_since.take().map(|since| now.saturating_sub(since));
                 let node = self.intent.primary.clone();
-                self.happened(Happening::Promoted {
-                    node: node.clone(),
-                    after_ms: without.and_then(|d| u64::try_from(d.as_millis()).ok()),
-                });
+                let vacancy = self.vacancy.take();
+                self.happened(promoted(&node, vacancy.as_ref(), now));
                 self.answer(Ok(format!("{node} is the primary")));
             }
             Change::Promise(promise) => self.happened(Happening::Promise { setting: promise.setting() }),

@@ -19,7 +19,8 @@ pub(crate) async fn show(State(console): State<Shared>) -> Json<Vec<Entry>> {
         ("Overview", "health, freshness and findings", "/"),
         ("Reports", "all reports", "/reports"),
         ("Load runs", "what was loaded, when, and what failed", "/runs"),
-        ("Topology", "nodes, roles, lag and slots", "/topology"),
+        ("Cluster", "the primary, nodes, lag, failover, what happened, slots", "/cluster"),
+        ("Proxy", "pools, who waits, how long statements take", "/proxy"),
     ];
     let pages = fixed.map(|(title, description, url)| Entry {
         kind: "page",

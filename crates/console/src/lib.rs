@@ -103,7 +103,7 @@ pub fn router(state: ConsoleState) -> Router {
         .route("/reports", get(pages::report::list))
         .route("/reports/{name}", get(pages::report::show))
         .route("/runs", get(pages::runs::show))
-        .route("/topology", get(pages::topology::show))
+        .route("/cluster", get(pages::cluster::show))
         .route("/proxy", get(pages::proxy::show))
         .route("/events", get(live::events))
         .route("/logout", post(pages::login::logout))

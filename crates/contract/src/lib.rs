@@ -5,6 +5,7 @@
 //! Invariant: no implementation lives here, and no capability crate imports another one.
 
 pub mod batch;
+pub mod cluster;
 pub mod operate;
 pub mod param;
 pub mod query;

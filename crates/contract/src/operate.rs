@@ -3,7 +3,10 @@
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use crate::status::{PlatformStatus, RunStatus};
+use crate::{
+    cluster::Entry,
+    status::{PlatformStatus, RunStatus},
+};
 
 /// One promise that `verify` looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +62,8 @@ pub trait Operator: Send + Sync + std::fmt::Debug {
     fn status(&self) -> BoxFuture<'_, PlatformStatus>;
     /// The newest load runs first.
     fn runs(&self, limit: usize) -> BoxFuture<'_, Result<Vec<RunStatus>, OperateError>>;
+    /// What happened to the cluster, the newest first.
+    fn history(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Entry>, OperateError>>;
     fn verify(&self) -> BoxFuture<'_, Result<Vec<Check>, OperateError>>;
     fn prove(&self) -> BoxFuture<'_, Result<Proof, OperateError>>;
     /// A fresh copy of one table, ending its quarantine.

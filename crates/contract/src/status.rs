@@ -3,6 +3,8 @@
 use millrace_base::{Lsn, Micros};
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::ClusterSummary;
+
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -26,6 +28,14 @@ pub struct Finding {
     pub since: Option<Micros>,
     /// A command to type or a thing to change.
     pub what_to_do: String,
+}
+
+impl Finding {
+    /// It is about a server of the cluster, or a slot of the primary.
+    #[must_use]
+    pub fn is_of_cluster(&self) -> bool {
+        matches!(self.subject.split(' ').next(), Some("node" | "slot"))
+    }
 }
 
 /// What a node is doing.
@@ -172,6 +182,7 @@ pub struct PlatformStatus {
     pub pid: u32,
     pub started_at: Micros,
     pub now: Micros,
+    pub cluster: ClusterSummary,
     pub nodes: Vec<NodeStatus>,
     pub slots: Vec<SlotStatus>,
     pub capture: CaptureStatus,

@@ -1,13 +1,11 @@
 //! `millrace cluster`: the words for whoever decides which node is the primary.
 
 use std::{
-    fmt::Write as _,
     io::{BufRead as _, Write as _},
     time::Duration,
 };
 
 use anyhow::Context as _;
-use millrace_cluster::history::{Entry, Event};
 
 use super::{LONG, SHORT, client, show};
 use crate::{
@@ -50,9 +48,10 @@ async fn status(context: &Context) -> anyhow::Result<u8> {
     let view: ClusterView = client(context).get("/cluster", SHORT).await?;
     context.output.json(&view)?;
     context.output.line(show::nodes(&view.nodes));
-    context.output.line(format!("promise    {}", view.promise_text()));
-    context.output.line(format!("failover   {}", view.failover_text()));
-    context.output.line(format!("term       {}", view.term));
+    context.output.line(format!("promise    {}", view.summary.promise_text()));
+    let (failover, what_follows) = view.summary.failover_words();
+    context.output.line(format!("failover   {failover}: {what_follows}"));
+    context.output.line(format!("term       {}", view.summary.term));
     Ok(0)
 }
 
@@ -63,31 +62,9 @@ fn history(context: &Context) -> anyhow::Result<u8> {
         context.output.line("nothing has happened to the primary yet");
     }
     for entry in &entries {
-        context.output.line(line(entry));
+        context.output.line(format!("{}  term {}  {}", entry.at, entry.term, entry.event));
     }
     Ok(0)
-}
-
-fn line(entry: &Entry) -> String {
-    let mut line = format!("{}  term {}  ", entry.at, entry.term);
-    // writing to a string cannot fail
-    let _infallible = match &entry.event {
-        Event::Elected { from, to, why, missing_bytes: None } => write!(line, "{to} elected after {from}: {why}"),
-        Event::Elected { from, to, why, missing_bytes: Some(bytes) } => {
-            write!(line, "{to} elected after {from}: {why}; up to {bytes} bytes of log of {from} are lost")
-        }
-        Event::Promoted { node, after_ms: Some(ms) } => {
-            write!(line, "{node} accepts writes, {ms} ms after its election")
-        }
-        Event::Promoted { node, after_ms: None } => write!(line, "{node} accepts writes"),
-        Event::Promise { setting } if setting.is_empty() => write!(line, "commits are on the primary alone"),
-        Event::Promise { setting } => write!(line, "every commit is on the primary and on {setting}"),
-        Event::TookOffice { node } => write!(line, "{node} begins a term"),
-        Event::Resigned { node, why } => write!(line, "{node} makes way: {why}"),
-        Event::Paused { paused: true } => write!(line, "failover paused by an operator"),
-        Event::Paused { paused: false } => write!(line, "failover resumed by an operator"),
-    };
-    line
 }
 
 /// Asks whether it is to be done to `node`.

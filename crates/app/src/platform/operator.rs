@@ -14,6 +14,7 @@ use millrace_config::Pack;
 use millrace_console::Accounts;
 use millrace_contract::{
     Query, Reader, TableName, TableSchema, Value,
+    cluster::Entry,
     operate::{Check, OperateError, Operator, Proof},
     query::RowSet,
     report::ReportCatalog,
@@ -90,8 +91,8 @@ pub(crate) struct PlatformOperator {
     pub(crate) observatory: Observatory,
     pub(crate) access: Access,
     pub(crate) cluster: millrace_cluster::operate::Handle,
-    /// `[cluster] failover`.
-    pub(crate) failover: bool,
+    /// Holds the cluster's history.
+    pub(crate) cluster_folder: PathBuf,
     pub(crate) reader: Arc<dyn Reader>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) writer: WriterHandle,
@@ -404,6 +405,18 @@ impl Operator for PlatformOperator {
 
     fn runs(&self, limit: usize) -> BoxFuture<'_, Result<Vec<RunStatus>, OperateError>> {
         Box::pin(async move { self.observatory.runs(limit).await.map_err(|error| refused(&error, error.hint.clone())) })
+    }
+
+    fn history(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Entry>, OperateError>> {
+        let folder = self.cluster_folder.clone();
+        Box::pin(async move {
+            let read = tokio::task::spawn_blocking(move || millrace_cluster::history::newest(&folder, limit)).await;
+            let read = read.map_err(|error| refused(&error, None))?;
+            read.map_err(|error| OperateError {
+                message: format!("the cluster's history cannot be read: {error}"),
+                hint: Some(format!("look at cluster.history.jsonl in {}", self.cluster_folder.display())),
+            })
+        })
     }
 
     fn verify(&self) -> BoxFuture<'_, Result<Vec<Check>, OperateError>> {

@@ -245,6 +245,7 @@ async fn live(
             clock.clone(),
             Parts {
                 cluster: cluster.clone(),
+                failover: config.cluster.failover,
                 capture: capture_watch.clone(),
                 reader: reader.clone(),
                 writer: writer.clone(),
@@ -255,7 +256,7 @@ async fn live(
         ),
         access: access(context)?,
         cluster: cluster_handle,
-        failover: config.cluster.failover,
+        cluster_folder: context.layout.cluster(),
         reader: reader.clone(),
         engine,
         writer: writer.clone(),

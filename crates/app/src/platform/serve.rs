@@ -163,7 +163,7 @@ impl Drop for Pause<'_> {
 const PAUSE_MAX: Duration = Duration::from_secs(120);
 
 async fn cluster_view(State(operator): Shared) -> Json<ClusterView> {
-    Json(ClusterView::of(&operator.cluster.status(), operator.failover))
+    Json(ClusterView::of(&operator.cluster.status(), operator.observatory.parts.failover))
 }
 
 async fn cluster(State(operator): Shared, Json(work): Json<ClusterWork>) -> Result<Json<String>, Refused> {

@@ -57,7 +57,7 @@ fn drawn_numbers_are_the_primarys() {
 }
 
 /// Ends what was started, whatever happens.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -106,7 +106,7 @@ fn an_open_dashboard_follows_the_primary_and_its_login() {
 }
 
 /// A script of the browser tests, to be run on the platform's console.
-fn script(name: &str, platform: &Platform, password_file: &Path) -> Command {
+pub(crate) fn script(name: &str, platform: &Platform, password_file: &Path) -> Command {
     let mut node = Command::new("node");
     node.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../web/tests").join(name))
         .args(["--url", &format!("https://localhost:{}", platform.base_port + 4)])
@@ -116,7 +116,7 @@ fn script(name: &str, platform: &Platform, password_file: &Path) -> Command {
 }
 
 /// The first user's password, which `up` said, in a file.
-fn password_file(folder: &Path, said: &str) -> PathBuf {
+pub(crate) fn password_file(folder: &Path, said: &str) -> PathBuf {
     let password = said.split("password ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
     let file = folder.join("password");
     std::fs::write(&file, password).unwrap();

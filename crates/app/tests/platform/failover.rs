@@ -1,8 +1,14 @@
 //! The primary changes under a whole platform: what was acknowledged stays, capture goes on, `prove` is clean.
 
-use std::process::{Child, Command, Stdio};
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, Command, Stdio},
+};
 
-use crate::harness::{Platform, command, kill, wait_until};
+use crate::{
+    browser::{Running, password_file, script},
+    harness::{Platform, command, kill, wait_until},
+};
 
 /// Customers that act by way of the proxy until dropped.
 struct Load(Child);
@@ -116,7 +122,7 @@ fn the_primary_is_killed_frozen_and_switched_while_customers_pay() {
 #[test]
 fn an_operator_decides() {
     let platform = Platform::init();
-    platform.up(&[]);
+    let said = platform.up(&[]);
     safe(&platform);
     let (first, pid) = primary(&platform);
     let refused = platform.run(&["cluster", "switchover", "--to", &first]).failed(1, "no replica that streams");
@@ -142,6 +148,25 @@ fn an_operator_decides() {
     safe(&platform);
     platform.run(&["cluster", "reinit", &first, "--yes"]).ok();
     safe(&platform);
+    the_open_page_follows_a_switchover(&platform, &said, other, &first);
     platform.prove();
     platform.down();
+}
+
+/// What a person sees who has the console open. `said`: by the first start.
+fn the_open_page_follows_a_switchover(platform: &Platform, said: &str, from: &str, to: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut browser = script("cluster.mjs", platform, &password_file(folder.path(), said))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map(Running)
+        .expect("node runs");
+    let mut tell = browser.0.stdin.take().unwrap();
+    let mut lines = BufReader::new(browser.0.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line == "watching"), "the browser ended before it saw the page");
+    platform.run(&["cluster", "switchover", "--to", to]).ok();
+    writeln!(tell, "{from} {to}").unwrap();
+    let checks: Vec<String> = lines.collect();
+    assert!(browser.0.wait().unwrap().success() && checks.len() == 2, "{checks:#?}");
 }

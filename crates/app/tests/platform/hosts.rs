@@ -242,6 +242,12 @@ impl Hosts {
 
 impl Drop for Hosts {
     fn drop(&mut self) {
+        for node in (0..NODES.len()).filter(|_| std::thread::panicking()) {
+            let Ok(log) = fs::read_to_string(self.dir(node).join("data/logs/millrace.log")) else { continue };
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines[lines.len().saturating_sub(60)..].join("\n");
+            eprintln!("the log of {}'s agent ends so:\n{last}", NODES[node]);
+        }
         for agent in self.agents.iter_mut().flatten() {
             // the sandbox's watchdog ends what these leave
             agent.kill().ok();

@@ -330,8 +330,12 @@ fn strike(hosts: &mut Hosts, clients: &Clients, fault: Fault) {
     }
 }
 
-fn rounds() -> usize {
-    std::env::var("MILLRACE_ROUNDS").map_or(5, |text| text.parse().unwrap())
+/// `MILLRACE_ROUNDS` of them, and of one kind alone if `MILLRACE_FAULT` names it.
+fn rounds() -> Vec<Fault> {
+    let rounds = std::env::var("MILLRACE_ROUNDS").map_or(5, |text| text.parse().unwrap());
+    let only = std::env::var("MILLRACE_FAULT").ok();
+    let wanted = |fault: &Fault| only.as_ref().is_none_or(|name| *name == format!("{fault:?}"));
+    FAULTS.into_iter().filter(wanted).cycle().take(rounds).collect()
 }
 
 #[test]
@@ -351,8 +355,7 @@ fn lists_and_money_survive_whatever_happens_to_hosts() {
     hosts.psql(0, "primary", &make).ok();
     let clients = Clients::of(&hosts);
     clients.flow("the first writes");
-    for round in 0..rounds() {
-        let fault = FAULTS[round % FAULTS.len()];
+    for (round, fault) in rounds().into_iter().enumerate() {
         clients.shared.longest.store(0, Ordering::Relaxed);
         strike(&mut hosts, &clients, fault);
         let without = clients.shared.longest.load(Ordering::Relaxed);

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use super::{
     Supervisor,
     guard::{Guard, Proof},
+    vacancy,
 };
 use crate::{
     error::ClusterError,
@@ -167,7 +168,7 @@ impl Supervisor {
             }
             return;
         }
-        self.without_primary_since = Some(now);
+        self.vacancy = Some(self.vacated(now));
         for (name, node) in &mut self.nodes {
             node.promise = if *name == primary { first.clone() } else { Promise::none() };
             node.absent_since = Some(now);
@@ -257,16 +258,11 @@ impl Supervisor {
         let Some(claim) = others.peers.claim(change, &self.intent) else { return };
         let node = others.peers.node().clone();
         let happening = match change.clone() {
-            Change::Elect { node, missing, why } => {
-                Some(Happening::Elected { from: self.intent.primary.clone(), to: node, why, missing_bytes: missing })
-            }
-            Change::Promoted => {
-                let without = self.without_primary_since.map(|since| self.clock.monotonic().saturating_sub(since));
-                Some(Happening::Promoted { node, after_ms: without.and_then(|d| u64::try_from(d.as_millis()).ok()) })
-            }
+            Change::Elect { node, missing, why } => Some(vacancy::elected(&self.intent.primary, &node, why, missing)),
+            Change::Promoted => Some(vacancy::promoted(&node, self.vacancy.as_ref(), self.clock.monotonic())),
             Change::Promise(promise) => Some(Happening::Promise { setting: promise.setting() }),
-            Change::TakeOffice => Some(Happening::TookOffice { node }),
-            Change::Resign(why) => Some(Happening::Resigned { node, why }),
+            Change::TakeOffice => Some(Happening::TookOffice { node: node.to_string() }),
+            Change::Resign(why) => Some(Happening::Resigned { node: node.to_string(), why }),
             Change::GiveUp(_) => None,
         };
         let intent = self.intent.after(change);
@@ -326,7 +322,7 @@ impl Supervisor {
         if !holds || self.intent.primary != node {
             return;
         }
-        let resigned = Happening::Resigned { node, why: "is stopped".to_owned() };
+        let resigned = Happening::Resigned { node: node.to_string(), why: "is stopped".to_owned() };
         if let Err(error) = self.write(&self.intent.clone(), Claim::Leave, Some(resigned)).await {
             tracing::warn!(%error, "the office could not be left in order");
         }

@@ -222,6 +222,11 @@ async fn a_killed_server_is_replaced_at_once() {
     let history = history::read(&agents.sandbox.path().join("a.state")).unwrap();
     let resigned = |entry: &&history::Entry| matches!(entry.event, history::Event::Resigned { .. });
     assert_eq!(history.iter().filter(resigned).count(), 3);
+    let away = history.iter().filter_map(|entry| match &entry.event {
+        history::Event::Promoted { after_ms, away_ms, .. } => Some((after_ms.unwrap(), away_ms.unwrap())),
+        _ => None,
+    });
+    assert_eq!(away.filter(|(after, away)| away >= after).count(), 3, "{history:?}");
     agents.stop().await;
 }
 

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use millrace_cluster::{Durability, NodeName};
+use millrace_cluster::{
+    Durability, NodeName,
+    history::{self, Event},
+};
 use millrace_contract::status::NodeState;
 use millrace_pg::Connection;
 
@@ -86,6 +89,17 @@ async fn a_frozen_primary_is_killed_and_replaced() {
     cluster.client(&new).await.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
     cluster.ready().await;
     assert_ne!(cluster.node("a").pid, Some(pid));
+    // the silence counts, which is longer than the election takes
+    let events = history::newest(&cluster.spec.state_dir, 100).unwrap().into_iter().map(|entry| entry.event);
+    let promoted: Vec<_> = events
+        .filter_map(|event| match event {
+            Event::Promoted { node, after_ms, away_ms } => Some((node, after_ms.unwrap(), away_ms.unwrap())),
+            _ => None,
+        })
+        .collect();
+    let silent_ms = u64::try_from(cluster.spec.limits.silent_max.as_millis()).unwrap();
+    assert!(promoted.len() == 1 && promoted[0].0 == new, "{promoted:?}");
+    assert!(promoted[0].2 >= promoted[0].1 + silent_ms, "{promoted:?}");
 }
 
 #[tokio::test]
@@ -104,11 +118,8 @@ async fn a_switchover_loses_nothing_and_takes_a_moment() {
     assert_eq!(count(&cluster.client("a").await).await, 3);
     let refused = cluster.handle.clone().unwrap().switchover(Some(NodeName::new("a"))).await.unwrap_err();
     assert!(refused.contains("no replica that streams"), "{refused}");
-    let lines = millrace_cluster::history::read(&cluster.spec.state_dir).unwrap();
-    assert!(
-        lines.iter().filter(|entry| matches!(entry.event, millrace_cluster::history::Event::Elected { .. })).count()
-            == 3
-    );
+    let lines = history::read(&cluster.spec.state_dir).unwrap();
+    assert!(lines.iter().filter(|entry| matches!(entry.event, Event::Elected { .. })).count() == 3);
 }
 
 /// With a member of the quorum away nobody surely has everything: the primary is started again.

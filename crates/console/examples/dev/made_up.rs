@@ -14,6 +14,7 @@ use millrace_base::{Clock, Lsn, Micros};
 use millrace_console::{Users, UsersError};
 use millrace_contract::{
     Query, QueryError, Reader, RowStream, Value,
+    cluster::{ClusterSummary, Entry, Event},
     operate::{Check, OperateError, Operator, Proof},
     query::{Freshness, ResultColumn, ValueType},
     report::{ChartKind, Dashboard, Drill, Format, Param, ParamType, Report, ReportCatalog, Tile},
@@ -234,6 +235,9 @@ pub(crate) struct Source {
     /// A statement that fails from now on.
     refused: Mutex<Option<String>>,
     primary_stopped: AtomicBool,
+    cluster: Mutex<ClusterSummary>,
+    /// Newest first, over what had happened before.
+    events: Mutex<Result<Vec<Entry>, OperateError>>,
 }
 
 fn column(name: &str, value_type: ValueType) -> ResultColumn {
@@ -254,7 +258,18 @@ type Answer = (Vec<ResultColumn>, Vec<Vec<Value>>);
 
 impl Source {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, asked: Mutex::default(), refused: Mutex::default(), primary_stopped: AtomicBool::new(false) }
+        let cluster = ClusterSummary {
+            primary: Some("a".into()),
+            primary_ready: true,
+            term: 4,
+            members: vec!["b".into(), "c".into()],
+            quorum: 1,
+            failover: true,
+            paused: false,
+        };
+        let events = Mutex::new(Ok(past(clock.wall())));
+        let (asked, refused, primary_stopped) = Default::default();
+        Self { clock, asked, refused, primary_stopped, cluster: Mutex::new(cluster), events }
     }
 
     /// The last statement asked for.
@@ -273,6 +288,18 @@ impl Source {
     #[allow(dead_code, reason = "for the tests that share this file")]
     pub(crate) fn stop_primary(&self) {
         self.primary_stopped.store(true, Ordering::SeqCst);
+    }
+
+    /// Changes what is said of the cluster.
+    #[allow(dead_code, reason = "for the tests that share this file")]
+    pub(crate) fn change(&self, change: impl FnOnce(&mut ClusterSummary)) {
+        change(&mut self.cluster.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Changes what has happened.
+    #[allow(dead_code, reason = "for the tests that share this file")]
+    pub(crate) fn rewrite(&self, rewrite: impl FnOnce(&mut Result<Vec<Entry>, OperateError>)) {
+        rewrite(&mut self.events.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn beat(&self) -> i64 {
@@ -458,6 +485,37 @@ impl Reader for Source {
     }
 }
 
+/// Four terms, the newest event first.
+fn past(now: Micros) -> Vec<Entry> {
+    let elected = |from: &str, to: &str, why: &str| Event::Elected {
+        from: from.into(),
+        to: to.into(),
+        why: why.into(),
+        missing_bytes: None,
+    };
+    let promoted =
+        |node: &str, after, away| Event::Promoted { node: node.into(), after_ms: Some(after), away_ms: Some(away) };
+    let promise = |setting: &str| Event::Promise { setting: setting.into() };
+    let (minute, day) = (60, 86_400);
+    let events = [
+        (2 * 3600 + 3 * minute - 9, 4, promise("ANY 1 (\"b\", \"c\")")),
+        (2 * 3600 + 3 * minute - 2, 4, promise("ANY 1 (\"b\")")),
+        (2 * 3600 + 3 * minute, 4, promoted("a", 231, 3_412)),
+        (2 * 3600 + 3 * minute, 4, elected("c", "a", "has not answered for 3.0 s")),
+        (3 * day - 20 * minute, 3, Event::Paused { paused: false }),
+        (3 * day, 3, Event::Paused { paused: true }),
+        (5 * day - 4, 3, promise("ANY 1 (\"a\", \"b\")")),
+        (5 * day, 3, promoted("c", 204, 1_180)),
+        (5 * day, 3, elected("b", "c", "is handed over to c")),
+        (9 * day - 14, 2, promise("ANY 1 (\"a\", \"c\")")),
+        (9 * day - 3, 2, promise("ANY 1 (\"c\")")),
+        (9 * day, 2, promoted("b", 246, 517)),
+        (9 * day, 2, elected("a", "b", "the server was killed by signal 9")),
+        (26 * day - 11, 1, promise("ANY 1 (\"b\", \"c\")")),
+    ];
+    events.map(|(ago, term, event)| Entry { at: Micros(now.0 - ago * 1_000_000), term, event }).into()
+}
+
 fn run(id: i64, now: Micros) -> RunStatus {
     let failed = id % 37 == 0;
     RunStatus {
@@ -477,21 +535,28 @@ fn run(id: i64, now: Micros) -> RunStatus {
 impl Operator for Source {
     fn status(&self) -> BoxFuture<'_, PlatformStatus> {
         let now = self.clock.wall();
+        let stopped = self.primary_stopped.load(Ordering::SeqCst);
+        let mut cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        cluster.primary_ready &= !stopped;
         let node = |name: &str, port, role, lag: Option<u64>| NodeStatus {
             name: name.into(),
             port,
             role,
             state: match role {
-                NodeRole::Primary if self.primary_stopped.load(Ordering::SeqCst) => NodeState::Unresponsive,
+                NodeRole::Primary if stopped => NodeState::Unresponsive,
                 _ => NodeState::Running,
             },
             pid: Some(4711),
             since: Some(Micros(now.0 - 7_412_000_000)),
-            timeline: Some(1),
+            timeline: Some(4),
             lsn: Some(self.now().watermark),
             lag_bytes: lag,
             streaming: lag.map(|_| true),
-            doing: "watches it".into(),
+            doing: match lag {
+                None => "accepts writes".into(),
+                Some(0) => "streams from a".into(),
+                Some(bytes) => format!("streams from a, {bytes} bytes behind"),
+            },
         };
         let status = PlatformStatus {
             name: "Kilima Finance".into(),
@@ -499,6 +564,7 @@ impl Operator for Source {
             pid: 4242,
             started_at: Micros(now.0 - 7_420_000_000),
             now,
+            cluster,
             nodes: vec![
                 node("a", 5440, NodeRole::Primary, None),
                 node("b", 5441, NodeRole::Replica, Some(0)),
@@ -579,6 +645,11 @@ impl Operator for Source {
         let now = self.clock.wall();
         let newest = FIRST_RUN + self.beat();
         Box::pin(async move { Ok((1..=newest).rev().take(limit).map(|id| run(id, now)).collect()) })
+    }
+
+    fn history(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Entry>, OperateError>> {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Box::pin(async move { events.map(|events| events.into_iter().take(limit).collect()) })
     }
 
     fn verify(&self) -> BoxFuture<'_, Result<Vec<Check>, OperateError>> {

@@ -14,10 +14,9 @@ use millrace_contract::status::{CaptureState, Finding, NodeRole, NodeState, Plat
 use crate::{
     Shared, format,
     pages::{
-        layout,
+        cluster, layout,
         layout::Page,
         runs::{self, status_word},
-        topology,
     },
     session::Session,
 };
@@ -37,7 +36,7 @@ pub(crate) async fn show(
         div.overview data-refresh="/" {
             (verdict(&status))
             (flow(&console, &status, freshness))
-            (topology::nodes(&status))
+            (cluster::nodes(&status))
             div.columns {
                 (last_run(&status))
                 (disks(&status))
@@ -64,7 +63,7 @@ fn verdict(status: &PlatformStatus) -> Markup {
     }
 }
 
-fn finding(finding: &Finding, status: &PlatformStatus) -> Markup {
+pub(crate) fn finding(finding: &Finding, status: &PlatformStatus) -> Markup {
     let (class, word) = match finding.severity {
         Severity::Notice => ("busy", "notice"),
         Severity::Warning => ("warn", "warning"),

@@ -77,7 +77,7 @@ pub(crate) fn page(
                         }
                         (entry("/reports", "Reports", page.current))
                         (entry("/runs", "Load runs", page.current))
-                        (entry("/topology", "Topology", page.current))
+                        (entry("/cluster", "Cluster", page.current))
                         (entry("/proxy", "Proxy", page.current))
                     }
                     div.tools {
@@ -113,7 +113,7 @@ fn help() -> Markup {
         ("Esc", "Leave a chart, close a dialog"),
         ("d", "Show or hide the data of the current tile"),
         ("f", "Go to the filters"),
-        ("g, then o d r l t p", "Go to overview, main dashboard, reports, load runs, topology, proxy"),
+        ("g, then o d r l c p", "Go to overview, main dashboard, reports, load runs, cluster, proxy"),
         ("t", "Light or dark"),
         ("?", "This help"),
     ];

@@ -1,5 +1,6 @@
 //! The pages.
 
+pub(crate) mod cluster;
 pub(crate) mod dashboard;
 pub(crate) mod home;
 pub(crate) mod layout;
@@ -7,7 +8,6 @@ pub(crate) mod login;
 pub(crate) mod proxy;
 pub(crate) mod report;
 pub(crate) mod runs;
-pub(crate) mod topology;
 
 use axum::{
     Extension,

@@ -80,7 +80,7 @@ async fn page_number(console: &Shared, position: &Position) -> usize {
     (place / PAGE_RUNS + 1).clamp(1, PAGES_MAX)
 }
 
-fn utc(at: Micros) -> String {
+pub(crate) fn utc(at: Micros) -> String {
     at.to_string().replace('T', " ").trim_end_matches('Z').to_owned()
 }
 
