@@ -63,8 +63,10 @@ async fn reach(node: &Node, tls: Option<Arc<rustls::ClientConfig>>) -> io::Resul
     let socket = TcpStream::connect(node.address).await?;
     socket.set_nodelay(true)?;
     rustix::net::sockopt::set_socket_keepalive(&socket, true)?;
-    rustix::net::sockopt::set_tcp_keepidle(&socket, Duration::from_secs(30))?;
-    rustix::net::sockopt::set_tcp_user_timeout(&socket, 30_000)?;
+    // a server that is cut off is given up soon, and with it what it was asked
+    rustix::net::sockopt::set_tcp_keepidle(&socket, Duration::from_secs(4))?;
+    rustix::net::sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(2))?;
+    rustix::net::sockopt::set_tcp_user_timeout(&socket, 8_000)?;
     let mut conversation = Conversation::new(socket);
     let Some(tls) = tls else { return Ok(conversation) };
     let mut request = 8u32.to_be_bytes().to_vec();
