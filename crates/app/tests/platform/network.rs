@@ -332,7 +332,7 @@ fn strike(hosts: &mut Hosts, clients: &Clients, fault: Fault) {
 
 /// `MILLRACE_ROUNDS` of them, and of one kind alone if `MILLRACE_FAULT` names it.
 fn rounds() -> Vec<Fault> {
-    let rounds = std::env::var("MILLRACE_ROUNDS").map_or(5, |text| text.parse().unwrap());
+    let rounds = std::env::var("MILLRACE_ROUNDS").map_or(3, |text| text.parse().unwrap());
     let only = std::env::var("MILLRACE_FAULT").ok();
     let wanted = |fault: &Fault| only.as_ref().is_none_or(|name| *name == format!("{fault:?}"));
     FAULTS.into_iter().filter(wanted).cycle().take(rounds).collect()
