@@ -342,8 +342,10 @@ impl Case<'_> {
     fn replica_up(&self, name: &NodeName, view: &NodeView, ready: bool) -> NodePlan {
         let primary = &self.intent.primary;
         // also one that does not answer: it would write when it wakes up
-        let deposed = view.was_primary && matches!(view.data, DataState::Whole { standby: false, .. });
-        if deposed && (self.observed.office != Office::Undivided || view.server.is_none()) {
+        let of_primary = matches!(view.data, DataState::Whole { standby: false, .. });
+        let writes = view.server.as_ref().is_some_and(|server| !server.in_recovery);
+        let deposed = view.was_primary && (of_primary || writes);
+        if deposed && self.observed.office != Office::Undivided {
             return NodePlan::act(Action::Fence, format!("was the primary, and {primary} is: is killed"));
         }
         let Some(server) = &view.server else { return silent(view, ready) };

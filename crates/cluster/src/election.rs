@@ -57,7 +57,7 @@ fn candidate<'a>(
     // turned away from it
     let forced = matches!(intent.wish, Some(Wish::Failover { .. }));
     let is_heir = matches!(&intent.wish, Some(Wish::Switchover { to }) if to == name);
-    let has_all = is_heir && observed.handed_over.is_some_and(|end| received > end);
+    let has_all = is_heir && observed.handed_over.is_some_and(|end| end.is_within(received, server.timeline));
     if let Office::Vacant { resigned, .. } = observed.office
         && !forced
         && !has_all
@@ -101,7 +101,7 @@ pub fn elect(observed: &Observed, intent: &Intent, now: Duration) -> Election {
     // the one that was chosen when it streamed
     if let (Some(Wish::Switchover { to }), Some(end)) = (&intent.wish, observed.handed_over) {
         let together = observed.office == Office::Undivided;
-        let whole = candidates.iter().filter(|c| c.received > end && (together || c.name == to));
+        let whole = candidates.iter().filter(|c| end.is_within(c.received, c.timeline) && (together || c.name == to));
         return match whole.max_by_key(|candidate| candidate.name == to) {
             Some(heir) => Election::Elected { node: heir.name.clone(), missing: None },
             None => Election::No("no replica has received its last log".to_owned()),

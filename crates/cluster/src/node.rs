@@ -58,6 +58,8 @@ pub(crate) struct Node {
     heard: Option<Lsn>,
     /// At the last look.
     deaf: bool,
+    /// The latest that its server was seen on: what a replica without a receiver says of it may be older.
+    timeline: u32,
     /// Something new has come since `heard_at` was set.
     pub(crate) heard_new: bool,
     /// When it was told last to turn away.
@@ -113,6 +115,7 @@ impl Node {
             heard_at: now,
             heard: None,
             deaf: false,
+            timeline: 0,
             heard_new: false,
             voted_at: None,
             busy: None,
@@ -175,6 +178,8 @@ impl Node {
                 // what it has is read before it is known to be deaf: only the next look counts
                 let deaf = std::mem::replace(&mut self.deaf, state.deaf);
                 state.deaf = state.deaf && deaf;
+                state.timeline = state.timeline.max(self.timeline);
+                self.timeline = state.timeline;
                 self.silent_since = None;
                 self.probes_failed = 0;
                 if let Some(connection) = &self.connection {
@@ -257,6 +262,7 @@ impl Node {
         self.connection = None;
         self.silent_since = None;
         self.deaf = false;
+        self.timeline = 0;
         self.probes_failed = 0;
         self.setting = None;
         self.slots = None;

@@ -33,13 +33,6 @@ pub enum DataState {
     Denied { why: String },
 }
 
-impl DataState {
-    /// A replica's, by its files.
-    pub(crate) fn is_standby(&self) -> bool {
-        matches!(self, Self::Whole { standby: true, .. } | Self::Damaged { standby: true, .. })
-    }
-}
-
 /// A node's server process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProcessState {
@@ -173,9 +166,24 @@ pub struct Observed {
     /// Slots for decoding that the primary was seen to have: their users cannot go on without.
     pub logical_slots: BTreeSet<String>,
     /// The primary has ended in order: the last record of its log begins here.
-    pub handed_over: Option<Lsn>,
+    pub handed_over: Option<LogEnd>,
     /// What was acknowledged before the primary's present setting was in force is on a quorum of its members.
     pub arrived: bool,
+}
+
+/// Where the last record of a log begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEnd {
+    pub lsn: Lsn,
+    pub timeline: u32,
+}
+
+impl LogEnd {
+    /// Who has received to `received` on `timeline` has all of that log: further than its end on another timeline says
+    /// nothing.
+    pub(crate) fn is_within(self, received: Lsn, timeline: u32) -> bool {
+        received > self.lsn && timeline == self.timeline
+    }
 }
 
 /// Run or stop.

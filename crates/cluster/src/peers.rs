@@ -8,14 +8,13 @@ use std::{
     time::Duration,
 };
 
-use millrace_base::Lsn;
 use millrace_contract::status::Severity;
 
 use crate::{
     decide::choose_primary,
     error::ClusterError,
     history::Entry,
-    observed::{DataState, Failure, FailureKind, Goal, Intent, NodeView, Observed, Office, ProcessState},
+    observed::{DataState, Failure, FailureKind, Goal, Intent, LogEnd, NodeView, Observed, Office, ProcessState},
     plan::{Action, Change, NodePlan, Plan},
     promise::Promise,
     spec::NodeName,
@@ -44,7 +43,7 @@ pub(crate) struct Word {
     /// Nothing had been heard before.
     pub(crate) first: bool,
     /// The primary of this term has ended in order, with its last record here.
-    pub(crate) handed_over: Option<Lsn>,
+    pub(crate) handed_over: Option<LogEnd>,
 }
 
 /// The others, as far as they have been heard.
@@ -59,6 +58,8 @@ pub(crate) struct Peers {
     pub(crate) made: Option<u64>,
     vacant_since: Option<Duration>,
     gone_since: BTreeMap<NodeName, Duration>,
+    /// Nothing has been heard since.
+    deaf_since: Option<Duration>,
     heard: BTreeSet<NodeName>,
     /// A change of the record of this revision was asked for then, and whether it was made is not known.
     uncertain: Option<(i64, Duration)>,
@@ -76,6 +77,7 @@ impl Peers {
             made: None,
             vacant_since: None,
             gone_since: BTreeMap::new(),
+            deaf_since: None,
             heard: BTreeSet::new(),
             uncertain: None,
             leaves: None,
@@ -89,6 +91,11 @@ impl Peers {
 
     pub(crate) fn is_connected(&self) -> bool {
         self.shared.connected
+    }
+
+    /// Since when etcd has not been reached, if it is not.
+    pub(crate) fn deaf_since(&self) -> Option<Duration> {
+        self.deaf_since
     }
 
     /// Events of the cluster, oldest first.
@@ -106,6 +113,7 @@ impl Peers {
     ) -> Option<Word> {
         self.shared = shared;
         let shared = &self.shared;
+        self.deaf_since = (!shared.connected).then(|| self.deaf_since.unwrap_or(now));
         for node in nodes {
             if shared.members.contains_key(node) {
                 self.gone_since.remove(node);
@@ -325,6 +333,10 @@ impl Peers {
     /// What `change` needs, if it is this supervisor's to make.
     pub(crate) fn claim(&self, change: &Change, intent: &Intent) -> Option<Claim> {
         let own = self.node == intent.primary;
+        if self.node.as_str().is_empty() {
+            // who has no node listens
+            return None;
+        }
         match change {
             Change::Elect { node, .. } if *node == self.node => Some(Claim::Take(self.node.clone())),
             Change::TakeOffice if own => Some(Claim::Take(self.node.clone())),
@@ -351,9 +363,11 @@ impl Peers {
     }
 
     /// What came of it; `None`: nobody knows.
-    pub(crate) fn answered(&mut self, revision: i64, done: Option<bool>, now: Duration) {
+    pub(crate) fn answered(&mut self, revision: i64, claim: &Claim, done: Option<bool>, now: Duration) {
         match done {
-            Some(false) => self.leaves = None,
+            // another change that was refused tells nothing of an earlier one of which nobody knows
+            Some(false) if *claim == Claim::Leave => self.leaves = None,
+            Some(false) => {}
             // until it is heard
             Some(true) | None => self.uncertain = Some((revision, now)),
         }
@@ -373,7 +387,12 @@ impl Peers {
 }
 
 /// The record that `intent` makes, while `present` is what is wanted.
-pub(crate) fn record_of(intent: &Intent, present: &Intent, handed_over: Option<Lsn>, claim: &Claim) -> ClusterRecord {
+pub(crate) fn record_of(
+    intent: &Intent,
+    present: &Intent,
+    handed_over: Option<LogEnd>,
+    claim: &Claim,
+) -> ClusterRecord {
     ClusterRecord {
         term: intent.term,
         promoting: intent.promoting,

@@ -8,10 +8,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use millrace_base::{Lsn, files};
+use millrace_base::files;
 use serde::{Deserialize, Serialize};
 
-use crate::{error::ClusterError, observed::Wish, promise::Promise, spec::NodeName};
+use crate::{
+    error::ClusterError,
+    observed::{LogEnd, Wish},
+    promise::Promise,
+    spec::NodeName,
+};
 
 const VERSION: u32 = 2;
 
@@ -33,7 +38,7 @@ pub struct ClusterRecord {
     pub wish: Option<Wish>,
     /// The primary of this term has ended in order, with its last record here. As above.
     #[serde(default)]
-    pub handed_over: Option<Lsn>,
+    pub handed_over: Option<LogEnd>,
     /// The primary of this term has said that its server has ended. As above.
     #[serde(default)]
     pub resigned: bool,

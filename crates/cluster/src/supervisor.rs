@@ -29,7 +29,7 @@ use crate::{
     history::{self, Event as Happening},
     node::Node,
     observe,
-    observed::{Failure, FailureKind, Goal, Intent, NodeView, Observed, Office, Policy, ProcessState, Wish},
+    observed::{Failure, FailureKind, Goal, Intent, LogEnd, NodeView, Observed, Office, Policy, ProcessState, Wish},
     operate::{Handle, Order, Reply},
     plan::{Change, Plan},
     promise::Promise,
@@ -74,7 +74,7 @@ pub struct Supervisor {
     /// The primary's slots for decoding, as last seen.
     logical_slots: BTreeSet<String>,
     /// The primary has ended in order, with this as its last record.
-    handed_over: Option<Lsn>,
+    handed_over: Option<LogEnd>,
     /// What the primary acknowledged before its present setting has arrived where it says.
     arrived: bool,
     /// When a primary was last seen to accept writes.
@@ -87,7 +87,7 @@ pub struct Supervisor {
     /// Who waits for the wish to come true.
     wisher: Option<oneshot::Sender<Reply>>,
     /// Who waits until failover is paused, or is not.
-    pausers: Vec<(bool, oneshot::Sender<Reply>)>,
+    pausers: Vec<(bool, Duration, oneshot::Sender<Reply>)>,
     status: watch::Sender<ClusterStatus>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     /// Watchers of processes and steps under way.
@@ -263,7 +263,10 @@ impl Supervisor {
             let observed = self.with_others(observed, now);
             let plan = self.restrained(decide(&observed, &self.intent, now));
             self.say(&observed, now);
-            let told = status::assemble(&self.spec, &observed, &self.intent, &plan, (self.clock.wall(), now));
+            let mut told = status::assemble(&self.spec, &observed, &self.intent, &plan, (self.clock.wall(), now));
+            if let Some(deaf) = self.deafness(now) {
+                told.findings.insert(0, deaf);
+            }
             if told.primary_ready {
                 self.writable_at = Some(self.primary_seen_at(now));
             }
@@ -272,7 +275,7 @@ impl Supervisor {
                 *status = told;
                 changed
             });
-            self.answer_pausers();
+            self.answer_pausers(now);
             let mut acted = self.act(&plan).await;
             match plan.change {
                 Some(change) if self.others.is_some() => self.share(&change).await,
@@ -588,8 +591,9 @@ impl Supervisor {
                     Ok(Done::HandedOver) => {
                         // one that had to be killed is treated as lost
                         let control = millrace_pg::control_file::read(&node.server.data_dir()).ok();
-                        self.handed_over =
-                            control.filter(|control| control.shut_down).map(|control| control.checkpoint);
+                        self.handed_over = control
+                            .filter(|control| control.shut_down)
+                            .map(|control| LogEnd { lsn: control.checkpoint, timeline: control.timeline });
                     }
                     Ok(Done::NotHandedOver(back)) => {
                         let (postmaster, why) = *back;

@@ -66,7 +66,9 @@ async fn reach(node: &Node, tls: Option<Arc<rustls::ClientConfig>>) -> io::Resul
     // a server that is cut off is given up soon, and with it what it was asked
     rustix::net::sockopt::set_tcp_keepidle(&socket, Duration::from_secs(4))?;
     rustix::net::sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(2))?;
-    rustix::net::sockopt::set_tcp_user_timeout(&socket, 8_000)?;
+    rustix::net::sockopt::set_tcp_keepcnt(&socket, 2)?;
+    // this also counts while the server does not take what it is sent
+    rustix::net::sockopt::set_tcp_user_timeout(&socket, 120_000)?;
     let mut conversation = Conversation::new(socket);
     let Some(tls) = tls else { return Ok(conversation) };
     let mut request = 8u32.to_be_bytes().to_vec();

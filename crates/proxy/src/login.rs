@@ -4,7 +4,7 @@
 //! Invariants: all of it within one deadline; nothing is revealed about users, databases or limits before the proof of
 //! the password is right; a failure is counted and its answer delayed.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::TcpStream;
 
@@ -66,6 +66,11 @@ async fn begin(
     access: Access,
 ) -> io::Result<Option<(Conversation, String)>> {
     socket.set_nodelay(true)?;
+    // a client that was cut off within a transaction holds its locks no longer than these say
+    rustix::net::sockopt::set_socket_keepalive(&socket, true)?;
+    rustix::net::sockopt::set_tcp_keepidle(&socket, Duration::from_secs(20))?;
+    rustix::net::sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(5))?;
+    rustix::net::sockopt::set_tcp_keepcnt(&socket, 2)?;
     let mut conversation = Conversation::new(socket);
     let wish = loop {
         let packet = conversation.packet().await?;

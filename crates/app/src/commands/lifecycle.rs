@@ -116,15 +116,16 @@ async fn detached(context: &Context, options: &Up) -> anyhow::Result<u8> {
 pub(crate) async fn down(context: &Context) -> anyhow::Result<u8> {
     let output = context.output;
     let beside = context.clone().of_platform();
-    let stopped = context.config.etcd.is_some() && stopped(&beside).await?;
-    if stopped {
+    let beside_stopped = context.config.etcd.is_some() && stopped(&beside).await?;
+    if beside_stopped {
         output.line("stopped the platform");
     }
-    if self::stopped(context).await? {
+    if stopped(context).await? {
         output.line("stopped");
-    } else if !stopped {
+    } else {
         let stopped = stop_left_over(context, StopMode::Fast).await?;
         output.line(match stopped {
+            0 if beside_stopped => "no agent runs here".to_owned(),
             0 => "nothing runs".to_owned(),
             stopped => format!("the platform was not running; stopped {stopped} servers that it had left"),
         });
@@ -181,10 +182,20 @@ pub(crate) async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
         lock::wait_free(&layout.lock(), lock::DYING_MAX).await?;
         taken = lock::take(&layout.lock())?;
     }
-    let beside = context.clone().of_platform().layout.lock();
-    let beside_runs = context.config.etcd.is_some() && lock::holder(&beside)?.is_some();
-    let Some(_lock) = taken.ok().filter(|_| !beside_runs) else {
+    let Ok(_lock) = taken else {
         bail!("the platform runs\n  hint: stop it first: millrace down");
+    };
+    let beside = context.config.etcd.is_some().then(|| layout.beside_agents());
+    let _lock_beside = match &beside {
+        Some(beside) => {
+            let run = beside.run();
+            files::create_dir_all(&run, 0o700).with_context(|| format!("cannot make {}", run.display()))?;
+            let Ok(taken) = lock::take(&beside.lock())? else {
+                bail!("the platform runs\n  hint: stop it first: millrace down");
+            };
+            Some(taken)
+        }
+        None => None,
     };
     if !yes {
         let name = &context.config.platform.name;
@@ -201,8 +212,7 @@ pub(crate) async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
     }
     stop_left_over(context, StopMode::Immediate).await?;
     let mut deleted = Vec::new();
-    let all =
-        layout.all().into_iter().chain(context.config.etcd.is_some().then(|| layout.beside_agents().data().to_owned()));
+    let all = layout.all().into_iter().chain(beside.map(|beside| beside.data().to_owned()));
     for folder in all {
         match std::fs::remove_dir_all(&folder) {
             // made a moment ago, for the lock

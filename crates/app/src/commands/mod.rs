@@ -243,8 +243,11 @@ async fn open_psql(context: &Context, options: &crate::cli::Psql) -> anyhow::Res
         let node = node_of(context, &options.target).await?;
         context.superuser_of(&node)?.to_database(database)
     };
-    let run = context.layout.run();
-    millrace_base::files::create_dir_all(&run, 0o700).with_context(|| format!("cannot make {}", run.display()))?;
+    // servers must be able to pass to their own folders
+    for (folder, mode) in [(context.layout.data().to_owned(), 0o711), (context.layout.run(), 0o700)] {
+        millrace_base::files::create_dir_all(&folder, mode)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+    }
     let program = millrace_pg::Binaries::find(context.config.postgres.bin_dir.as_deref())
         .map_or_else(|_| "psql".into(), |binaries| binaries.program("psql"));
     psql::run(&params, &program, &context.layout.pgpass(), &context.config.tls().ca_cert(), &options.arguments).await

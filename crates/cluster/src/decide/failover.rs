@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use millrace_base::Micros;
 
 use super::*;
-use crate::{observed::Policy, plan::Change};
+use crate::{
+    observed::{LogEnd, Policy},
+    plan::Change,
+};
 
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks with faults, and those in peace afterwards.
@@ -73,7 +76,7 @@ struct World {
     intent: Intent,
     slots: BTreeSet<NodeName>,
     primary_lsn: Option<Lsn>,
-    handed_over: Option<Lsn>,
+    handed_over: Option<LogEnd>,
     /// Written on some primary and not yet acknowledged: who wrote it, its place in the log, its number.
     waiting: Vec<(NodeName, usize, u32)>,
     acknowledged: BTreeSet<u32>,
@@ -422,7 +425,7 @@ impl World {
             // it ends in order once everything has been sent to those who receive it, the record of its end included
             Action::HandOver if server.up && !server.hangs => {
                 server.up = false;
-                self.handed_over = Some(server.end());
+                self.handed_over = Some(LogEnd { lsn: server.end(), timeline: server.timeline });
                 let mut log = server.log.clone();
                 log.push(0);
                 for other in self.servers.values_mut() {

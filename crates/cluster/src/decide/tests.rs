@@ -6,7 +6,10 @@ use millrace_base::Micros;
 use proptest::{option, prelude::*};
 
 use super::*;
-use crate::{observed::Policy, plan::Change};
+use crate::{
+    observed::{LogEnd, Policy},
+    plan::Change,
+};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const OURS: u64 = 7;
@@ -147,7 +150,7 @@ fn observed() -> impl Strategy<Value = Observed> {
                 roles_ready,
                 primary_lsn,
                 logical_slots: BTreeSet::new(),
-                handed_over,
+                handed_over: handed_over.map(|lsn| LogEnd { lsn, timeline: 1 }),
                 arrived,
             }
         },
@@ -283,7 +286,10 @@ proptest! {
                     }
                     Action::Fence => {
                         let writes = view.server.as_ref().is_some_and(|server| !server.in_recovery);
-                        prop_assert!(writes && view.was_primary && observed.office != Office::Undivided);
+                        // one that is silent writes when it wakes up
+                        let of_primary = matches!(view.data, DataState::Whole { standby: false, .. });
+                        prop_assert!((writes || of_primary) && view.was_primary);
+                        prop_assert!(observed.office != Office::Undivided);
                     }
                     Action::Vote { term } => {
                         // again, if the server has not done it
@@ -338,7 +344,7 @@ proptest! {
         let position = |name: &NodeName| {
             let view = &observed.nodes[name];
             let server = view.server.as_ref().filter(|server| server.in_recovery)?;
-            let whole = observed.handed_over.is_some_and(|end| server.received_lsn.unwrap_or(server.lsn) > end);
+            let whole = observed.handed_over.is_some_and(|end| end.is_within(server.received_lsn.unwrap_or(server.lsn), server.timeline));
             let forced = matches!(intent.wish, Some(Wish::Failover { .. }));
             let settled = server.deaf && view.vote == Some(intent.term);
             if vacant && !(whole || forced || settled) {
@@ -353,10 +359,11 @@ proptest! {
         }
         prop_assert!(intent.wish.is_some() || !intent.paused);
         if let (Some(_), Some(end)) = (&intent.wish, observed.handed_over) {
-            prop_assert!(elected > Some(end), "{node} has not received the end of the log");
+            prop_assert!(elected > Some(end.lsn), "{node} has not received the end of the log");
             return Ok(());
         }
-        if vacant && elected > observed.handed_over && observed.handed_over.is_some() {
+        let timeline = observed.nodes[&node].server.as_ref().map_or(0, |server| server.timeline);
+        if vacant && observed.handed_over.is_some_and(|end| elected.is_some_and(|lsn| end.is_within(lsn, timeline))) {
             return Ok(());
         }
         // any commit that was acknowledged is on `quorum` members: however it was spread, the elected one has it

@@ -8,6 +8,8 @@
 
 use std::{cell::RefCell, rc::Rc};
 
+use millrace_base::Lsn;
+
 use super::*;
 use crate::observed::{Durability, Policy, Wish};
 
@@ -459,12 +461,12 @@ impl World {
     }
 }
 
-/// One history; the number of promotions in it, or how it failed.
-fn run(seed: u64) -> Result<u32, String> {
+/// One history; the numbers of promotions and of acknowledged commits in it, or how it failed.
+fn run(seed: u64) -> Result<(u32, usize), String> {
     let mut world = World::new(seed);
     let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.run()));
     match ran {
-        Ok(()) => Ok(world.promotions),
+        Ok(()) => Ok((world.promotions, world.acknowledged.len())),
         Err(panic) => {
             let what = panic.downcast_ref::<String>().cloned();
             let what = what.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -485,10 +487,13 @@ fn seeds() -> std::ops::Range<u64> {
 #[test]
 fn supervisors_on_three_hosts() {
     let seeds = seeds();
-    let mut promotions = 0;
+    let (mut promotions, mut acknowledged) = (0, 0);
     for seed in seeds.clone() {
-        promotions += u64::from(run(seed).unwrap_or_else(|failure| panic!("{failure}")));
+        let (promoted, of_clients) = run(seed).unwrap_or_else(|failure| panic!("{failure}"));
+        promotions += u64::from(promoted);
+        acknowledged += of_clients;
     }
     let enough = seeds.end - seeds.start;
+    assert!(acknowledged > 100 * usize::try_from(enough).unwrap(), "only {acknowledged} commits were acknowledged");
     assert!(enough < 100 || promotions > enough / 2, "only {promotions} promotions were simulated");
 }

@@ -7,7 +7,14 @@ use millrace_pg::catalog;
 use tokio::time::timeout;
 
 use super::{DRAIN_MAX, Done, NOT_IN_RECOVERY, Supervisor};
-use crate::{act, error::ClusterError, observe, observed::Goal, plan::Action, spec::NodeName};
+use crate::{
+    act,
+    error::ClusterError,
+    observe,
+    observed::{DataState, Goal},
+    plan::Action,
+    spec::NodeName,
+};
 
 /// A server that has been told to turn away and has not is told again after this.
 const VOTE_AGAIN: Duration = Duration::from_secs(1);
@@ -29,7 +36,8 @@ impl Supervisor {
                 node.follows = upstream.is_some().then(|| self.intent.primary.clone());
                 // one that was deposed keeps what its commits wait for until it is killed: told anything else it would
                 // acknowledge those that wait
-                let deposed = *name != self.intent.primary && !observe::data_state(&node.server).is_standby();
+                let of_primary = matches!(observe::data_state(&node.server), DataState::Whole { standby: false, .. });
+                let deposed = *name != self.intent.primary && of_primary;
                 // a damaged directory under a living server is the next start's trouble
                 let configured =
                     if known && !deposed { node.configured().configure(upstream.as_ref()) } else { Ok(false) };

@@ -1,5 +1,7 @@
 //! What operators want: begun if it can be, and answered when it has come true or cannot.
 
+use std::time::Duration;
+
 use millrace_pg::catalog;
 use tokio::time::timeout;
 
@@ -14,6 +16,9 @@ use crate::{
     store::Claim,
 };
 
+/// A pause that was recorded is heard within this.
+const PAUSED_MAX: Duration = Duration::from_secs(5);
+
 impl Supervisor {
     /// Tells whoever waits what became of the wish.
     pub(super) fn answer(&mut self, reply: Reply) {
@@ -24,12 +29,17 @@ impl Supervisor {
     }
 
     /// Whoever wanted a pause, or its end, is answered once the status says so too.
-    pub(super) fn answer_pausers(&mut self) {
+    pub(super) fn answer_pausers(&mut self, now: Duration) {
         let paused = self.intent.paused;
-        let said = if paused { "no failover until `cluster resume`" } else { "failover is on" };
-        for (_, reply) in self.pausers.extract_if(.., |(wanted, _)| *wanted == paused) {
+        let is_due = |asked: Duration| now.saturating_sub(asked) >= PAUSED_MAX;
+        for (wanted, _, reply) in self.pausers.extract_if(.., |(wanted, at, _)| *wanted == paused || is_due(*at)) {
+            let said = match (wanted == paused, paused) {
+                (true, true) => Ok("no failover until `cluster resume`".to_owned()),
+                (true, false) => Ok("failover is on".to_owned()),
+                (false, _) => Err("it was recorded, and is not so: someone else has said otherwise since".to_owned()),
+            };
             // who asked may be gone
-            reply.send(Ok(said.to_owned())).ok();
+            reply.send(said).ok();
         }
     }
 
@@ -71,7 +81,7 @@ impl Supervisor {
                     self.intent = intent;
                     self.happened(Happening::Paused { paused });
                 }
-                self.pausers.push((paused, reply));
+                self.pausers.push((paused, self.clock.monotonic(), reply));
             }
             Order::Reinit { node, reply } => {
                 if node == self.intent.primary || self.spec.node(&node).is_none() {

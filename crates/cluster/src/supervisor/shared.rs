@@ -5,7 +5,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use millrace_base::Clock;
+use millrace_base::{Clock, Micros};
+use millrace_contract::status::{Finding, Severity};
 use millrace_pg::{ConnectParams, catalog::Slot};
 use tokio::sync::watch;
 
@@ -210,6 +211,19 @@ impl Supervisor {
         observed
     }
 
+    /// What is told of the others is old while they cannot be heard.
+    pub(super) fn deafness(&self, now: Duration) -> Option<Finding> {
+        let since = self.others.as_ref()?.peers.deaf_since()?;
+        let ago = i64::try_from(now.saturating_sub(since).as_micros()).unwrap_or(i64::MAX);
+        Some(Finding {
+            severity: Severity::Critical,
+            subject: "etcd".to_owned(),
+            what: "is not reached; what is shown of other hosts is as it was last heard".to_owned(),
+            since: Some(Micros(self.clock.wall().0.saturating_sub(ago))),
+            what_to_do: "look at etcd and at this host's network".to_owned(),
+        })
+    }
+
     /// What may be done of a plan by one who has not heard all.
     pub(super) fn restrained(&self, plan: Plan) -> Plan {
         match &self.others {
@@ -284,13 +298,13 @@ impl Supervisor {
         let revision = others.peers.ask(&claim);
         let record = record_of(intent, &self.intent, self.handed_over, &claim);
         let entry = happening.map(|event| Entry { at: self.clock.wall(), term: intent.term, event });
-        let written = others.store.write(revision, &record, claim, entry.as_ref()).await;
+        let written = others.store.write(revision, &record, claim.clone(), entry.as_ref()).await;
         let done = match written {
             Ok(done) => Some(done),
             Err(ClusterError::NotReached) => Some(false),
             Err(_) => None,
         };
-        others.peers.answered(revision, done, self.clock.monotonic());
+        others.peers.answered(revision, &claim, done, self.clock.monotonic());
         if done != Some(false) {
             others.promise.send_replace(None);
         }

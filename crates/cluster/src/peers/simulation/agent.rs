@@ -72,7 +72,7 @@ pub(super) struct Agent {
     seen: Option<Observed>,
     said: Option<Duration>,
     primary_lsn: Option<Lsn>,
-    handed_over: Option<Lsn>,
+    handed_over: Option<LogEnd>,
     roles_ready: bool,
     // what it remembers of its node
     adopted: bool,
@@ -279,7 +279,9 @@ impl Agent {
         while self.shared.connected && reaches {
             let Some((at, events)) = world.etcd.events.get(self.heard) else { return };
             if self.heard_next == Duration::ZERO {
-                self.heard_next = *at + self.random.way();
+                // a watch is another stream than that of answers
+                let late = if self.random.one_in(100) { self.random.ticks(70) } else { self.random.way() };
+                self.heard_next = *at + late;
             }
             if world.now < self.heard_next {
                 return;
@@ -559,9 +561,9 @@ impl Agent {
         if answered.is_none() && clock.saturating_sub(asked.asked) < ANSWER {
             return false;
         }
+        let Some(asked) = self.write.take() else { return true };
         let revision = asked.what.revision;
-        self.write = None;
-        self.peers.answered(revision, answered, clock);
+        self.peers.answered(revision, &asked.what.claim, answered, clock);
         if answered != Some(false) {
             self.promise = None;
         }
@@ -781,7 +783,7 @@ impl Agent {
         let server = &mut world.hosts.get_mut(&name).unwrap().server;
         let end = server.log.len();
         server.log.push(0);
-        let log = server.log.clone();
+        let (log, timeline) = (server.log.clone(), server.timeline());
         for other in NAMES.map(NodeName::new).into_iter().filter(|other| *other != name) {
             let serves = world.serves(&other) && world.are_connected(&name, &other);
             let receiver = &world.hosts[&other].server;
@@ -796,6 +798,6 @@ impl Agent {
             }
         }
         world.hosts.get_mut(&name).unwrap().server.die();
-        self.handed_over = Some(Lsn(end as u64));
+        self.handed_over = Some(LogEnd { lsn: Lsn(end as u64), timeline });
     }
 }
