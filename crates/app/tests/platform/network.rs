@@ -338,6 +338,7 @@ fn strike(hosts: &mut Hosts, clients: &Clients, fault: Fault) {
 }
 
 /// `MILLRACE_ROUNDS` of them, and of one kind alone if `MILLRACE_FAULT` names it.
+#[expect(clippy::disallowed_methods, reason = "for whoever runs this test for longer")]
 fn rounds() -> Vec<Fault> {
     let rounds = std::env::var("MILLRACE_ROUNDS").map_or(3, |text| text.parse().unwrap());
     let only = std::env::var("MILLRACE_FAULT").ok();
