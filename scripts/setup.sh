@@ -158,6 +158,10 @@ install_chromium() {
 }
 
 # A program for tests; what Debian starts of it is stopped.
+install_ip() {
+    have ip || [ -x /usr/sbin/ip ] || apt_install "ip, for tests of hosts that are cut off" iproute2
+}
+
 install_etcd() {
     have etcd && return
     apt_install "etcd, for tests of clusters on many hosts" etcd-server
@@ -231,6 +235,7 @@ case $stage in
         if [ "$stage" = test ]; then
             install_chromium
             install_etcd
+            install_ip
             install_faketime
             install_python
             install_node_drivers

@@ -21,7 +21,7 @@ fn ip(arguments: &str) {
 }
 
 impl Lan {
-    /// `None`: this user may not make namespaces.
+    /// `None`: this user may not make networks, or this machine cannot.
     pub(crate) fn new(hosts: usize) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             return None;
@@ -33,7 +33,13 @@ impl Lan {
             hosts,
         };
         let Self { name, net, .. } = &lan;
-        ip(&format!("link add {name} type bridge"));
+        let made = Command::new("ip").args(["link", "add", name, "type", "bridge"]).output();
+        let made = made.expect("ip: `make setup` installs it");
+        if !made.status.success() {
+            // a container's root is not allowed to either
+            println!("no bridge: {}", String::from_utf8_lossy(&made.stderr).trim());
+            return None;
+        }
         ip(&format!("address add {net}.254/24 dev {name}"));
         ip(&format!("link set {name} up"));
         for host in 0..hosts {

@@ -349,7 +349,7 @@ fn rounds() -> Vec<Fault> {
 #[test]
 fn lists_and_money_survive_whatever_happens_to_hosts() {
     let Some(lan) = Lan::new(NODES.len()) else {
-        println!("not run: only root may make network namespaces");
+        println!("not run: only root may make network namespaces, where the machine has them");
         return;
     };
     let mut hosts = Hosts::start_in(lan);
