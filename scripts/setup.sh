@@ -72,14 +72,21 @@ has_libclang() {
     return 1
 }
 
+# A protoc from elsewhere (`PROTOC`, or of its own folder) brings them along.
+has_protobuf_types() {
+    [ -z "${PROTOC:-}" ] && [ -z "${PROTOC_INCLUDE:-}" ] || return 0
+    [ -e "$(dirname "$(command -v protoc || echo /usr/bin/protoc)")/../include/google/protobuf/descriptor.proto" ]
+}
+
 install_toolchain() {
     local packages=()
     have cc || packages+=(gcc)
     [ -e /usr/include/stdio.h ] || packages+=(libc6-dev)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
     has_libclang || packages+=(libclang1-14 libclang-common-14-dev)
-    # etcd's protocol is described to Rust by protoc
+    # etcd's protocol is described to Rust by protoc; Debian keeps the types that every protocol knows apart
     have protoc || [ -n "${PROTOC:-}" ] || packages+=(protobuf-compiler)
+    has_protobuf_types || packages+=(libprotobuf-dev)
     [ ${#packages[@]} = 0 ] || apt_install "the C toolchain" "${packages[@]}"
 }
 
