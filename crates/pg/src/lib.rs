@@ -27,7 +27,7 @@ pub use binaries::Binaries;
 pub use connect::{ConnectParams, Connection, connect};
 pub use error::{PgError, ServerError};
 pub use hba::{HbaDatabase, HbaRule, HbaSource};
-pub use process::{Postmaster, StopMode};
+pub use process::{Postmaster, Processes, StopMode};
 pub use run_as::RunAs;
 pub use server::ServerSpec;
 pub use settings::Setting;

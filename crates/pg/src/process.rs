@@ -24,6 +24,11 @@ use tokio::{
 
 use crate::{diagnose, error::ServerError, process_table, server::ServerSpec};
 
+/// A process that has been killed is gone within this, unless it waits for a disk.
+const KILLED_MAX: Duration = Duration::from_secs(10);
+/// One that waits for a disk which answers is gone within this.
+const ENDING: Duration = Duration::from_millis(300);
+
 /// How a server is asked to stop (manual, "Shutting Down the Server").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopMode {
@@ -51,6 +56,17 @@ impl std::fmt::Display for Exit {
             Self::Unknown => f.write_str("ended"),
         }
     }
+}
+
+/// What works in a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Processes {
+    None,
+    /// All have been killed, and some wait in the kernel, for a disk that does not answer. A write that is under way may
+    /// still come to its end; nothing else is done, and no client is told anything any more, as that is a later step of
+    /// the program. The directory must not be touched until they are gone.
+    Dying,
+    Alive,
 }
 
 /// A running server.
@@ -97,7 +113,7 @@ impl ServerSpec {
     pub fn running_pid(&self) -> Option<u32> {
         let file = PidFile::read(&self.data_dir())?;
         let processes = process_table::working_in(&self.data_dir());
-        let found = processes.iter().find(|p| p.pid == file.pid && p.program.starts_with("postgres"))?;
+        let found = processes.iter().find(|p| p.pid == file.pid && p.program.starts_with("postgres") && !p.dying)?;
         let is_child = processes.iter().any(|p| p.pid == found.parent && p.program.starts_with("postgres"));
         (!is_child).then_some(found.pid)
     }
@@ -180,29 +196,57 @@ impl ServerSpec {
         Ok(())
     }
 
-    /// Whether any process of a server works in the data directory: a backend can outlive its postmaster, and commit.
+    /// The server's processes: a backend can outlive its postmaster, and commit.
     #[must_use]
-    pub fn has_processes(&self) -> bool {
-        process_table::working_in(&self.data_dir()).iter().any(|process| process.program.starts_with("postgres"))
+    pub fn processes(&self) -> Processes {
+        let mut found = Processes::None;
+        for process in self.of_server() {
+            if !process.dying {
+                return Processes::Alive;
+            }
+            found = Processes::Dying;
+        }
+        found
+    }
+
+    fn of_server(&self) -> Vec<process_table::Process> {
+        let mut all = process_table::working_in(&self.data_dir());
+        all.retain(|process| process.program.starts_with("postgres"));
+        all
     }
 
     /// Kills the server with all that belongs to it, however it is (stopped, hanging, without its postmaster), and
-    /// returns once nothing of it is left that could write.
+    /// returns once nothing of it is left that could have a commit acknowledged: none, or [`Processes::Dying`]. Touches
+    /// no file.
     ///
     /// # Errors
-    /// If a process survives for ten seconds, in uninterruptible sleep.
+    /// If a process survives for ten seconds.
     pub async fn fence(&self) -> Result<(), ServerError> {
-        self.end_orphans().await
+        let begun = Instant::now();
+        loop {
+            let left = self.of_server();
+            let alive = left.iter().find(|process| !process.dying);
+            match alive {
+                None if left.is_empty() || begun.elapsed() >= ENDING => return Ok(()),
+                Some(survivor) if begun.elapsed() >= KILLED_MAX => {
+                    return Err(ServerError::WillNotStop { pid: survivor.pid });
+                }
+                _ => {}
+            }
+            for process in left.iter().filter(|process| !process.dying) {
+                process_table::signal(process.pid, Signal::KILL);
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Kills what a killed server left, then removes its pid file, which might name a process
     /// of someone else by now.
     pub(crate) async fn end_orphans(&self) -> Result<(), ServerError> {
         let data = self.data_dir();
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + KILLED_MAX;
         loop {
-            let orphans: Vec<_> =
-                process_table::working_in(&data).into_iter().filter(|p| p.program.starts_with("postgres")).collect();
+            let orphans = self.of_server();
             let Some(first) = orphans.first() else { break };
             if Instant::now() >= deadline {
                 return Err(ServerError::WillNotStop { pid: first.pid });

@@ -21,6 +21,7 @@ use millrace_base::{Secret, files, tls::TlsFiles};
 
 use crate::{
     binaries::Binaries,
+    control_file::{self, SHARED_SETTINGS},
     error::ServerError,
     hba::{self, HbaRule},
     run_as::RunAs,
@@ -121,10 +122,29 @@ impl ServerSpec {
         self.configure_dir(&self.data_dir(), upstream)
     }
 
+    /// Has the server's program read the configuration with [`ServerSpec::settings`] on top, as at a start. Nothing is
+    /// changed, and a running server does not mind.
+    ///
+    /// # Errors
+    /// [`ServerError::Program`] with the program's words, if it would not start with them.
+    pub async fn check_settings(&self) -> Result<(), ServerError> {
+        let mut command = self.command("postgres");
+        command.arg("-D").arg(self.data_dir()).args(["-C", "server_version"]);
+        for setting in &self.settings {
+            command.arg("-c").arg(format!("{}={}", setting.name, setting.value));
+        }
+        run(command, "postgres", Duration::from_secs(30)).await
+    }
+
     pub(crate) fn configure_dir(&self, data: &Path, upstream: Option<&Upstream>) -> Result<bool, ServerError> {
         let mut changed = self.write_private_files(upstream)?;
         changed |= self.write(&data.join("pg_hba.conf"), hba::render(&self.hba).as_bytes())?;
-        changed |= self.write(&data.join(CONF), settings::render(&self.all_settings(upstream)).as_bytes())?;
+        let mut settings = self.all_settings(upstream);
+        let standby = upstream.is_some() || data.join("standby.signal").exists();
+        if let (true, Ok(control)) = (standby, control_file::read(data)) {
+            settings.extend(self.no_less_than(control.shared_settings));
+        }
+        changed |= self.write(&data.join(CONF), settings::render(&settings).as_bytes())?;
 
         let main = data.join("postgresql.conf");
         let text = fs::read_to_string(&main).map_err(ServerError::io("read", &main))?;
@@ -190,6 +210,16 @@ impl ServerSpec {
             ));
         }
         all
+    }
+
+    /// What a replica would have too little of to start.
+    fn no_less_than(&self, of_primary: [u32; 5]) -> impl Iterator<Item = Setting> {
+        SHARED_SETTINGS.into_iter().zip(of_primary).filter_map(|((name, default), least)| {
+            let own = self.settings.iter().rev().find(|setting| setting.name.eq_ignore_ascii_case(name));
+            let own = own.map_or(Some(default), |setting| setting.value.parse().ok())?;
+            let why = "the primary still has so many, and a replica starts with no less";
+            (own < least).then(|| Setting::new(name, least.to_string(), why))
+        })
     }
 
     /// How to reach the upstream: a connection string without a secret.
