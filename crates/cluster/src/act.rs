@@ -66,6 +66,10 @@ pub async fn make_replica(
 /// The logical slots of `primary` for a replica whose server does not run. One whose log does not reach back here is
 /// copied later, when its user has moved on.
 async fn write_slots(spec: &ClusterSpec, node: &NodeSpec, primary: &NodeSpec) -> Result<(), ClusterError> {
+    if node.priority == 0 {
+        // nobody will ever go on from them there
+        return Ok(());
+    }
     let server = spec.server(node);
     let (slots, snapshots) = logical_slots(spec, primary).await?;
     server.write_snapshots(&snapshots).map_err(ClusterError::node(&node.name))?;
@@ -119,17 +123,31 @@ pub async fn copy_slots(
     write_slots(&spec, &node, &primary).await
 }
 
-/// Nothing of the server is left that could write.
+/// A killed server is seen to end within this, unless it waits for its disk.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// Nothing of the server is left that could have a commit acknowledged. Gives it back if it has not ended: its disk does
+/// not answer.
 ///
 /// # Errors
 /// If a process survives being killed.
-pub async fn fence(name: NodeName, server: ServerSpec, postmaster: Option<Postmaster>) -> Result<(), ClusterError> {
+pub async fn fence(
+    name: NodeName,
+    server: ServerSpec,
+    postmaster: Option<Postmaster>,
+) -> Result<Option<Postmaster>, ClusterError> {
     server.fence().await.map_err(ClusterError::node(&name))?;
-    if let Some(mut postmaster) = postmaster {
-        let exit = postmaster.exited().await;
-        tracing::info!(node = %name, %exit, "server killed");
+    let Some(mut postmaster) = postmaster else { return Ok(None) };
+    match tokio::time::timeout(ENDING, postmaster.exited()).await {
+        Ok(exit) => {
+            tracing::info!(node = %name, %exit, "server killed");
+            Ok(None)
+        }
+        Err(_) => {
+            tracing::warn!(node = %name, "server killed; it ends when its disk answers");
+            Ok(Some(postmaster))
+        }
     }
-    Ok(())
 }
 
 /// A data directory that went its own way becomes a replica's of `primary` again.

@@ -3,14 +3,16 @@
 //! Invariants, tested over random observations: a busy node is left alone; a node gets at most
 //! one action that changes its process or data; a data directory that is or was a primary's is
 //! never deleted; a new cluster is made only if none was known; only the primary is ever asked
-//! to be other than a replica; another primary is elected only while no process can write to the present one's data.
+//! to be other than a replica; another primary is elected only while no process of the present one can have a commit
+//! acknowledged: none is left, or each has been killed and waits in the kernel for its disk ([`NodeView::may_write`]);
+//! nothing is done that would write to a disk that takes nothing.
 //! Where each host has a supervisor of its own, each decides for its own node alone, and nobody can be sure that the other
 //! hosts' processes have been killed: see [`Office`]. Then a replica is elected only once so many replicas have turned
 //! away from the present primary that it can have no commit acknowledged any more.
 //!
 //! An election changes [`Intent::primary`]; the same rules then promote it and make replicas of the others.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{cell::OnceCell, collections::BTreeSet, time::Duration};
 
 use millrace_base::Lsn;
 use millrace_contract::status::Severity;
@@ -24,7 +26,7 @@ use crate::{
     observed::{
         DataState, Durability, Failure, FailureKind, Goal, Intent, NodeView, Observed, Office, ProcessState, Wish,
     },
-    plan::{Action, Discard, NodePlan, Plan},
+    plan::{Action, Discard, NodePlan, Plan, Trouble},
     promise::{self, Promise, PromiseStep},
     spec::NodeName,
 };
@@ -36,7 +38,7 @@ use succession::Succession;
 /// What to do now. `now` is monotonic.
 #[must_use]
 pub fn decide(observed: &Observed, intent: &Intent, now: Duration) -> Plan {
-    let mut case = Case { observed, intent, now, succession: Succession::Stay };
+    let mut case = Case { observed, intent, now, succession: Succession::Stay, promising: OnceCell::new() };
     case.succession = case.succession();
     let nodes = observed.nodes.iter().map(|(name, view)| (name.clone(), case.node(name, view))).collect();
     Plan { nodes, change: case.change() }
@@ -80,12 +82,22 @@ struct Case<'a> {
     intent: &'a Intent,
     now: Duration,
     succession: Succession,
+    promising: OnceCell<Promising>,
+}
+
+/// What is to be promised, and the way there.
+struct Promising {
+    wanted: Promise,
+    step: PromiseStep,
 }
 
 impl Case<'_> {
-    fn promise_step(&self, primary: &ServerState) -> PromiseStep {
-        let wanted = self.wanted_promise(primary);
-        promise::step(&self.intent.promise, &primary.synchronous_standby_names, &wanted, self.observed.arrived)
+    fn promising(&self, primary: &ServerState) -> &Promising {
+        self.promising.get_or_init(|| {
+            let (setting, wanted) = (&primary.synchronous_standby_names, self.wanted_promise(primary));
+            let step = promise::step(&self.intent.promise, setting, &wanted, self.observed.arrived);
+            Promising { wanted, step }
+        })
     }
 
     /// Members are the replicas that receive the primary's log, and those that have not for a moment only.
@@ -105,10 +117,10 @@ impl Case<'_> {
             .observed
             .nodes
             .iter()
-            .filter(|(name, view)| **name != self.intent.primary && member(name, view))
+            .filter(|(name, view)| **name != self.intent.primary && view.may_lead() && member(name, view))
             .map(|(name, _)| name.clone())
             .collect();
-        let replicas = self.observed.nodes.keys().filter(|name| **name != self.intent.primary);
+        let replicas = self.members().map(|(name, _)| name);
         if strict && members.len() < quorum.min(replicas.clone().count()) {
             // commits wait until enough of them are back
             return Promise::new(replicas.cloned().collect(), quorum);
@@ -116,7 +128,19 @@ impl Case<'_> {
         Promise::new(members, quorum)
     }
 
+    /// A full disk is said, whatever else the node does.
     fn node(&self, name: &NodeName, view: &NodeView) -> NodePlan {
+        let mut plan = self.usual(name, view);
+        if view.disk.full {
+            plan.sentence.push_str("; its disk is full");
+            let what_to_do =
+                format!("free space on the disk of {name}, or give it a larger one; the rest follows by itself");
+            plan.trouble = Some(Trouble { severity: Severity::Critical, what_to_do });
+        }
+        plan
+    }
+
+    fn usual(&self, name: &NodeName, view: &NodeView) -> NodePlan {
         if let Some((job, since)) = &view.busy {
             let seconds = self.now.saturating_sub(*since).as_secs();
             return NodePlan::wait(if seconds >= 2 { format!("{job}, {seconds} s so far") } else { job.clone() });
@@ -169,7 +193,22 @@ impl Case<'_> {
         NodePlan::act(Action::Stop(StopMode::Fast), "stops")
     }
 
+    /// Whatever was begun would wait for the disk too, and the supervisor with it.
+    fn held_up(&self, view: &NodeView) -> Option<NodePlan> {
+        if let Some(stuck) = view.stuck_for(self.now) {
+            let plan = NodePlan::wait(format!("its disk has taken nothing for {} s", stuck.as_secs()));
+            let lasts = stuck >= self.intent.policy.silent_max;
+            return Some(if lasts { plan.trouble(Severity::Critical, "look at the machine's disks") } else { plan });
+        }
+        let ends = view.dying && !view.may_write;
+        let wait = || NodePlan::wait("has been killed, and ends when its disk answers");
+        ends.then(|| wait().trouble(Severity::Critical, "look at the machine's disks"))
+    }
+
     fn primary(&self, name: &NodeName, view: &NodeView) -> NodePlan {
+        if let Some(wait) = self.held_up(view) {
+            return wait;
+        }
         match &view.process {
             ProcessState::None => self.primary_down(name, view),
             ProcessState::Running { ready, .. } => self.primary_up(view, *ready),
@@ -233,8 +272,8 @@ impl Case<'_> {
         }
         let mut actions = Vec::new();
         // the first commits may wait for replicas, and those for their slots
-        if let Some(slots) = &self.observed.slots {
-            actions.extend(self.missing_slots(slots).map(|replica| Action::CreateSlot { replica }));
+        if self.observed.slots.is_some() {
+            actions.extend(self.missing_slots().map(|replica| Action::CreateSlot { replica }));
         }
         if !self.observed.roles_ready {
             actions.push(Action::EnsureRoles);
@@ -243,8 +282,8 @@ impl Case<'_> {
             actions.push(Action::HandOver);
             return NodePlan { actions, sentence: format!("is handed over to {to}"), trouble: None };
         }
-        if let (PromiseStep::Set(promise), false) = (self.promise_step(server), self.intent.promoting) {
-            actions.push(Action::SetPromise(promise));
+        if let (PromiseStep::Set(promise), false) = (&self.promising(server).step, self.intent.promoting) {
+            actions.push(Action::SetPromise(promise.clone()));
         }
         let plan = NodePlan { actions, sentence: "accepts writes".to_owned(), trouble: None };
         self.say_what_is_promised(plan, server)
@@ -253,15 +292,12 @@ impl Case<'_> {
     /// A promise that is less than what is configured is said.
     fn say_what_is_promised(&self, plan: NodePlan, primary: &ServerState) -> NodePlan {
         let Durability::Quorum { quorum, .. } = self.intent.policy.durability else { return plan };
-        let replicas = self.observed.nodes.len().saturating_sub(1);
-        let streaming =
-            self.observed.nodes.iter().filter(|(n, v)| **n != self.intent.primary && v.absent_since.is_none()).count();
-        let needed = quorum.min(replicas);
-        let wanted = self.wanted_promise(primary);
+        let streaming = self.members().filter(|(_, view)| view.absent_since.is_none()).count();
+        let needed = quorum.min(self.members().count());
         if streaming >= needed {
             return plan;
         }
-        let sentence = match wanted.quorum {
+        let sentence = match self.promising(primary).wanted.quorum {
             0 => "accepts writes; no replica has them yet".to_owned(),
             quorum => format!("commits wait for {quorum} of the replicas, and {streaming} receive its log"),
         };
@@ -271,16 +307,21 @@ impl Case<'_> {
         )
     }
 
+    /// Replicas that commits may wait for.
+    fn members(&self) -> impl Iterator<Item = (&NodeName, &NodeView)> + Clone {
+        self.observed.nodes.iter().filter(|(name, view)| **name != self.intent.primary && view.may_lead())
+    }
+
     /// Those of replicas that are not about to be rebuilt, which makes the slot anew.
-    fn missing_slots<'s>(&'s self, slots: &'s [Slot]) -> impl Iterator<Item = NodeName> + 's {
+    fn missing_slots(&self) -> impl Iterator<Item = NodeName> {
         self.observed
             .nodes
             .iter()
-            .filter(move |(name, view)| {
+            .filter(|(name, view)| {
                 **name != self.intent.primary
                     && view.busy.is_none()
                     && matches!(view.data, DataState::Whole { standby: true, .. })
-                    && !slots.iter().any(|slot| slot.name == name.slot())
+                    && self.slot(name).is_none()
             })
             .map(|(name, _)| name.clone())
     }
@@ -294,7 +335,7 @@ impl Case<'_> {
     }
 
     fn replica_down(&self, name: &NodeName, view: &NodeView) -> NodePlan {
-        if let Some(wait) = self.backing_off(view) {
+        if let Some(wait) = self.held_up(view).or_else(|| self.backing_off(view)) {
             return wait;
         }
         let primary = &self.intent.primary;
@@ -348,6 +389,9 @@ impl Case<'_> {
         if deposed && self.observed.office != Office::Undivided {
             return NodePlan::act(Action::Fence, format!("was the primary, and {primary} is: is killed"));
         }
+        if let Some(wait) = self.held_up(view) {
+            return wait;
+        }
         let Some(server) = &view.server else { return silent(view, ready) };
         if !server.in_recovery {
             return NodePlan::act(
@@ -381,6 +425,7 @@ impl Case<'_> {
         }
         if server.streaming {
             return NodePlan::wait(match self.lag(server) {
+                Some(_) if view.part.delayed => format!("streams from {primary}, and applies it later, as configured"),
                 Some(0) => format!("streams from {primary}"),
                 Some(bytes) => format!("streams from {primary}, {bytes} bytes behind"),
                 None => format!("streams from {primary}, which does not answer"),
@@ -392,6 +437,12 @@ impl Case<'_> {
         let slot = self.slot(name);
         if slot.is_some_and(Slot::is_lost) {
             return self.rebuild(view, discard(view), self.lost_slot());
+        }
+        if view.part.delayed {
+            // a server asks for more log once it has applied what it has: until then the slot keeps it
+            return NodePlan::wait(format!(
+                "applies late what it has, as configured, and then asks {primary} for more"
+            ));
         }
         let waited = view.not_streaming_since.map_or(Duration::ZERO, |since| self.now.saturating_sub(since));
         if waited < self.intent.policy.not_streaming_max {
@@ -407,8 +458,16 @@ impl Case<'_> {
                 format!("holds log that {primary} does not; it is kept aside, and the node made anew"),
             );
         }
+        let received = server.received_lsn.unwrap_or(Lsn::INVALID).max(server.lsn);
+        if received > ahead.lsn {
+            // PostgreSQL asks for the rest of it for ever; a primary whose log finds no room ends within a record
+            let sentence = format!(
+                "has the first part of a record that {primary} does not have; it is kept aside, and the node made anew"
+            );
+            return self.rebuild(view, Discard::MoveAside, sentence);
+        }
         let kept_from = slot.and_then(|slot| slot.restart_lsn);
-        if kept_from.is_some_and(|kept_from| kept_from > server.received_lsn.unwrap_or(Lsn::INVALID).max(server.lsn)) {
+        if kept_from.is_some_and(|kept_from| kept_from > received) {
             return self.rebuild(view, discard(view), format!("needs log that {primary} no longer has and is rebuilt"));
         }
         NodePlan::wait(format!("has received nothing from {primary} for {} s", waited.as_secs()))
@@ -422,11 +481,11 @@ impl Case<'_> {
         let changes = self.intent.promoting || self.intent.wish.is_some() || self.intent.goal == Goal::Stop;
         let well = |(other, view): (&NodeName, &NodeView)| {
             let replica = *other != self.intent.primary && other != name;
-            let lacks = view.slots.as_ref().is_none_or(|own| missing_logical(primary, own));
+            let lacks = view.may_lead() && view.slots.as_ref().is_none_or(|own| missing_logical(primary, own));
             // the first by name that lacks them begins
             view.busy.is_none() && (!replica || view.absent_since.is_none() && (other > name || !lacks))
         };
-        !changes && missing_logical(primary, own) && self.observed.nodes.iter().all(well)
+        !changes && view.may_lead() && missing_logical(primary, own) && self.observed.nodes.iter().all(well)
     }
 
     /// A base backup, as soon as the primary can give one.
@@ -447,6 +506,10 @@ impl Case<'_> {
         }
         if let Some(wait) = self.backing_off(view) {
             return wait;
+        }
+        if view.disk.full {
+            // begun without room it would end halfway, and leave nothing that can be used
+            return NodePlan::wait(format!("{sentence}, once there is room"));
         }
         NodePlan::act(action(from), sentence)
     }
@@ -477,7 +540,8 @@ impl Case<'_> {
     }
 
     fn slot(&self, replica: &NodeName) -> Option<&Slot> {
-        self.observed.slots.as_ref()?.iter().find(|slot| slot.name == replica.slot())
+        let name = replica.slot();
+        self.observed.slots.as_ref()?.iter().find(|slot| slot.name == name)
     }
 
     fn lag(&self, replica: &ServerState) -> Option<u64> {
@@ -556,6 +620,8 @@ fn unusable(data: &DataState, name: &NodeName) -> NodePlan {
     NodePlan::wait(what).trouble(Severity::Critical, what_to_do)
 }
 
+#[cfg(test)]
+mod disks;
 #[cfg(test)]
 mod failover;
 #[cfg(test)]

@@ -9,7 +9,7 @@ use millrace_base::Lsn;
 use millrace_pg::catalog::ServerState;
 
 use crate::{
-    observed::{DataState, Durability, Intent, NodeView, Observed, Office, Wish},
+    observed::{DataState, DiskView, Durability, Intent, NodeView, Observed, Office, Wish},
     promise::Promise,
     spec::NodeName,
 };
@@ -33,6 +33,16 @@ struct Candidate<'a> {
     received: Lsn,
     /// It has the primary's slots for decoding.
     has_slots: bool,
+    /// 0: it counts as a witness alone.
+    priority: u32,
+    disk: DiskView,
+}
+
+impl Candidate<'_> {
+    /// It can write.
+    fn is_fit(&self) -> bool {
+        self.disk == DiskView::default()
+    }
 }
 
 /// Tries to start a lost primary again before a node without its slots is taken.
@@ -70,7 +80,8 @@ fn candidate<'a>(
     }
     let has = |wanted: &String| view.slots.iter().flatten().any(|slot| slot.name == *wanted && slot.is_kept_logical());
     let has_slots = observed.logical_slots.iter().all(has);
-    Some(Candidate { name, timeline: server.timeline, received, has_slots })
+    let priority = view.part.priority;
+    Some(Candidate { name, timeline: server.timeline, received, has_slots, priority, disk: view.disk })
 }
 
 /// Whether an elected primary may have acknowledged commits already, of which nobody knows where they are: as long as it
@@ -101,7 +112,8 @@ pub fn elect(observed: &Observed, intent: &Intent, now: Duration) -> Election {
     // the one that was chosen when it streamed
     if let (Some(Wish::Switchover { to }), Some(end)) = (&intent.wish, observed.handed_over) {
         let together = observed.office == Office::Undivided;
-        let whole = candidates.iter().filter(|c| end.is_within(c.received, c.timeline) && (together || c.name == to));
+        let fits = |c: &&Candidate<'_>| c.priority > 0 && (together || c.name == to);
+        let whole = candidates.iter().filter(|c| end.is_within(c.received, c.timeline)).filter(fits);
         return match whole.max_by_key(|candidate| candidate.name == to) {
             Some(heir) => Election::Elected { node: heir.name.clone(), missing: None },
             None => Election::No("no replica has received its last log".to_owned()),
@@ -112,16 +124,33 @@ pub fn elect(observed: &Observed, intent: &Intent, now: Duration) -> Election {
     // members have followed the primary's timeline; how far another has got says nothing if it has log of its own.
     // Of those that are equally far the one that is wished for, then the first by name.
     let promised = !promise.is_none();
-    let eligible = candidates.iter().rev().filter(|c| !promised || promise.members.contains(c.name));
-    let rank =
-        |c: &Candidate<'_>| (if promised { 0 } else { c.timeline }, c.received, c.has_slots, wished == Some(c.name));
-    let Some(best) = eligible.max_by_key(|candidate| rank(candidate)) else {
-        return Election::No("no replica answers".to_owned());
+    let witnesses = || candidates.iter().rev().filter(|c| !promised || promise.members.contains(c.name));
+    let rank = |c: &Candidate<'_>| {
+        let timeline = if promised { 0 } else { c.timeline };
+        (timeline, c.received, c.is_fit(), c.has_slots, wished == Some(c.name), c.priority)
     };
+    let Some(best) = witnesses().filter(|c| c.priority > 0).max_by_key(|candidate| rank(candidate)) else {
+        return Election::No("no replica answers that may be the primary".to_owned());
+    };
+    // commits waited for it before it was told never to lead
+    if let Some(ahead) = witnesses().find(|c| promised && c.received > best.received) {
+        return Election::No(format!(
+            "{} has commits that {} lacks, and may not be the primary",
+            ahead.name, best.name
+        ));
+    }
     let seen: BTreeSet<NodeName> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
     let missing = of_last(best.received);
     let node = best.name.clone();
     let tries = observed.nodes.get(&intent.primary).and_then(|view| view.failure.as_ref()).map_or(1, |f| f.next_try);
+    // whoever has less of the log is not taken instead
+    if best.disk.stuck_since.is_some() {
+        return Election::No(format!("the disk of {node}, which has the most, takes nothing either"));
+    }
+    let of_primary = observed.nodes.get(&intent.primary).map(|view| view.disk).unwrap_or_default();
+    if best.disk.full && of_primary.full {
+        return Election::No(format!("the disk of {node}, which has the most, is full too"));
+    }
     if !best.has_slots && tries <= TRIES_FOR_SLOTS {
         return Election::No(format!("{node} does not have the slots yet without which capture cannot go on"));
     }

@@ -13,10 +13,13 @@
 pub mod act;
 mod asked;
 pub mod decide;
+mod disk;
 pub mod election;
 pub mod error;
 pub mod history;
 pub mod logical;
+#[cfg(test)]
+mod model;
 mod node;
 pub mod observe;
 pub mod observed;
@@ -35,7 +38,9 @@ pub mod topology;
 
 pub use decide::decide;
 pub use error::ClusterError;
-pub use observed::{DataState, Durability, Failure, Goal, Intent, NodeView, Observed, Policy, ProcessState, Wish};
+pub use observed::{
+    DataState, DiskView, Durability, Failure, Goal, Intent, NodeView, Observed, Policy, ProcessState, Wish,
+};
 pub use plan::{Action, Change, Discard, NodePlan, Plan};
 pub use promise::Promise;
 pub use spec::{AgentSpec, ClusterSpec, Limits, NodeName, NodeSpec};

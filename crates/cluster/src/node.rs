@@ -2,19 +2,20 @@
 //!
 //! Invariant: while a step is under way (`busy`), it alone owns the node's process.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use millrace_base::{Backoff, Lsn};
+use millrace_base::{Backoff, Clock, Lsn};
 use millrace_pg::{
-    ConnectParams, Connection, PgError, Postmaster, ServerSpec, Setting,
+    ConnectParams, Connection, PgError, Postmaster, Processes, ServerSpec, Setting,
     catalog::{self, ServerState, Slot, Standby},
 };
 use tokio::time::timeout;
 
 use crate::{
+    disk::Disk,
     error::ClusterError,
     observe,
-    observed::{Failure, ProcessState},
+    observed::{DataState, Failure, NodeView, ProcessState},
     promise::Promise,
     spec::{ClusterSpec, Limits, NodeName, NodeSpec},
 };
@@ -67,6 +68,21 @@ pub(crate) struct Node {
     pub(crate) busy: Option<(String, Duration)>,
     pub(crate) failure: Option<Failure>,
     pub(crate) backoff: Backoff,
+    disk: Disk,
+    /// At the last look.
+    pub(crate) took_nothing: bool,
+    /// Its server has not been given the settings as they are now; they are written not before this. Monotonic.
+    pub(crate) unconfigured: Option<Duration>,
+    /// As they were seen last.
+    files: Option<Files>,
+}
+
+/// What a node is by its files.
+#[derive(Debug, Clone)]
+struct Files {
+    data: DataState,
+    was_primary: bool,
+    rogue: bool,
 }
 
 /// A setting that the server has taken.
@@ -88,9 +104,19 @@ fn is_an_answer(error: &PgError) -> bool {
 }
 
 impl Node {
-    pub(crate) fn new(spec: &ClusterSpec, node: &NodeSpec, now: Duration) -> Result<Self, ClusterError> {
+    pub(crate) fn new(spec: &ClusterSpec, node: &NodeSpec, clock: &Arc<dyn Clock>) -> Result<Self, ClusterError> {
+        let (server, now) = (spec.server(node), clock.monotonic());
+        let disk = Disk::of_server(&server, clock.clone());
         Ok(Self {
-            server: spec.server(node),
+            disk: disk.map_err(|source| ClusterError::Io {
+                doing: "watch the disk of",
+                path: node.folder.clone(),
+                source,
+            })?,
+            took_nothing: false,
+            unconfigured: None,
+            files: None,
+            server,
             params: spec.superuser(node)?,
             spec: node.clone(),
             postmaster: None,
@@ -124,7 +150,7 @@ impl Node {
         })
     }
 
-    pub(crate) fn process(&mut self) -> ProcessState {
+    fn process(&self) -> ProcessState {
         match (self.pid, &self.busy) {
             (Some(pid), _) => ProcessState::Running { pid, ready: self.ready },
             (None, Some(_)) => ProcessState::None,
@@ -132,8 +158,46 @@ impl Node {
         }
     }
 
+    /// Files and processes, without asking the server, which said `answer`.
+    pub(crate) fn look(&mut self, now: Duration, primary: bool, answer: Option<ServerState>) -> NodeView {
+        let disk = self.disk.look(now);
+        self.took_nothing = disk.stuck_since.is_some();
+        let Files { data, was_primary, rogue } = match self.files.take().filter(|_| self.took_nothing) {
+            // looking again could wait for the disk
+            Some(files) => files,
+            None => Files {
+                data: observe::data_state(&self.server),
+                was_primary: observe::was_primary(&self.spec),
+                rogue: observe::is_rogue(&self.spec),
+            },
+        };
+        self.files = Some(Files { data: data.clone(), was_primary, rogue });
+        let process = self.process();
+        let processes = if self.pid.is_some() { Processes::Alive } else { self.server.processes() };
+        NodeView {
+            part: self.spec.part(),
+            data,
+            was_primary,
+            rogue,
+            process,
+            may_write: processes == Processes::Alive,
+            dying: processes == Processes::Dying,
+            disk,
+            server: answer,
+            slots: self.slots.clone(),
+            silent_since: self.silent_since(),
+            not_streaming_since: if primary { None } else { self.not_streaming_since },
+            absent_since: self.absent_since,
+            heard_at: self.heard_at,
+            vote: self.vote,
+            follows: self.follows.clone(),
+            busy: self.busy.clone(),
+            failure: self.failure.clone(),
+        }
+    }
+
     /// Since when it has been silent. One probe that failed proves nothing: this process may have been stopped itself.
-    pub(crate) fn silent_since(&self) -> Option<Duration> {
+    fn silent_since(&self) -> Option<Duration> {
         self.silent_since.filter(|_| !self.ready || self.probes_failed > 1)
     }
 

@@ -76,17 +76,51 @@ pub struct Failure {
     pub next_try: u32,
 }
 
+/// What a node is for, by the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Of those that have got equally far the greatest is elected. 0: it never becomes the primary, and no commit waits
+    /// for it.
+    pub priority: u32,
+    /// It applies what it receives later.
+    pub delayed: bool,
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Self { priority: 1, delayed: false }
+    }
+}
+
+/// A node's disks, as writing to them showed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskView {
+    /// A small write has been waiting since, longer than one should. Monotonic.
+    pub stuck_since: Option<Duration>,
+    /// There is hardly room for another segment of log.
+    pub full: bool,
+}
+
 /// One node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeView {
+    #[serde(default)]
+    pub part: Part,
     pub data: DataState,
     /// The data directory once was a primary's, by the mark beside it.
     pub was_primary: bool,
     pub process: ProcessState,
     /// Someone else promoted it; what was written there is kept.
     pub rogue: bool,
-    /// Processes of a server work in the data directory, those of a killed server included: they may still write.
+    /// Processes of a server work in the data directory, those of a killed server included: they may still write. Those
+    /// that have been killed and wait in the kernel for a disk do not count: a commit is acknowledged by a program that
+    /// goes on after its log is on the disk, and these do not. What their last write leaves there is undone by a rewind.
     pub may_write: bool,
+    /// Such processes are there, and nobody else may work in the data directory.
+    #[serde(default)]
+    pub dying: bool,
+    #[serde(default)]
+    pub disk: DiskView,
     /// What the server answered just now; `None` if it did not.
     pub server: Option<ServerState>,
     /// Its slots; `None` if it did not answer.
@@ -114,6 +148,16 @@ impl NodeView {
         !self.rogue && !self.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::Rewind)
     }
 
+    /// It may become the primary, and commits may wait for it.
+    pub(crate) fn may_lead(&self) -> bool {
+        self.part.priority > 0
+    }
+
+    /// How long its disk has taken nothing, if that is worth a word.
+    pub(crate) fn stuck_for(&self, now: Duration) -> Option<Duration> {
+        self.disk.stuck_since.map(|since| now.saturating_sub(since))
+    }
+
     /// Nothing can be added any more to what it has of the log of this term's primary.
     pub(crate) fn is_settled(&self, term: u64) -> bool {
         self.vote == Some(term) && self.server.as_ref().is_some_and(|server| server.deaf)
@@ -121,7 +165,8 @@ impl NodeView {
 
     /// As seen by another clock: `shift` takes a time of the one to that of the other.
     pub(crate) fn shifted(mut self, shift: impl Fn(Duration) -> Duration) -> Self {
-        for time in [&mut self.silent_since, &mut self.not_streaming_since, &mut self.absent_since] {
+        let silent = [&mut self.silent_since, &mut self.not_streaming_since, &mut self.absent_since];
+        for time in silent.into_iter().chain([&mut self.disk.stuck_since]) {
             *time = time.map(&shift);
         }
         self.heard_at = shift(self.heard_at);
@@ -230,6 +275,16 @@ pub enum Wish {
     Failover { to: NodeName },
 }
 
+/// What an operator has said that has nothing to do with who is the primary; kept in the record that supervisors on
+/// several hosts share.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// The user's own settings of every server; `None`: each host's own configuration says them.
+    pub settings: Option<BTreeMap<String, String>>,
+    /// The node whose server is to be restarted, until its supervisor has begun.
+    pub restart: Option<NodeName>,
+}
+
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intent {
@@ -246,6 +301,7 @@ pub struct Intent {
     /// No election, by an operator's word.
     pub paused: bool,
     pub wish: Option<Wish>,
+    pub said: Said,
     pub policy: Policy,
 }
 
@@ -283,7 +339,7 @@ impl Intent {
             // who is ahead has log that the elected one has not, and is no witness of what that one writes
             let settled = observed.office == Office::Undivided || view.is_settled(self.term);
             let there = *name != self.primary && settled && received(view).is_some_and(|other| Some(other) <= end);
-            (name != elected && (strict || there)).then(|| name.clone())
+            (name != elected && view.may_lead() && (strict || there)).then(|| name.clone())
         };
         Promise::new(observed.nodes.iter().filter_map(answers).collect(), quorum)
     }

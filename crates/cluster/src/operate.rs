@@ -2,7 +2,10 @@
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{spec::NodeName, status::ClusterStatus};
+use crate::{
+    spec::{ClusterSpec, NodeName},
+    status::ClusterStatus,
+};
 
 /// What has been done, or why it was not.
 pub type Reply = Result<String, String>;
@@ -13,6 +16,8 @@ pub(crate) enum Order {
     Failover { to: NodeName, reply: oneshot::Sender<Reply> },
     Pause { paused: bool, reply: oneshot::Sender<Reply> },
     Reinit { node: NodeName, reply: oneshot::Sender<Reply> },
+    Reload { spec: Box<ClusterSpec>, reply: oneshot::Sender<Reply> },
+    Restart { node: NodeName, reply: oneshot::Sender<Reply> },
 }
 
 /// A running supervisor, as others may ask it.
@@ -64,6 +69,24 @@ impl Handle {
     /// See [`Handle::switchover`].
     pub async fn reinit(&self, node: NodeName) -> Reply {
         self.ask(|reply| Order::Reinit { node, reply }).await
+    }
+
+    /// Every server is given what `spec` says: settings, who may come in, and how the cluster is run. On many hosts the
+    /// settings go to all of them. Check them first: [`ClusterSpec::check_settings`].
+    ///
+    /// # Errors
+    /// See [`Handle::switchover`].
+    pub async fn reload(&self, spec: ClusterSpec) -> Reply {
+        self.ask(|reply| Order::Reload { spec: Box::new(spec), reply }).await
+    }
+
+    /// A server stopped and started again; answers when that has begun. The primary waits until no client has a
+    /// transaction open, and stays the primary.
+    ///
+    /// # Errors
+    /// See [`Handle::switchover`].
+    pub async fn restart(&self, node: NodeName) -> Reply {
+        self.ask(|reply| Order::Restart { node, reply }).await
     }
 
     async fn ask(&self, order: impl FnOnce(oneshot::Sender<Reply>) -> Order) -> Reply {

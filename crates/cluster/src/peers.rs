@@ -14,7 +14,9 @@ use crate::{
     decide::choose_primary,
     error::ClusterError,
     history::Entry,
-    observed::{DataState, Failure, FailureKind, Goal, Intent, LogEnd, NodeView, Observed, Office, ProcessState},
+    observed::{
+        DataState, DiskView, Failure, FailureKind, Goal, Intent, LogEnd, NodeView, Observed, Office, ProcessState,
+    },
     plan::{Action, Change, NodePlan, Plan},
     promise::Promise,
     spec::NodeName,
@@ -49,7 +51,8 @@ pub(crate) struct Word {
 /// The others, as far as they have been heard.
 #[derive(Debug)]
 pub(crate) struct Peers {
-    node: NodeName,
+    /// `None`: this supervisor has no node, and listens.
+    node: Option<NodeName>,
     /// As it was at the beginning of this cycle.
     shared: Shared,
     /// The record has been heard once.
@@ -58,8 +61,6 @@ pub(crate) struct Peers {
     pub(crate) made: Option<u64>,
     vacant_since: Option<Duration>,
     gone_since: BTreeMap<NodeName, Duration>,
-    /// Nothing has been heard since.
-    deaf_since: Option<Duration>,
     heard: BTreeSet<NodeName>,
     /// A change of the record of this revision was asked for then, and whether it was made is not known.
     uncertain: Option<(i64, Duration)>,
@@ -69,7 +70,7 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    pub(crate) fn new(node: NodeName) -> Self {
+    pub(crate) fn new(node: Option<NodeName>) -> Self {
         Self {
             node,
             shared: Shared::default(),
@@ -77,7 +78,6 @@ impl Peers {
             made: None,
             vacant_since: None,
             gone_since: BTreeMap::new(),
-            deaf_since: None,
             heard: BTreeSet::new(),
             uncertain: None,
             leaves: None,
@@ -85,17 +85,22 @@ impl Peers {
     }
 
     /// The node of this supervisor.
-    pub(crate) fn node(&self) -> &NodeName {
-        &self.node
+    pub(crate) fn node(&self) -> Option<&NodeName> {
+        self.node.as_ref()
+    }
+
+    /// It is this supervisor's node.
+    pub(crate) fn is_own(&self, name: &NodeName) -> bool {
+        self.node.as_ref() == Some(name)
     }
 
     pub(crate) fn is_connected(&self) -> bool {
         self.shared.connected
     }
 
-    /// Since when etcd has not been reached, if it is not.
-    pub(crate) fn deaf_since(&self) -> Option<Duration> {
-        self.deaf_since
+    /// The record has been heard.
+    pub(crate) fn is_known(&self) -> bool {
+        self.known
     }
 
     /// Events of the cluster, oldest first.
@@ -113,7 +118,6 @@ impl Peers {
     ) -> Option<Word> {
         self.shared = shared;
         let shared = &self.shared;
-        self.deaf_since = (!shared.connected).then(|| self.deaf_since.unwrap_or(now));
         for node in nodes {
             if shared.members.contains_key(node) {
                 self.gone_since.remove(node);
@@ -141,6 +145,7 @@ impl Peers {
             promise: record.promise,
             paused: record.paused,
             wish: record.wish,
+            said: record.said,
             ..before.clone()
         };
         Some(Word { intent, first, handed_over: record.handed_over })
@@ -176,7 +181,7 @@ impl Peers {
         if officer.node != intent.primary || officer.term != intent.term || record.term != intent.term {
             return Office::Unknown;
         }
-        match officer.node == self.node {
+        match self.is_own(&officer.node) {
             true if self.is_valid(intent, leave, now) && (*lease == leave.lease || !self.shared.connected) => {
                 Office::Held
             }
@@ -187,12 +192,15 @@ impl Peers {
 
     /// This supervisor's node had the office, and has been the primary without a gap.
     fn is_valid(&self, intent: &Intent, leave: Leave, now: Duration) -> bool {
-        self.known && self.leaves.is_none() && intent.primary == self.node && now < leave.valid_until
+        // the record may be heard before the key of the office is
+        let resigned = |(record, _): &(ClusterRecord, i64)| record.resigned && record.term == intent.term;
+        let left = self.leaves.is_some() || self.shared.record.as_ref().is_some_and(resigned);
+        self.known && !left && self.is_own(&intent.primary) && now < leave.valid_until
     }
 
     /// When another host's agent was last heard.
     pub(crate) fn heard_at(&self, name: &NodeName) -> Option<Duration> {
-        let heard = self.shared.members.get(name).filter(|_| *name != self.node);
+        let heard = self.shared.members.get(name).filter(|_| !self.is_own(name));
         heard.map(|heard| heard.at)
     }
 
@@ -219,8 +227,11 @@ impl Peers {
             was_primary: primary,
             rogue: false,
             heard_at: Duration::ZERO,
+            part: Default::default(),
             process: ProcessState::None,
             may_write: primary && held,
+            dying: false,
+            disk: DiskView::default(),
             server: None,
             slots: None,
             silent_since: None,
@@ -252,18 +263,21 @@ impl Peers {
     ) {
         let office = self.office(intent, leave, now);
         observed.office = if self.is_ignorant(intent) { Office::Unknown } else { office };
-        for name in nodes.filter(|name| **name != self.node) {
+        for name in nodes {
+            if self.is_own(name) {
+                continue;
+            }
             let view = self.view(name, intent, observed.office == Office::Held, now);
             observed.nodes.insert(name.clone(), view);
         }
-        // it was made here, and whoever made it ended before the record had its identifier
-        let made = observed.nodes.get(&self.node).map(|view| &view.data);
-        if let (true, None, Some(DataState::Whole { system_id, standby: false })) =
-            (self.known && intent.primary == self.node, intent.system_id, made)
-        {
-            self.made = Some(*system_id);
-        }
-        if intent.primary == self.node {
+        if self.is_own(&intent.primary) {
+            let data = observed.nodes.get(&intent.primary).map(|view| &view.data);
+            // it was made here, and whoever made it ended before the record had its identifier
+            if let (true, None, Some(DataState::Whole { system_id, standby: false })) =
+                (self.known, intent.system_id, data)
+            {
+                self.made = Some(*system_id);
+            }
             return;
         }
         let Some(heard) = self.shared.members.get(&intent.primary) else { return };
@@ -295,7 +309,7 @@ impl Peers {
             return None;
         }
         let mut all = own.clone();
-        let others = shared.members.iter().filter(|(name, _)| **name != self.node);
+        let others = shared.members.iter().filter(|(name, _)| !self.is_own(name));
         all.nodes.extend(others.map(|(name, heard)| (name.clone(), heard.view())));
         let chosen = choose_primary(&all, None, first).map(|primary| {
             let mut begun = intent.clone();
@@ -313,7 +327,8 @@ impl Peers {
 
     /// What may be done of a plan by one who has not heard the record, or not what he has made of it himself.
     pub(crate) fn restrain(&self, mut plan: Plan, intent: &Intent) -> Plan {
-        if let Some(own) = plan.nodes.get_mut(&self.node).filter(|_| self.uncertain.is_some()) {
+        let Some(node) = &self.node else { return plan };
+        if let Some(own) = plan.nodes.get_mut(node).filter(|_| self.uncertain.is_some()) {
             // what commits wait for rests on the record, and nobody knows what that says now
             own.actions.retain(|action| !matches!(action, Action::SetPromise(_)));
         }
@@ -321,7 +336,7 @@ impl Peers {
             return plan;
         }
         plan.change = None;
-        if let Some(own) = plan.nodes.get_mut(&self.node)
+        if let Some(own) = plan.nodes.get_mut(node)
             && !matches!(own.actions.as_slice(), [Action::Adopt])
         {
             *own = NodePlan::wait("waits to hear of the cluster from etcd and the other agents")
@@ -332,14 +347,11 @@ impl Peers {
 
     /// What `change` needs, if it is this supervisor's to make.
     pub(crate) fn claim(&self, change: &Change, intent: &Intent) -> Option<Claim> {
-        let own = self.node == intent.primary;
-        if self.node.as_str().is_empty() {
-            // who has no node listens
-            return None;
-        }
+        let node = self.node.as_ref()?;
+        let own = *node == intent.primary;
         match change {
-            Change::Elect { node, .. } if *node == self.node => Some(Claim::Take(self.node.clone())),
-            Change::TakeOffice if own => Some(Claim::Take(self.node.clone())),
+            Change::Elect { node: elected, .. } if elected == node => Some(Claim::Take(node.clone())),
+            Change::TakeOffice if own => Some(Claim::Take(node.clone())),
             Change::Resign(_) if own => Some(Claim::Leave),
             Change::Promoted | Change::Promise(_) if own => Some(Claim::Hold),
             // its holder may be gone
@@ -375,14 +387,14 @@ impl Peers {
 
     /// A record of which nobody knows whether it was changed is to be written once more as it was: one of both comes true.
     pub(crate) fn is_to_be_made_certain(&self, intent: &Intent, now: Duration) -> bool {
-        let own = self.node == intent.primary && self.shared.connected;
+        let own = self.is_own(&intent.primary) && self.shared.connected;
         own && self.uncertain.is_some_and(|(_, since)| now.saturating_sub(since) >= CERTAIN)
     }
 
     /// The cluster that was made here has an identifier, and the record does not have it.
     pub(crate) fn lacks_system_id(&self, intent: &Intent) -> bool {
         let unknown = self.shared.record.as_ref().is_some_and(|(record, _)| record.system_id == 0);
-        unknown && intent.system_id.is_some() && intent.primary == self.node
+        unknown && intent.system_id.is_some() && self.is_own(&intent.primary)
     }
 }
 
@@ -399,6 +411,7 @@ pub(crate) fn record_of(
         promise: intent.promise.clone(),
         paused: intent.paused,
         wish: intent.wish.clone(),
+        said: intent.said.clone(),
         handed_over: handed_over.filter(|_| intent.term == present.term),
         resigned: *claim == Claim::Leave,
         ..ClusterRecord::new(intent.primary.clone(), intent.system_id.unwrap_or(0))

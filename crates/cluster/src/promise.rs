@@ -6,7 +6,7 @@
 //! becomes weaker is recorded before the primary is told; one that becomes stronger is recorded after the primary was
 //! told, and once what was acknowledged before has arrived as well.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -59,8 +59,14 @@ impl Promise {
         if self.is_none() {
             return String::new();
         }
-        let names: Vec<_> = self.members.iter().map(|name| format!("\"{name}\"")).collect();
-        format!("ANY {} ({})", self.quorum, names.join(", "))
+        let mut setting = format!("ANY {} (", self.quorum);
+        for (i, name) in self.members.iter().enumerate() {
+            setting.push_str(if i == 0 { "\"" } else { ", \"" });
+            setting.push_str(name.as_str());
+            setting.push('"');
+        }
+        setting.push(')');
+        setting
     }
 
     /// What a setting makes commits wait for; whatever the platform would not have written counts as nothing.
@@ -101,12 +107,13 @@ impl Promise {
 /// force, and what was acknowledged before it was is on `quorum` of its members.
 #[must_use]
 pub fn step(recorded: &Promise, setting: &str, wanted: &Promise, arrived: bool) -> PromiseStep {
-    let in_force = Promise::parse(setting);
+    let told = setting == wanted.setting();
+    let in_force = if told { Cow::Borrowed(wanted) } else { Cow::Owned(Promise::parse(setting)) };
     if !recorded.follows_from(&in_force) {
         // told by someone else: the record must not claim more
         return PromiseStep::Record(recorded.common(&in_force));
     }
-    if setting != wanted.setting() {
+    if !told {
         return match recorded.follows_from(wanted) {
             true => PromiseStep::Set(wanted.clone()),
             false => PromiseStep::Record(recorded.common(wanted)),

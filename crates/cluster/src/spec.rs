@@ -6,7 +6,12 @@ use millrace_base::{Secret, tls::TlsFiles};
 use millrace_pg::{Binaries, ConnectParams, HbaRule, RunAs, ServerSpec, Setting, server::Upstream};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::ClusterError, observed::Durability, settings, store::EtcdSpec};
+use crate::{
+    error::ClusterError,
+    observed::{Durability, Part},
+    settings,
+    store::EtcdSpec,
+};
 
 /// The platform's superuser on every server.
 pub const SUPERUSER: &str = "postgres";
@@ -56,6 +61,16 @@ pub struct NodeSpec {
     pub port: u16,
     /// Holds `data/` and what belongs to it ([`ServerSpec`]).
     pub folder: PathBuf,
+    /// See [`crate::observed::Part::priority`].
+    pub priority: u32,
+    /// It applies what it receives so much later: there is a state to look at from before a mistake. Its priority is 0.
+    pub apply_delay: Option<Duration>,
+}
+
+impl NodeSpec {
+    pub(crate) fn part(&self) -> Part {
+        Part { priority: self.priority, delayed: self.apply_delay.is_some() }
+    }
 }
 
 /// Sizes and times.
@@ -203,6 +218,12 @@ impl ClusterSpec {
         if let Some(name) = of_agent.filter(|name| self.node(name).is_none()) {
             return wrong(format!("there is no node {name}"));
         }
+        if self.nodes.first().is_some_and(|first| first.priority == 0) {
+            return wrong("the first node is the primary of a new cluster, and its failover_priority is 0".to_owned());
+        }
+        if let Some(node) = self.nodes.iter().find(|node| node.apply_delay.is_some() && node.priority > 0) {
+            return wrong(format!("node {} applies late, so its failover_priority is 0", node.name));
+        }
         match self.settings.iter().find(|s| RESERVED.contains(&s.name.to_ascii_lowercase().as_str())) {
             Some(setting) => wrong(format!("the setting {} is the platform's to decide", setting.name)),
             None => Ok(()),
@@ -226,6 +247,12 @@ impl ClusterSpec {
         let mut all = settings::of_platform(&self.limits, self.nodes.len());
         all.push(Setting::new("cluster_name", format!("millrace {}", node.name), "shown in the process list"));
         all.extend(self.settings.iter().cloned());
+        if let Some(delay) = node.apply_delay {
+            let delay = format!("{}ms", delay.as_millis());
+            all.push(Setting::new("recovery_min_apply_delay", delay, "there is a state from before a mistake"));
+            let why = "what is read here is old: the primary need not keep its dead rows for it";
+            all.push(Setting::new("hot_standby_feedback", "off", why));
+        }
         ServerSpec {
             binaries: self.binaries.clone(),
             run_as: self.run_as.clone(),
@@ -237,6 +264,18 @@ impl ClusterSpec {
             settings: all,
             hba: settings::hba(self),
         }
+    }
+
+    /// Whether a server would start with these settings, by its own program; nothing is changed.
+    ///
+    /// # Errors
+    /// The server's words, if it would not, or if none of this supervisor's nodes has data to try it with.
+    pub async fn check_settings(&self) -> Result<(), ClusterError> {
+        let made = |node: &&NodeSpec| self.server(node).data_dir().join("PG_VERSION").exists();
+        let Some(node) = self.own().find(made) else {
+            return Err(ClusterError::Spec("no node here could try the settings; say it on a node's host".to_owned()));
+        };
+        self.server(node).check_settings().await.map_err(ClusterError::node(&node.name))
     }
 
     /// Where `replica` gets its log from.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::ClusterError,
-    observed::{LogEnd, Wish},
+    observed::{LogEnd, Said, Wish},
     promise::Promise,
     spec::NodeName,
 };
@@ -36,6 +36,9 @@ pub struct ClusterRecord {
     /// What an operator wants. Kept where supervisors on several hosts share the record, not in the file.
     #[serde(default)]
     pub wish: Option<Wish>,
+    /// As above.
+    #[serde(default)]
+    pub said: Said,
     /// The primary of this term has ended in order, with its last record here. As above.
     #[serde(default)]
     pub handed_over: Option<LogEnd>,
@@ -57,6 +60,7 @@ impl ClusterRecord {
             promise,
             paused: false,
             wish: None,
+            said: Said::default(),
             handed_over: None,
             resigned: false,
         }

@@ -29,6 +29,8 @@ pub struct ClusterStatus {
     pub term: u64,
     /// What acknowledged commits are surely on besides the primary.
     pub promise: Promise,
+    /// A lost primary is replaced, by the configuration.
+    pub failover: bool,
     /// No election, by an operator's word.
     pub paused: bool,
     pub nodes: Vec<NodeStatus>,
@@ -58,6 +60,7 @@ pub(crate) fn assemble(
             && observed.roles_ready,
         term: intent.term,
         promise: intent.promise.clone(),
+        failover: intent.policy.failover,
         paused: intent.paused,
         system_id: intent.system_id,
         slots: observed.slots.iter().flatten().map(slot_status).collect(),
@@ -84,6 +87,9 @@ pub(crate) fn assemble(
             lsn: server.map(|server| server.lsn),
             lag_bytes: replica.then(|| lag(primary_lsn, server.map(|server| server.lsn))).flatten(),
             streaming: replica.then(|| server.map(|server| server.streaming)).flatten(),
+            failover_priority: node.priority,
+            apply_delay_s: node.apply_delay.map(|delay| delay.as_secs()),
+            pending_restart: server.map(|server| server.pending_restart.clone()).unwrap_or_default(),
             doing: planned.sentence.clone(),
         });
         if let Some(server) = server.filter(|server| !server.pending_restart.is_empty()) {
@@ -92,7 +98,7 @@ pub(crate) fn assemble(
                 subject: format!("node {}", node.name),
                 what: format!("settings wait for a restart: {}", server.pending_restart.join(", ")),
                 since: None,
-                what_to_do: "restart the platform when it suits".to_owned(),
+                what_to_do: "millrace cluster restart".to_owned(),
             });
         }
         if let Some(trouble) = &planned.trouble {
@@ -113,7 +119,8 @@ pub(crate) fn assemble(
     status.all_ready = status.primary_ready
         && observed.nodes.values().all(|view| view.busy.is_none())
         && status.nodes.iter().all(|node| {
-            node.state == NodeState::Running && (node.role == NodeRole::Primary || node.streaming == Some(true))
+            let streams = node.streaming == Some(true) || node.apply_delay_s.is_some();
+            node.state == NodeState::Running && (node.role == NodeRole::Primary || streams)
         });
     status
 }

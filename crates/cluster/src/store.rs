@@ -62,7 +62,8 @@ impl Member {
         let known = |member: &Self| {
             let mut view = member.view.clone();
             (view.heard_at, view.slots) = (Duration::ZERO, None);
-            for time in [&mut view.silent_since, &mut view.not_streaming_since, &mut view.absent_since] {
+            let silent = [&mut view.silent_since, &mut view.not_streaming_since, &mut view.absent_since];
+            for time in silent.into_iter().chain([&mut view.disk.stuck_since]) {
                 *time = time.map(|_| Duration::ZERO);
             }
             if let Some(server) = &mut view.server {

@@ -13,7 +13,7 @@ use std::{
 use futures::future::join_all;
 use millrace_base::{Clock, Lsn, Tasks};
 use millrace_pg::{
-    Postmaster, ServerError,
+    Postmaster,
     catalog::{self, ServerState},
     process::Exit,
 };
@@ -25,11 +25,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     decide::{choose_primary, decide},
+    disk::Disk,
     error::ClusterError,
     history::{self, Event as Happening},
     node::Node,
     observe,
-    observed::{Failure, FailureKind, Goal, Intent, LogEnd, NodeView, Observed, Office, Policy, ProcessState, Wish},
+    observed::{FailureKind, Goal, Intent, LogEnd, Observed, Office, Policy, ProcessState, Wish},
     operate::{Handle, Order, Reply},
     plan::{Change, Plan},
     promise::Promise,
@@ -39,8 +40,10 @@ use crate::{
 };
 
 mod begin;
+mod failures;
 mod guard;
 mod orders;
+mod reload;
 mod shared;
 mod vacancy;
 
@@ -88,6 +91,8 @@ pub struct Supervisor {
     wisher: Option<oneshot::Sender<Reply>>,
     /// Who waits until failover is paused, or is not.
     pausers: Vec<(bool, Duration, oneshot::Sender<Reply>)>,
+    /// Where the record is kept.
+    disk: Disk,
     status: watch::Sender<ClusterStatus>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     /// Watchers of processes and steps under way.
@@ -126,11 +131,14 @@ enum Done {
     },
     Replica,
     Stopped(Exit),
-    Fenced,
+    /// With what is left of the server, if it waits for its disk.
+    Fenced(Option<Box<Postmaster>>),
     Rewound,
     HandedOver,
     /// It runs on: clients' transactions did not end.
     NotHandedOver(Box<(Postmaster, String)>),
+    /// As above.
+    NotRestarted(Box<(Postmaster, String)>),
     Cancelled,
 }
 
@@ -152,7 +160,7 @@ impl Supervisor {
         let mut supervisor = Self {
             nodes: spec
                 .own()
-                .map(|node| Ok((node.name.clone(), Node::new(&spec, node, clock.monotonic())?)))
+                .map(|node| Ok((node.name.clone(), Node::new(&spec, node, &clock)?)))
                 .collect::<Result<_, ClusterError>>()?,
             intent: Intent {
                 goal: Goal::Run,
@@ -163,17 +171,15 @@ impl Supervisor {
                 promise: Promise::none(),
                 paused: false,
                 wish: None,
-                policy: Policy {
-                    failover: spec.limits.failover,
-                    durability: spec.limits.durability,
-                    not_streaming_max: spec.limits.not_streaming_max,
-                    silent_max: spec.limits.silent_max,
-                    start_max: spec.limits.start_max,
-                    absent_max: spec.limits.absent_max,
-                    hold: spec.limits.hold,
-                },
+                said: Default::default(),
+                policy: Policy::of(&spec),
             },
             others: spec.agent.as_ref().map(|agent| Others::new(agent, clock.clone())),
+            disk: Disk::of_folder(spec.state_dir.clone(), clock.clone()).map_err(|source| ClusterError::Io {
+                doing: "watch the disk of",
+                path: spec.state_dir.clone(),
+                source,
+            })?,
             spec,
             clock,
             roles_ready: false,
@@ -230,12 +236,21 @@ impl Supervisor {
         if let Some(primary) = self.nodes.get_mut(&self.intent.primary) {
             primary.promise = self.intent.promise.clone();
         }
-        self.keep_record(&self.intent)
+        self.keep_record(&self.intent.clone())
+    }
+
+    /// Whoever writes a record now waits, for nobody knows how long.
+    fn disk_hangs(&mut self) -> bool {
+        self.disk.look(self.clock.monotonic()).stuck_since.is_some()
     }
 
     /// Records what `intent` says, if it is not recorded already.
-    fn keep_record(&self, intent: &Intent) -> Result<(), ClusterError> {
+    fn keep_record(&mut self, intent: &Intent) -> Result<(), ClusterError> {
         let Some(system_id) = intent.system_id else { return Ok(()) };
+        if self.disk_hangs() {
+            let (path, source) = (self.spec.state_dir.clone(), std::io::Error::other("the disk takes nothing"));
+            return Err(ClusterError::Io { doing: "write to", path, source });
+        }
         let record = ClusterRecord {
             term: intent.term,
             promoting: intent.promoting,
@@ -258,17 +273,18 @@ impl Supervisor {
         self.watch_over();
         loop {
             self.hear(self.clock.monotonic());
+            self.heed().await;
             let observed = self.observe().await;
             let now = self.clock.monotonic();
             let observed = self.with_others(observed, now);
             let plan = self.restrained(decide(&observed, &self.intent, now));
             self.say(&observed, now);
             let mut told = status::assemble(&self.spec, &observed, &self.intent, &plan, (self.clock.wall(), now));
-            if let Some(deaf) = self.deafness(now) {
+            if let Some(deaf) = self.deafness() {
                 told.findings.insert(0, deaf);
             }
             if told.primary_ready {
-                self.writable_at = Some(self.primary_seen_at(now));
+                self.note_writable(&observed, now);
             }
             self.status.send_if_modified(|status| {
                 let changed = *status != told;
@@ -329,9 +345,12 @@ impl Supervisor {
     fn pause(&self, observed: &Observed, now: Duration) -> Duration {
         let mut pause = self.spec.limits.observe_interval;
         let lost = observed.nodes.get(&self.intent.primary).is_some_and(|view| view.silent_since.is_some());
+        let stuck = observed.nodes.values().any(|view| view.disk.stuck_since.is_some());
         let vacant = matches!(observed.office, Office::Vacant { .. });
         if self.intent.promoting || self.intent.wish.is_some() || lost || vacant {
             pause = VERY_SOON;
+        } else if stuck {
+            pause = SOON;
         }
         let recently = |since: Duration| now.saturating_sub(since) < SETTLING;
         for (name, view) in &observed.nodes {
@@ -355,26 +374,10 @@ impl Supervisor {
 
     /// Files and processes, without asking servers. `answers` has what they said.
     fn look(&mut self, answers: Option<&BTreeMap<NodeName, ServerState>>) -> Observed {
-        let primary = self.intent.primary.clone();
+        let (now, primary) = (self.clock.monotonic(), self.intent.primary.clone());
         let views = self.nodes.iter_mut().map(|(name, node)| {
-            let view = NodeView {
-                data: observe::data_state(&node.server),
-                was_primary: observe::was_primary(&node.spec),
-                rogue: observe::is_rogue(&node.spec),
-                process: node.process(),
-                may_write: node.pid.is_some() || node.server.has_processes(),
-                server: answers.and_then(|answers| answers.get(name)).cloned(),
-                slots: node.slots.clone(),
-                silent_since: node.silent_since(),
-                not_streaming_since: if *name == primary { None } else { node.not_streaming_since },
-                absent_since: node.absent_since,
-                heard_at: node.heard_at,
-                vote: node.vote,
-                follows: node.follows.clone(),
-                busy: node.busy.clone(),
-                failure: node.failure.clone(),
-            };
-            (name.clone(), view)
+            let answer = answers.and_then(|answers| answers.get(name)).cloned();
+            (name.clone(), node.look(now, *name == primary, answer))
         });
         Observed {
             nodes: views.collect(),
@@ -482,7 +485,11 @@ impl Supervisor {
         true
     }
 
-    fn happened(&self, happening: Happening) {
+    fn happened(&mut self, happening: Happening) {
+        if self.disk_hangs() {
+            tracing::warn!(?happening, "the history cannot be written: its disk takes nothing");
+            return;
+        }
         if let Err(error) = history::append(&self.spec.state_dir, self.clock.wall(), self.intent.term, happening) {
             tracing::warn!(%error, "the history cannot be written");
         }
@@ -574,7 +581,7 @@ impl Supervisor {
                         self.intent.system_id = Some(system_id);
                         match &mut self.others {
                             Some(others) => others.peers.made = Some(system_id),
-                            None => self.keep_record(&self.intent)?,
+                            None => self.keep_record(&self.intent.clone())?,
                         }
                     }
                     Ok(Done::Replica | Done::Rewound) => {
@@ -582,12 +589,7 @@ impl Supervisor {
                         node.backoff.reset();
                     }
                     Ok(Done::Stopped(exit)) => tracing::info!(node = %name, %exit, "server stopped"),
-                    // what it died of before is the better reason
-                    Ok(Done::Fenced) if node.failure.is_some() => {}
-                    Ok(Done::Fenced) => {
-                        let what = "the server did not answer and was killed".to_owned();
-                        self.record(&name, FailureKind::Crashed, what, None);
-                    }
+                    Ok(Done::Fenced(left)) => self.killed(&name, left),
                     Ok(Done::HandedOver) => {
                         // one that had to be killed is treated as lost
                         let control = millrace_pg::control_file::read(&node.server.data_dir()).ok();
@@ -610,6 +612,17 @@ impl Supervisor {
                         }
                         self.give_up(why).await;
                     }
+                    Ok(Done::NotRestarted(back)) => {
+                        let (postmaster, why) = *back;
+                        tracing::warn!(node = %name, why, "the primary is not restarted");
+                        if postmaster.is_running() {
+                            node.pid = Some(postmaster.pid());
+                            node.postmaster = Some(postmaster);
+                        } else {
+                            let what = "the server ended while it waited to be restarted".to_owned();
+                            self.record(&name, FailureKind::Crashed, what, None);
+                        }
+                    }
                     Ok(Done::Cancelled) => {}
                     Err(error) => self.failed(&name, &error),
                 }
@@ -618,52 +631,24 @@ impl Supervisor {
         Ok(())
     }
 
-    /// A server ended. If a step owns its process, the step knows.
-    async fn exited(&mut self, name: &NodeName, pid: u32) {
-        let Some(node) = self.nodes.get_mut(name) else { return };
-        let Some(mut postmaster) = node.postmaster.take_if(|postmaster| postmaster.pid() == pid) else { return };
-        let exit = postmaster.exited().await;
-        node.pid = None;
-        node.forget();
-        if self.intent.goal == Goal::Stop {
+    /// Nothing of a node's server can write any more.
+    fn killed(&mut self, name: &NodeName, left: Option<Box<Postmaster>>) {
+        if let Some(mut left) = left {
+            // it is ours to reap
+            self.tasks.spawn("end of a killed server", async move {
+                left.exited().await;
+                Ok::<_, ClusterError>(())
+            });
+        }
+        let Some(node) = self.nodes.get(name) else { return };
+        // what it died of before is the better reason
+        if node.failure.is_some() {
             return;
         }
-        if node.ready {
-            self.record(name, FailureKind::Crashed, format!("the server {exit}"), None);
-        } else {
-            let error = ClusterError::Node { node: name.clone(), source: postmaster.cause_of_end() };
-            self.failed(name, &error);
-        }
-    }
-
-    fn failed(&mut self, name: &NodeName, error: &ClusterError) {
-        let kind = match error {
-            ClusterError::Node { source: ServerError::Damaged { .. }, .. } => FailureKind::Damaged,
-            ClusterError::Node {
-                source:
-                    ServerError::Program { program: "pg_rewind", .. }
-                    | ServerError::ProgramTimeout { program: "pg_rewind", .. },
-                ..
-            } => FailureKind::Rewind,
-            ClusterError::Io { doing: "mark the data in", .. } => FailureKind::Rewind,
-            _ => FailureKind::Other,
+        let what = match node.took_nothing {
+            true => "the server's disk took nothing, and it was killed",
+            false => "the server did not answer and was killed",
         };
-        let whole = match error {
-            ClusterError::Node { source, .. } => source.to_string(),
-            other => other.to_string(),
-        };
-        let (what, said) = whole.split_once('\n').unwrap_or((&whole, ""));
-        if !said.is_empty() {
-            tracing::warn!(node = %name, said, "a server's last lines");
-        }
-        self.record(name, kind, what.trim_end_matches("; it said:").to_owned(), error.hint());
-    }
-
-    fn record(&mut self, name: &NodeName, kind: FailureKind, what: String, what_to_do: Option<String>) {
-        let at = self.clock.monotonic();
-        let Some(node) = self.nodes.get_mut(name) else { return };
-        let not_before = at + node.backoff.next_delay();
-        tracing::warn!(node = %name, next_try = node.backoff.tries(), "{what}");
-        node.failure = Some(Failure { kind, what, what_to_do, at, not_before, next_try: node.backoff.tries() });
+        self.record(name, FailureKind::Crashed, what.to_owned(), None);
     }
 }

@@ -77,6 +77,10 @@ impl Teller {
     }
 
     fn of_replica(&mut self, node: &NodeStatus) -> NodeHealth {
+        if node.apply_delay_s.is_some() && node.state == NodeState::Running {
+            // what is read there is old on purpose
+            return NodeHealth::Draining;
+        }
         let before = self.behind.contains(&node.name);
         let max = if before { self.replica_lag_max / 2 } else { self.replica_lag_max };
         match (node.state, node.lag_bytes) {
@@ -148,6 +152,9 @@ mod tests {
             lsn: None,
             lag_bytes,
             streaming: (role == NodeRole::Replica).then_some(true),
+            failover_priority: 1,
+            apply_delay_s: None,
+            pending_restart: Vec::new(),
             doing: String::new(),
         }
     }

@@ -23,6 +23,11 @@ use crate::{
     table::{Reader, identifier, kind, parse_document},
 };
 
+mod nodes;
+
+pub use nodes::Node;
+use nodes::nodes;
+
 /// The file's name in a platform's folder.
 pub const FILE_NAME: &str = "millrace.toml";
 
@@ -87,15 +92,6 @@ pub enum Durability {
     Quorum,
     /// The primary's disk.
     Asynchronous,
-}
-
-/// `[[cluster.nodes]]`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
-    pub name: String,
-    pub port: u16,
-    /// There with [`Config::etcd`].
-    pub host: Option<IpAddr>,
 }
 
 /// `[etcd]`
@@ -526,39 +522,6 @@ fn folder_of(table: &Reader<'_>, name: &'static str, base: &Path, folders: Folde
         table.wrong(at.span, format!("`{name}`: {} {what}", path.display()), Some(hint.to_owned()));
     }
     Some(path)
-}
-
-fn nodes(cluster: &Reader<'_>, ports: &mut Ports<'_>) -> Vec<Node> {
-    let Some(tables) = cluster.tables("nodes", &schema::NODE) else {
-        let defaults = [("a", 5440), ("b", 5441), ("c", 5442)];
-        for (name, port) in defaults {
-            ports.taken.push(Taken { port, by: format!("node {name}"), span: None });
-        }
-        return defaults.map(|(name, port)| Node { name: name.to_owned(), port, host: None }).to_vec();
-    };
-    if tables.is_empty() {
-        cluster.wrong(
-            None,
-            "`nodes`: a cluster has at least one node",
-            Some("remove the key for three, or add a [[cluster.nodes]]".to_owned()),
-        );
-    }
-    let mut nodes: Vec<Node> = Vec::new();
-    for table in &tables {
-        let name = table.name("name", 30, "");
-        if !name.is_empty() && nodes.iter().any(|n| n.name == name) {
-            table.wrong(None, format!("two nodes are called `{name}`"), Some("give each its own name".to_owned()));
-        }
-        let host = table.address("host");
-        // on another host the same port is another port
-        let first_here = nodes.iter().all(|node| node.host.is_none() || node.host == host);
-        let port = match host.is_none() || first_here {
-            true => ports.take(table, "port", || format!("node {name}")),
-            false => table.port("port").map_or(0, |at| at.value),
-        };
-        nodes.push(Node { name, port, host });
-    }
-    nodes
 }
 
 fn etcd(table: &Reader<'_>, platform: &str, folder: &Path, ports: &mut Ports<'_>) -> Etcd {

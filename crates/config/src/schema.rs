@@ -166,6 +166,18 @@ pub(crate) const NODE: Table = Table {
         ),
         key("port", "port", Required, "where the server listens"),
         key("host", "address", Nothing, "the host that it is on, with `[etcd]`: an address that the other hosts reach"),
+        key(
+            "failover_priority",
+            "integer",
+            Default("1"),
+            "0 to 100; of replicas that have got equally far the greatest becomes the primary. 0: it never does, and commits do not wait for it",
+        ),
+        key(
+            "apply_delay_seconds",
+            "integer",
+            Nothing,
+            "it applies what it receives so much later, up to 30 days: a state from before a mistake to look at with `millrace psql NODE`. Its `failover_priority` is 0, and the proxy sends it no readers",
+        ),
     ],
 };
 

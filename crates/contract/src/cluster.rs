@@ -84,6 +84,14 @@ pub enum Event {
         node: String,
         why: String,
     },
+    /// Other settings for every server, by an operator's word.
+    Settings {
+        changed: Vec<String>,
+    },
+    /// An operator wants a server restarted.
+    Restarted {
+        node: String,
+    },
 }
 
 impl Event {
@@ -98,6 +106,8 @@ impl Event {
             Self::Paused { paused: false } => "resume",
             Self::TookOffice { .. } => "new term",
             Self::Resigned { .. } => "resignation",
+            Self::Settings { .. } => "settings",
+            Self::Restarted { .. } => "restart",
         }
     }
 }
@@ -129,6 +139,8 @@ impl fmt::Display for Event {
             Self::Paused { paused: false } => f.write_str("failover resumed by an operator"),
             Self::TookOffice { node } => write!(f, "{node} begins a term"),
             Self::Resigned { node, why } => write!(f, "{node} makes way: {why}"),
+            Self::Settings { changed } => write!(f, "servers are given {}", changed.join(", ")),
+            Self::Restarted { node } => write!(f, "an operator wants {node} restarted"),
         }
     }
 }

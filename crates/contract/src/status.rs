@@ -31,11 +31,17 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// It is about a server of the cluster, or a slot of the primary.
+    /// It is about a server of the cluster, a slot of the primary, or where the cluster's state is kept.
     #[must_use]
     pub fn is_of_cluster(&self) -> bool {
-        matches!(self.subject.split(' ').next(), Some("node" | "slot"))
+        matches!(self.subject.split(' ').next(), Some("node" | "slot" | "etcd"))
     }
+}
+
+/// No finding is a warning or worse.
+#[must_use]
+pub fn is_healthy(findings: &[Finding]) -> bool {
+    findings.iter().all(|finding| finding.severity < Severity::Warning)
 }
 
 /// What a node is doing.
@@ -75,8 +81,21 @@ pub struct NodeStatus {
     pub lag_bytes: Option<u64>,
     /// Replica: whether it streams from the primary now.
     pub streaming: Option<bool>,
+    /// Of those that have got equally far the greatest is elected; 0: it never becomes the primary.
+    #[serde(default = "one")]
+    pub failover_priority: u32,
+    /// Replica: it applies what it receives so much later, as configured.
+    #[serde(default)]
+    pub apply_delay_s: Option<u64>,
+    /// Settings that its server takes at its next start.
+    #[serde(default)]
+    pub pending_restart: Vec<String>,
     /// What the supervisor does about it, as a sentence.
     pub doing: String,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// A replication slot on the primary.
@@ -258,9 +277,8 @@ pub struct Times {
 }
 
 impl PlatformStatus {
-    /// No finding is a warning or worse.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        self.findings.iter().all(|f| f.severity < Severity::Warning)
+        is_healthy(&self.findings)
     }
 }

@@ -1,6 +1,9 @@
 # Ends every process that works under the folder $1, then removes it, once standard input closes:
-# when its owner drops it or dies. $2 is the owner's pid, spared.
+# when its owner drops it or dies. $2 is the owner's pid, spared. What is mounted there is thawed first, so that whoever
+# waits for it can end, and taken away.
 read -r _ignored
+mounts=$(while read -r _ place _; do case $place in "$1"/*) echo "$place" ;; esac; done </proc/mounts)
+for place in $mounts; do fsfreeze --unfreeze "$place" 2>/dev/null; done
 signal=QUIT
 round=0
 while [ "$round" -lt 400 ]; do
@@ -12,4 +15,10 @@ while [ "$round" -lt 400 ]; do
     [ "$round" -eq 100 ] && signal=KILL
     sleep 0.03
 done
-rm -rf -- "$1"
+for place in $mounts; do umount "$place" || umount --lazy "$place"; done
+# a thread of its owner may put something there meanwhile
+round=0
+until rm -rf -- "$1" || [ "$round" -ge 10 ]; do
+    round=$((round + 1))
+    sleep 0.3
+done

@@ -8,7 +8,10 @@ use millrace_base::Micros;
 use proptest::prelude::*;
 
 use super::*;
-use crate::observed::Policy;
+use crate::{
+    model::{policy, slot_of},
+    observed::Policy,
+};
 
 const OURS: u64 = 7;
 const STEP: Duration = Duration::from_secs(1);
@@ -95,16 +98,9 @@ impl World {
                 promise: Promise::none(),
                 paused: false,
                 wish: None,
+                said: Default::default(),
                 // elections are simulated elsewhere
-                policy: Policy {
-                    failover: false,
-                    durability: Durability::Asynchronous { loss_max: 0 },
-                    not_streaming_max: Duration::from_secs(15),
-                    silent_max: Duration::from_secs(3),
-                    start_max: Duration::from_secs(60),
-                    absent_max: Duration::from_secs(5),
-                    hold: Duration::from_millis(1500),
-                },
+                policy: Policy { failover: false, durability: Durability::Asynchronous { loss_max: 0 }, ..policy() },
             },
         }
     }
@@ -140,8 +136,11 @@ impl World {
                 was_primary: node.was_primary,
                 rogue: node.promoted,
                 heard_at: Duration::ZERO,
+                part: Default::default(),
                 process: node.process.clone(),
                 may_write: node.process != ProcessState::None,
+                dying: false,
+                disk: crate::DiskView::default(),
                 server,
                 slots: None,
                 silent_since: None,
@@ -155,18 +154,10 @@ impl World {
             (name.clone(), view)
         });
         let slot = |name: &NodeName| Slot {
-            name: name.slot(),
-            slot_type: "physical".into(),
-            database: None,
-            temporary: false,
             active: self.nodes[name].streaming,
-            active_pid: None,
-            // a slot keeps log from its making on: less than one that was left behind needs
-            restart_lsn: Some(Lsn(if self.nodes[name].left_behind { 98 } else { 90 })),
-            confirmed_flush_lsn: None,
-            retained_bytes: None,
-            safe_wal_bytes: None,
             wal_status: Some(if self.lost.contains(name) { "lost" } else { "reserved" }.into()),
+            // it keeps log from its making on: less than one that was left behind needs
+            ..slot_of(name, Lsn(if self.nodes[name].left_behind { 98 } else { 90 }))
         };
         Observed {
             nodes: nodes.collect(),

@@ -95,6 +95,10 @@ impl Case<'_> {
         if vacant && (view.may_write || running || view.busy.is_some()) {
             return Some("has lost its lease".to_owned());
         }
+        // also one that has been killed for it, or has ended
+        if let Some(stuck) = view.stuck_for(self.now).filter(|stuck| *stuck >= intent.policy.silent_max) {
+            return Some(format!("its disk has taken nothing for {:.1} s", stuck.as_secs_f64()));
+        }
         if let ProcessState::Running { ready, .. } = view.process {
             let limit = if ready { intent.policy.silent_max } else { intent.policy.start_max };
             let silent = self.now.saturating_sub(view.silent_since?);
@@ -147,8 +151,8 @@ impl Case<'_> {
         if self.intent.promoting {
             return Some(Change::Promoted);
         }
-        match self.promise_step(server) {
-            PromiseStep::Record(promise) => Some(Change::Promise(promise)),
+        match &self.promising(server).step {
+            PromiseStep::Record(promise) => Some(Change::Promise(promise.clone())),
             PromiseStep::Kept | PromiseStep::CatchingUp | PromiseStep::Set(_) => None,
         }
     }
@@ -176,7 +180,8 @@ impl Case<'_> {
             DataState::Absent => self.intent.system_id.is_none(),
             _ => false,
         };
-        usable && view.busy.is_none() && self.intent.goal == Goal::Run
+        let writable = view.disk.stuck_since.is_none() && (view.may_write || !view.dying);
+        usable && writable && view.busy.is_none() && self.intent.goal == Goal::Run
     }
     /// The primary may accept writes.
     pub(super) fn holds_office(&self) -> bool {

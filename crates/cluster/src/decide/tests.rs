@@ -7,13 +7,14 @@ use proptest::{option, prelude::*};
 
 use super::*;
 use crate::{
-    observed::{LogEnd, Policy},
+    model::{policy, slot_of},
+    observed::{LogEnd, Part, Policy},
     plan::Change,
 };
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const OURS: u64 = 7;
-const NOW: Duration = Duration::from_secs(1000);
+pub(super) const NOW: Duration = Duration::from_secs(1000);
 /// The term under way.
 const TERM: u64 = 7;
 
@@ -82,39 +83,34 @@ prop_compose! {
         (silent_since, absent_since) in (option::of(since()), option::of(since())),
         (rogue, orphans, follows) in (option::weighted(0.1, Just(())), any::<bool>(), option::of(0usize..3)),
         heard_at in since(),
+        priority in prop_oneof![1 => Just(0), 4 => Just(1), 1 => Just(2)],
         vote in option::weighted(0.6, prop_oneof![3 => Just(TERM), 1 => Just(TERM - 1)]),
         busy in option::weighted(0.15, Just(("is made from a base backup of a".to_owned(), Duration::from_secs(900)))),
         failure in option::weighted(0.3, failure()),
+        (dying, disk) in (any::<bool>(), disks::disk()),
     ) -> NodeView {
         // a server answers only if its process runs and says that it is ready
         let server = server.filter(|_| matches!(process, ProcessState::Running { ready: true, .. }));
         let silent_since = silent_since.filter(|_| server.is_none());
         let may_write = process != ProcessState::None || orphans;
         NodeView {
-            data, was_primary, rogue: rogue.is_some(), process, may_write, server, silent_since, not_streaming_since,
+            part: Part { priority, delayed: false }, data, was_primary, rogue: rogue.is_some(), process, may_write, dying, disk, server, silent_since, not_streaming_since,
             heard_at, slots: None, absent_since, vote, follows: follows.map(|node| NodeName::new(NAMES[node])), busy, failure,
         }
     }
 }
 
-fn since() -> impl Strategy<Value = Duration> {
+pub(super) fn since() -> impl Strategy<Value = Duration> {
     (990u64..=1000).prop_map(Duration::from_secs)
 }
 
 fn slot(name: &'static str) -> impl Strategy<Value = Slot> {
     let status = prop_oneof![Just("reserved"), Just("extended"), Just("lost")];
     (any::<bool>(), option::of(1u64..5), status).prop_map(move |(active, restart, status)| Slot {
-        name: NodeName::new(name).slot(),
-        slot_type: "physical".into(),
-        database: None,
-        temporary: false,
         active,
-        active_pid: None,
         restart_lsn: restart.map(Lsn),
-        confirmed_flush_lsn: None,
-        retained_bytes: None,
-        safe_wal_bytes: None,
         wal_status: Some(status.into()),
+        ..slot_of(&NodeName::new(name), Lsn(0))
     })
 }
 
@@ -134,7 +130,7 @@ fn office() -> impl Strategy<Value = Office> {
     ]
 }
 
-fn observed() -> impl Strategy<Value = Observed> {
+pub(super) fn observed() -> impl Strategy<Value = Observed> {
     let lsn = || option::of((1u64..5).prop_map(Lsn));
     let seen = (any::<bool>(), lsn(), any::<bool>(), lsn());
     (proptest::collection::vec(node(), 3), slots(), seen, office()).prop_map(
@@ -157,18 +153,6 @@ fn observed() -> impl Strategy<Value = Observed> {
     )
 }
 
-fn policy() -> Policy {
-    Policy {
-        failover: true,
-        durability: Durability::Quorum { quorum: 1, strict: false },
-        not_streaming_max: Duration::from_secs(15),
-        silent_max: Duration::from_secs(3),
-        start_max: Duration::from_secs(60),
-        absent_max: Duration::from_secs(5),
-        hold: Duration::from_millis(1500),
-    }
-}
-
 fn promise() -> impl Strategy<Value = Promise> {
     let members = proptest::collection::btree_set(prop_oneof![Just("b"), Just("c")].prop_map(NodeName::new), 0..3);
     (members, 0usize..3).prop_map(|(members, quorum)| Promise::new(members, quorum))
@@ -179,7 +163,7 @@ fn wish() -> impl Strategy<Value = Wish> {
     prop_oneof![to().prop_map(|to| Wish::Switchover { to }), to().prop_map(|to| Wish::Failover { to })]
 }
 
-fn intent() -> impl Strategy<Value = Intent> {
+pub(super) fn intent() -> impl Strategy<Value = Intent> {
     let durability = prop_oneof![
         any::<bool>().prop_map(|strict| Durability::Quorum { quorum: 1, strict }),
         (0u64..3).prop_map(|loss_max| Durability::Asynchronous { loss_max }),
@@ -195,6 +179,7 @@ fn intent() -> impl Strategy<Value = Intent> {
             promise,
             paused,
             wish,
+            said: Default::default(),
             policy: Policy { durability, ..policy() },
         },
     )
@@ -341,6 +326,8 @@ proptest! {
         let vacant = matches!(observed.office, Office::Vacant { .. });
         prop_assert!(!old.may_write && (vacant || old.process == ProcessState::None && old.busy.is_none()));
         prop_assert!(node != intent.primary && intent.goal == Goal::Run);
+        let forced = matches!(intent.wish, Some(Wish::Failover { .. }));
+        prop_assert!(forced || observed.nodes[&node].part.priority > 0);
         let position = |name: &NodeName| {
             let view = &observed.nodes[name];
             let server = view.server.as_ref().filter(|server| server.in_recovery)?;
@@ -412,8 +399,11 @@ fn healthy(is_primary: bool) -> NodeView {
         was_primary: is_primary,
         rogue: false,
         heard_at: Duration::ZERO,
+        part: Default::default(),
         process: ProcessState::Running { pid: 9, ready: true },
         may_write: true,
+        dying: false,
+        disk: crate::DiskView::default(),
         server: Some(ServerState {
             in_recovery: !is_primary,
             system_id: OURS,
@@ -442,21 +432,9 @@ fn both() -> Promise {
     Promise::new([NodeName::new("b"), NodeName::new("c")].into(), 1)
 }
 
-fn well() -> (Observed, Intent) {
+pub(super) fn well() -> (Observed, Intent) {
     let nodes: BTreeMap<_, _> = NAMES.iter().map(|name| (NodeName::new(name), healthy(*name == "a"))).collect();
-    let slot = |name: &str| Slot {
-        name: NodeName::new(name).slot(),
-        slot_type: "physical".into(),
-        database: None,
-        temporary: false,
-        active: true,
-        active_pid: None,
-        restart_lsn: Some(Lsn(90)),
-        confirmed_flush_lsn: None,
-        retained_bytes: None,
-        safe_wal_bytes: None,
-        wal_status: Some("reserved".into()),
-    };
+    let slot = |name: &str| slot_of(&NodeName::new(name), Lsn(90));
     let observed = Observed {
         nodes,
         slots: Some(vec![slot("b"), slot("c")]),
@@ -476,23 +454,24 @@ fn well() -> (Observed, Intent) {
         promise: both(),
         paused: false,
         wish: None,
+        said: Default::default(),
         policy: policy(),
     };
     (observed, intent)
 }
 
 /// What becomes of node `name` when everything is well but for `change`.
-fn after(name: &str, change: impl FnOnce(&mut Observed, &mut Intent)) -> NodePlan {
+pub(super) fn after(name: &str, change: impl FnOnce(&mut Observed, &mut Intent)) -> NodePlan {
     let (mut observed, mut intent) = well();
     change(&mut observed, &mut intent);
     decide(&observed, &intent, NOW).nodes.remove(&NodeName::new(name)).unwrap()
 }
 
-fn view<'a>(observed: &'a mut Observed, name: &str) -> &'a mut NodeView {
+pub(super) fn view<'a>(observed: &'a mut Observed, name: &str) -> &'a mut NodeView {
     observed.nodes.get_mut(&NodeName::new(name)).unwrap()
 }
 
-fn down(view: &mut NodeView) {
+pub(super) fn down(view: &mut NodeView) {
     view.may_write = false;
     view.process = ProcessState::None;
     view.server = None;

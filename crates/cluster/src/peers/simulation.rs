@@ -6,12 +6,17 @@
 //! each thing at its worst within what its manual allows. A seed that fails fails again:
 //! `MILLRACE_SEEDS=SEED cargo nextest run -p millrace-cluster supervisors_on_three_hosts`; `FROM..TO` runs many.
 
-use std::{cell::RefCell, rc::Rc};
-
 use millrace_base::Lsn;
 
 use super::*;
-use crate::observed::{Durability, Policy, Wish};
+use crate::{
+    model::{
+        Acknowledged, HOLD, Log, NAMES, Place, Random, part_of, place_of, policy,
+        seeds::{self, Counts, History, Trail},
+        slot_of,
+    },
+    observed::{Durability, Part, Policy, Wish},
+};
 
 mod agent;
 mod etcd;
@@ -25,44 +30,26 @@ const TICK: Duration = Duration::from_millis(50);
 /// Ticks with faults, and at most in peace afterwards.
 const TROUBLE: u32 = 1200;
 const PEACE: u32 = 2400;
-const NAMES: [&str; 3] = ["a", "b", "c"];
+/// Histories in a usual run.
+const SEEDS: u64 = 50_000;
 const OURS: u64 = 7;
 const TTL: Duration = Duration::from_secs(3);
-const HOLD: Duration = Duration::from_millis(1500);
 
-/// xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled").
-#[derive(Debug, Clone)]
-struct Random(Rc<RefCell<u64>>);
+/// Less than `n` ticks.
+fn ticks(random: &Random, n: u32) -> Duration {
+    TICK * random.below(n)
+}
 
-impl Random {
-    fn below(&self, n: u32) -> u32 {
-        let mut state = self.0.borrow_mut();
-        *state ^= *state >> 12;
-        *state ^= *state << 25;
-        *state ^= *state >> 27;
-        u32::try_from(state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40).unwrap() % n
-    }
-
-    fn one_in(&self, n: u32) -> bool {
-        self.below(n) == 0
-    }
-
-    /// Less than `n` ticks.
-    fn ticks(&self, n: u32) -> Duration {
-        TICK * self.below(n)
-    }
-
-    /// A message's way: mostly short, at times long.
-    fn way(&self) -> Duration {
-        if self.one_in(20) { self.ticks(30) } else { self.ticks(3) }
-    }
+/// A message's way: mostly short, at times long.
+fn way(random: &Random) -> Duration {
+    if random.one_in(20) { ticks(random, 30) } else { ticks(random, 3) }
 }
 
 /// A machine: what is on it lives and dies with it.
 struct Host {
     server: Server,
     /// `None`: killed, or the host is down.
-    agent: Option<Agent>,
+    agent: Option<Box<Agent>>,
     /// By true time: when each of these troubles ends.
     down: Duration,
     frozen: Duration,
@@ -84,102 +71,68 @@ impl Host {
 struct World {
     random: Random,
     now: Duration,
-    hosts: BTreeMap<NodeName, Host>,
+    names: [NodeName; 3],
+    hosts: [Host; 3],
     etcd: Etcd,
     etcd_away: Duration,
-    /// Pairs of hosts that cannot reach each other.
-    cut: BTreeMap<(NodeName, NodeName), Duration>,
+    /// Until when two hosts cannot reach each other; either of them is the first.
+    cut: [[Duration; 3]; 3],
     /// A broken connection is noticed after this.
     notice: Duration,
-    acknowledged: BTreeSet<u32>,
-    /// Written and not yet acknowledged: who wrote it, its place in the log, its number.
-    waiting: Vec<(NodeName, usize, u32)>,
-    commits: u32,
-    promotions: u32,
+    acknowledged: Acknowledged,
+    /// Of logs, so far.
+    records: u32,
+    counts: Counts,
     policy: Policy,
     /// One in so many ticks.
     faults: u32,
-    /// For whoever reads a failure.
-    trail: Vec<String>,
+    trail: Trail,
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
-        let random = Random(Rc::new(RefCell::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)));
-        let host = |name: &&str| {
-            let host = Host {
-                server: Server::new(*name == "a"),
-                agent: None,
-                down: Duration::ZERO,
-                frozen: Duration::ZERO,
-                agent_dead: Duration::ZERO,
-                agent_frozen: Duration::ZERO,
-                cut_off_etcd: Duration::ZERO,
-                drift: i64::from(random.below(10_000)) - 5_000,
-                began: Duration::from_secs(u64::from(random.below(1_000))),
-            };
-            (NodeName::new(name), host)
-        };
-        let durability = Durability::Quorum { quorum: 1, strict: seed.is_multiple_of(3) };
-        Self {
-            hosts: NAMES.iter().map(host).collect(),
-            now: Duration::from_secs(100),
-            etcd: Etcd::of(NodeName::new("a")),
-            etcd_away: Duration::ZERO,
-            cut: BTreeMap::new(),
-            notice: TICK * 3 + random.ticks(60),
-            acknowledged: BTreeSet::new(),
-            waiting: Vec::new(),
-            commits: 0,
-            promotions: 0,
-            policy: Policy {
-                failover: true,
-                durability,
-                not_streaming_max: Duration::from_secs(15),
-                silent_max: Duration::from_secs(3),
-                start_max: Duration::from_secs(60),
-                absent_max: Duration::from_secs(5),
-                hold: HOLD,
-            },
-            faults: [15, 40, 80, 160][random.below(4) as usize],
-            trail: Vec::new(),
-            random,
-        }
-    }
-
     fn note(&mut self, what: impl std::fmt::Display) {
-        self.trail.push(format!("{:.2} {what}", (self.now.as_secs_f64() - 100.0)));
+        self.trail.note(self.now, what);
     }
 
-    fn reaches_etcd(&self, name: &NodeName) -> bool {
-        let host = &self.hosts[name];
+    /// The number of a new record of some log.
+    fn record(&mut self) -> u32 {
+        self.records += 1;
+        self.records
+    }
+
+    fn reaches_etcd(&self, place: Place) -> bool {
+        let host = &self.hosts[place];
         self.now >= self.etcd_away && self.now >= host.cut_off_etcd && self.now >= host.down
     }
 
-    fn are_connected(&self, one: &NodeName, other: &NodeName) -> bool {
-        let pair = if one < other { (one.clone(), other.clone()) } else { (other.clone(), one.clone()) };
-        let runs = |name: &NodeName| self.now >= self.hosts[name].down && self.now >= self.hosts[name].frozen;
-        runs(one) && runs(other) && self.cut.get(&pair).is_none_or(|until| self.now >= *until)
+    fn are_connected(&self, one: Place, other: Place) -> bool {
+        let runs = |place: Place| self.now >= self.hosts[place].down && self.now >= self.hosts[place].frozen;
+        runs(one) && runs(other) && self.now >= self.cut[one][other]
+    }
+
+    fn cut(&mut self, one: Place, other: Place, until: Duration) {
+        (self.cut[one][other], self.cut[other][one]) = (until, until);
     }
 
     /// The server works: it answers, writes, receives.
-    fn serves(&self, name: &NodeName) -> bool {
-        let host = &self.hosts[name];
+    fn serves(&self, place: Place) -> bool {
+        let host = &self.hosts[place];
         host.server.up && self.now >= host.server.hangs && self.now >= host.frozen && self.now >= host.down
     }
 
     fn strike(&mut self) {
-        let node = NodeName::new(NAMES[self.random.below(3) as usize]);
-        let other = NodeName::new(NAMES[self.random.below(3) as usize]);
-        let long = if self.random.one_in(3) { self.random.ticks(400) } else { self.random.ticks(60) };
+        let place = self.random.below(3) as Place;
+        let other = self.random.below(3) as Place;
+        let long = if self.random.one_in(3) { ticks(&self.random, 400) } else { ticks(&self.random, 60) };
         let until = self.now + long;
         let fault = self.random.below(16);
         let seconds = long.as_secs_f64();
+        let node = NAMES[place];
         match fault {
             0 | 1 => {
                 self.note(format_args!("{node}: host down for {seconds} s"));
                 let now = self.now;
-                let host = self.hosts.get_mut(&node).unwrap();
+                let host = &mut self.hosts[place];
                 host.down = until;
                 host.server.die();
                 if let Some(agent) = host.agent.take() {
@@ -189,11 +142,11 @@ impl World {
             }
             2 => {
                 self.note(format_args!("{node}: host frozen for {seconds} s"));
-                self.hosts.get_mut(&node).unwrap().frozen = until;
+                self.hosts[place].frozen = until;
             }
             3 => {
                 self.note(format_args!("{node}: agent killed, away for {seconds} s"));
-                let host = self.hosts.get_mut(&node).unwrap();
+                let host = &mut self.hosts[place];
                 host.agent_dead = until;
                 if let Some(agent) = host.agent.take() {
                     host.server.interrupt(agent.job());
@@ -201,55 +154,52 @@ impl World {
             }
             4 => {
                 self.note(format_args!("{node}: agent frozen for {seconds} s"));
-                self.hosts.get_mut(&node).unwrap().agent_frozen = until;
+                self.hosts[place].agent_frozen = until;
             }
             5 | 6 => {
                 self.note(format_args!("{node}: server killed"));
-                self.hosts.get_mut(&node).unwrap().server.die();
+                self.hosts[place].server.die();
             }
             7 => {
                 self.note(format_args!("{node}: server frozen for {seconds} s"));
-                self.hosts.get_mut(&node).unwrap().server.hangs = until;
+                self.hosts[place].server.hangs = until;
             }
             8 | 9 => {
                 self.note(format_args!("{node}: cut off etcd for {seconds} s"));
-                self.hosts.get_mut(&node).unwrap().cut_off_etcd = until;
+                self.hosts[place].cut_off_etcd = until;
             }
-            10 | 11 if node != other => {
-                self.note(format_args!("{node} and {other}: cut for {seconds} s"));
-                let pair = if node < other { (node, other) } else { (other, node) };
-                self.cut.insert(pair, until);
+            10 | 11 if place != other => {
+                self.note(format_args!("{node} and {}: cut for {seconds} s", NAMES[other]));
+                self.cut(place, other, until);
             }
             12 => {
                 self.note(format_args!("{node}: cut off everything for {seconds} s"));
-                for other in NAMES.map(NodeName::new).into_iter().filter(|other| *other != node) {
-                    let pair = if node < other { (node.clone(), other) } else { (other, node.clone()) };
-                    self.cut.insert(pair, until);
+                for other in (0..3).filter(|other| *other != place) {
+                    self.cut(place, other, until);
                 }
-                self.hosts.get_mut(&node).unwrap().cut_off_etcd = until;
+                self.hosts[place].cut_off_etcd = until;
             }
             13 => {
                 self.note(format_args!("etcd: away for {seconds} s"));
                 self.etcd_away = until;
             }
-            14 => self.ask_for_switchover(&node, &other),
+            14 => self.ask_for_switchover(place, other),
             // two disks that are lost are more than what was promised bears
-            15 if self.is_well() && self.hosts[&node].server.standby => {
+            15 if self.is_well() && self.hosts[place].server.standby => {
                 self.note(format_args!("{node}: disk lost"));
-                let host = self.hosts.get_mut(&node).unwrap();
-                host.server.die();
-                host.server.lose();
+                let server = &mut self.hosts[place].server;
+                server.die();
+                server.lose();
             }
             _ => {}
         }
     }
 
-    /// An operator's word, given to the agent of `node`.
-    fn ask_for_switchover(&mut self, node: &NodeName, to: &NodeName) {
-        let Some(agent) = self.hosts.get_mut(node).unwrap().agent.as_mut() else { return };
-        if let Some(wish) = agent.wish_for(to) {
-            self.note(format_args!("{node}: switchover to {to}"));
-            let (revision, record) = wish;
+    /// An operator's word, given to the agent of a host.
+    fn ask_for_switchover(&mut self, place: Place, to: Place) {
+        let Some(agent) = self.hosts[place].agent.as_mut() else { return };
+        if let Some((revision, record)) = agent.wish_for(&self.names[to]) {
+            self.note(format_args!("{}: switchover to {}", NAMES[place], NAMES[to]));
             let written = self.etcd.write(self.now, revision, &record, &Claim::Word, 0);
             self.note(format_args!("written: {written}"));
         }
@@ -257,93 +207,85 @@ impl World {
 
     /// Clients write, replicas receive, what has arrived is acknowledged.
     fn flow(&mut self) {
-        for name in NAMES.map(NodeName::new) {
-            let now = self.now;
-            let works = self.serves(&name);
-            let host = self.hosts.get_mut(&name).unwrap();
+        for place in 0..3 {
+            let works = self.serves(place);
+            let host = &mut self.hosts[place];
             if works {
-                host.server.take_settings(now);
+                host.server.take_settings(self.now);
             }
-            let hands_over = host.agent.as_ref().is_some_and(Agent::hands_over);
-            let server = &mut host.server;
-            if works && !server.standby && !hands_over {
+            let hands_over = host.agent.as_ref().is_some_and(|agent| agent.hands_over());
+            if works && !host.server.standby && !hands_over {
                 for _ in 0..self.random.below(3) {
-                    self.commits += 1;
-                    self.waiting.push((name.clone(), server.log.len(), self.commits));
-                    server.log.push(self.commits);
+                    let record = self.record();
+                    let server = &mut self.hosts[place].server;
+                    let at = server.log.push(record);
+                    server.waiting.push_back(at);
                 }
             }
         }
-        for name in NAMES.map(NodeName::new) {
-            self.receive(&name);
+        for place in 0..3 {
+            self.receive(place);
         }
-        self.acknowledge();
+        for place in 0..3 {
+            self.acknowledge(place);
+        }
     }
 
-    fn receive(&mut self, name: &NodeName) {
-        let follows = self.hosts[name].server.follows.clone();
-        for source in NAMES.map(NodeName::new).into_iter().filter(|source| source != name) {
-            let connected = self.serves(name) && self.serves(&source) && self.are_connected(name, &source);
-            let follower = &self.hosts[name].server;
-            let wants = follower.standby && follows.as_ref() == Some(&source) && self.now >= follower.replayed;
-            let sender = &self.hosts[&source].server;
-            let sends = connected && wants && !sender.standby && sender.slots.contains(name);
+    fn receive(&mut self, place: Place) {
+        let serves = self.serves(place);
+        for source in (0..3).filter(|source| *source != place) {
+            let works = self.serves(source);
+            let connected = serves && works && self.are_connected(place, source);
+            let (now, notice) = (self.now, self.notice);
+            let Ok([Host { server: follower, .. }, Host { server: sender, .. }]) =
+                self.hosts.get_disjoint_mut([place, source])
+            else {
+                unreachable!("it does not follow itself")
+            };
+            let wants = follower.standby && follower.follows == Some(source) && now >= follower.replayed;
+            let sends = connected && wants && !sender.standby && sender.slots[place];
             if sends && sender.is_ahead_of(follower) {
                 assert!(
                     sender.log.starts_with(&follower.log),
-                    "{name} streams from {source}, which has other log under the same timeline"
+                    "{} streams from {}, which has other log under the same timeline",
+                    NAMES[place],
+                    NAMES[source]
                 );
                 let received = self.random.below(5) as usize;
                 let end = (follower.log.len() + received).min(sender.log.len());
-                let (log, history) = (sender.log[follower.log.len()..end].to_vec(), sender.history.clone());
-                let follower = &mut self.hosts.get_mut(name).unwrap().server;
-                follower.log.extend(log);
-                follower.history = history.into_iter().filter(|(_, begin)| *begin <= end).collect();
-                follower.contact = self.now;
-                let sender = &mut self.hosts.get_mut(&source).unwrap().server;
-                sender.reported.insert(name.clone(), (end, self.now));
+                follower.log.receive(&sender.log, end);
+                follower.history.clone_from(&sender.history);
+                follower.history.retain(|(_, begin)| *begin <= end);
+                follower.contact = now;
+                sender.reported[place] = Some((end, now));
             } else if sends && self.random.one_in(10) {
                 // one with log of its own reaches a sender of the old timeline, and tells how far it has got
-                let end = follower.log.len();
-                let sender = &mut self.hosts.get_mut(&source).unwrap().server;
-                sender.reported.insert(name.clone(), (end, self.now));
+                sender.reported[place] = Some((follower.log.len(), now));
             }
             // a sender whose receiver is gone is there until it notices
-            let (now, notice, works) = (self.now, self.notice, self.serves(&source));
-            let reported = &mut self.hosts.get_mut(&source).unwrap().server.reported;
-            let lost = reported.get(name).is_some_and(|(_, at)| now.saturating_sub(*at) > notice + TICK);
-            if works && lost {
-                reported.remove(name);
+            let reported = &mut sender.reported[place];
+            if works && reported.is_some_and(|(_, at)| now.saturating_sub(at) > notice + TICK) {
+                *reported = None;
             }
         }
     }
 
-    fn acknowledge(&mut self) {
-        let mut acknowledged = Vec::new();
-        let (hosts, now) = (&self.hosts, self.now);
-        self.waiting.retain(|(on, at, commit)| {
-            let server = &hosts[on].server;
-            if !server.up || server.log.get(*at) != Some(commit) {
-                // its client was cut off
-                return false;
-            }
-            if now < server.hangs || now < hosts[on].frozen {
-                return true;
-            }
-            let has = |member: &&NodeName| server.reported.get(*member).is_some_and(|(end, _)| end > at);
-            let arrived = server.waits_for.members.iter().filter(has).count() >= server.waits_for.quorum;
-            if arrived {
-                acknowledged.push((on.clone(), *commit));
-            }
-            !arrived
-        });
-        for (on, commit) in acknowledged {
-            self.acknowledged.insert(commit);
-            for (name, host) in &self.hosts {
-                let newer = host.server.timeline() > self.hosts[&on].server.timeline();
+    fn acknowledge(&mut self, place: Place) {
+        let host = &self.hosts[place];
+        let server = &host.server;
+        if server.waiting.is_empty() || self.now < server.hangs || self.now < host.frozen {
+            return;
+        }
+        let (arrived, timeline) = (server.received_by(&server.waits_for), server.timeline());
+        while let Some(at) = self.hosts[place].server.waiting.pop_front_if(|at| *at < arrived) {
+            let commit = self.hosts[place].server.log.at(at);
+            self.acknowledged.add(at, commit);
+            for (host, name) in self.hosts.iter().zip(NAMES) {
+                let newer = host.server.timeline() > timeline;
                 assert!(
-                    host.server.standby || !newer || host.server.log.contains(&commit),
-                    "{on} acknowledges {commit}, which {name}, the newer primary, does not have"
+                    host.server.standby || !newer || host.server.log.has(at, commit),
+                    "{} acknowledges {commit}, which {name}, the newer primary, does not have",
+                    NAMES[place]
                 );
             }
         }
@@ -351,66 +293,110 @@ impl World {
 
     fn step(&mut self) {
         self.flow();
-        self.etcd.expire(self.now);
+        self.counts.lost_leases += u64::from(self.etcd.expire(self.now));
         self.now += TICK;
-        let names = NAMES.map(NodeName::new);
-        let first = self.random.below(3) as usize;
+        let first = self.random.below(3) as Place;
         for i in 0..3 {
-            self.live(&names[(first + i) % 3]);
+            self.live((first + i) % 3);
         }
         self.check();
     }
 
     /// A host's agent does what it does in a tick.
-    fn live(&mut self, name: &NodeName) {
-        let host = &self.hosts[name];
+    fn live(&mut self, place: Place) {
+        let host = &mut self.hosts[place];
         if self.now < host.down || self.now < host.frozen {
             return;
         }
         if host.agent.is_none() && self.now >= host.agent_dead {
             let (clock, random) = (host.clock(self.now), self.random.clone());
-            let agent = Agent::new(name.clone(), &host.server, self.policy, clock, random);
-            self.hosts.get_mut(name).unwrap().agent = Some(agent);
+            let name = self.names[place].clone();
+            host.agent = Some(Box::new(Agent::new(name, &host.server, self.policy, clock, random)));
         }
-        if self.now < self.hosts[name].agent_frozen {
+        if self.now < host.agent_frozen {
             return;
         }
         // taken out, so that it can look at the world
-        let Some(mut agent) = self.hosts.get_mut(name).unwrap().agent.take() else { return };
+        let Some(mut agent) = host.agent.take() else { return };
         agent.live(self);
-        self.hosts.get_mut(name).unwrap().agent = Some(agent);
+        self.hosts[place].agent = Some(agent);
     }
 
     fn check(&mut self) {
         let now = self.now;
-        let guarded = |host: &&Host| {
+        let guarded = |host: &Host| {
             let alive = now >= host.frozen && now >= host.agent_frozen && now >= host.server.hangs;
+            let writable = host.server.up && !host.server.standby;
             // one that finds a primary's server running listens first
             let settled = |agent: &Agent| agent.age(host.clock(now)) > TTL;
-            alive && host.agent.as_ref().is_some_and(settled) && host.server.up && !host.server.standby
+            alive && writable && host.agent.as_deref().is_some_and(settled)
         };
-        let writable: Vec<_> =
-            self.hosts.iter().filter(|(_, host)| guarded(host)).map(|(name, _)| name.to_string()).collect();
-        assert!(writable.len() <= 1, "{writable:?} are writable");
+        let writable = self.hosts.each_ref().map(guarded);
+        assert!(writable.iter().filter(|of| **of).count() <= 1, "of {NAMES:?}, these are writable: {writable:?}");
     }
 
     /// Called when a server has become the primary.
-    fn promoted(&mut self, name: &NodeName) {
-        self.promotions += 1;
+    fn promoted(&mut self, place: Place) {
+        self.counts.promotions += 1;
+        let name = NAMES[place];
         self.note(format_args!("{name}: promoted"));
-        let log: BTreeSet<u32> = self.hosts[name].server.log.iter().copied().collect();
-        let lost: Vec<_> = self.acknowledged.difference(&log).collect();
+        let lost = self.acknowledged.lost_by(&self.hosts[place].server.log);
         assert!(lost.is_empty(), "{name} is promoted without acknowledged commits: {lost:?}");
     }
 
     fn is_well(&self) -> bool {
         let Some((record, _)) = &self.etcd.record else { return false };
-        let primary = &self.hosts[&record.primary].server;
-        let follows = |name: &NodeName| {
-            *name == record.primary || primary.reported.get(name).is_some_and(|(end, _)| end + 10 > primary.log.len())
+        let place = place_of(&record.primary);
+        let primary = &self.hosts[place].server;
+        let follows = |(other, reported): (Place, &Option<(usize, Duration)>)| {
+            other == place || reported.is_some_and(|(end, _)| end + 10 > primary.log.len())
         };
-        let all = record.promise.members.len() == 2 && !record.promoting && record.wish.is_none();
-        self.serves(&record.primary) && !primary.standby && all && self.hosts.keys().all(follows)
+        let members = (0..3).filter(|other| *other != place && self.hosts[*other].server.part.priority > 0).count();
+        let all = record.promise.members.len() == members && !record.promoting && record.wish.is_none();
+        self.serves(place) && !primary.standby && all && primary.reported.iter().enumerate().all(follows)
+    }
+
+    fn sentences(&self) -> String {
+        let of = |(name, host): (&str, &Host)| match &host.agent {
+            Some(agent) => format!("{name}: {}", agent.sentence()),
+            None => format!("{name}: no agent"),
+        };
+        let record = &self.etcd.record.as_ref().unwrap().0;
+        format!("{:?}; record {record:?}", NAMES.into_iter().zip(&self.hosts).map(of).collect::<Vec<_>>())
+    }
+}
+
+impl History for World {
+    fn new(seed: u64) -> Self {
+        let random = Random::of(seed);
+        let host = |name: &str| Host {
+            server: Server::new(name == "a", part_of(name, seed)),
+            agent: None,
+            down: Duration::ZERO,
+            frozen: Duration::ZERO,
+            agent_dead: Duration::ZERO,
+            agent_frozen: Duration::ZERO,
+            cut_off_etcd: Duration::ZERO,
+            drift: i64::from(random.below(10_000)) - 5_000,
+            began: Duration::from_secs(u64::from(random.below(1_000))),
+        };
+        let durability = Durability::Quorum { quorum: 1, strict: seed.is_multiple_of(3) };
+        Self {
+            names: NAMES.map(NodeName::new),
+            hosts: NAMES.map(host),
+            now: Duration::from_secs(100),
+            etcd: Etcd::of(NodeName::new("a")),
+            etcd_away: Duration::ZERO,
+            cut: [[Duration::ZERO; 3]; 3],
+            notice: TICK * 3 + ticks(&random, 60),
+            acknowledged: Acknowledged::default(),
+            records: 0,
+            counts: Counts::default(),
+            policy: Policy { failover: true, durability, ..policy() },
+            faults: [15, 40, 80, 160][random.below(4) as usize],
+            trail: Trail::default(),
+            random,
+        }
     }
 
     fn run(&mut self) {
@@ -425,18 +411,19 @@ impl World {
         }
         for _ in 0..TROUBLE {
             if self.random.one_in(self.faults) {
+                self.counts.faults += 1;
                 self.strike();
             }
             self.step();
         }
         self.note("peace");
-        for host in self.hosts.values_mut() {
+        for host in &mut self.hosts {
             for until in [&mut host.down, &mut host.frozen, &mut host.agent_dead, &mut host.agent_frozen] {
                 *until = Duration::ZERO;
             }
             (host.cut_off_etcd, host.server.hangs) = (Duration::ZERO, Duration::ZERO);
         }
-        self.cut.clear();
+        self.cut = [[Duration::ZERO; 3]; 3];
         self.etcd_away = Duration::ZERO;
         let (mut well, mut ticks) = (0, 0);
         while well < 20 {
@@ -445,56 +432,32 @@ impl World {
             ticks += 1;
             assert!(ticks < PEACE, "not well after peace: {}", self.sentences());
         }
-        let primary = self.etcd.record.as_ref().unwrap().0.primary.clone();
-        let log: BTreeSet<u32> = self.hosts[&primary].server.log.iter().copied().collect();
-        let lost: Vec<_> = self.acknowledged.difference(&log).collect();
+        let primary = place_of(&self.etcd.record.as_ref().unwrap().0.primary);
+        let lost = self.acknowledged.lost_by(&self.hosts[primary].server.log);
         assert!(lost.is_empty(), "acknowledged commits are lost in the end: {lost:?}");
     }
 
-    fn sentences(&self) -> String {
-        let of = |(name, host): (&NodeName, &Host)| match &host.agent {
-            Some(agent) => format!("{name}: {}", agent.sentence()),
-            None => format!("{name}: no agent"),
-        };
-        let record = &self.etcd.record.as_ref().unwrap().0;
-        format!("{:?}; record {record:?}", self.hosts.iter().map(of).collect::<Vec<_>>())
+    fn counts(&self) -> Counts {
+        Counts { acknowledged: self.acknowledged.len() as u64, ..self.counts }
     }
-}
 
-/// One history; the numbers of promotions and of acknowledged commits in it, or how it failed.
-fn run(seed: u64) -> Result<(u32, usize), String> {
-    let mut world = World::new(seed);
-    let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.run()));
-    match ran {
-        Ok(()) => Ok((world.promotions, world.acknowledged.len())),
-        Err(panic) => {
-            let what = panic.downcast_ref::<String>().cloned();
-            let what = what.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            let last = &world.trail[world.trail.len().saturating_sub(80)..];
-            Err(format!("seed {seed}: {}\n{}", what.unwrap_or_default(), last.join("\n")))
-        }
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "for whoever runs more of them, or one again")]
-fn seeds() -> std::ops::Range<u64> {
-    let Ok(text) = std::env::var("MILLRACE_SEEDS") else { return 0..300 };
-    match text.split_once("..") {
-        Some((from, to)) => from.parse().unwrap()..to.parse().unwrap(),
-        None => text.parse().unwrap()..text.parse::<u64>().unwrap() + 1,
+    fn trail(&mut self) -> &mut Trail {
+        &mut self.trail
     }
 }
 
 #[test]
 fn supervisors_on_three_hosts() {
-    let seeds = seeds();
-    let (mut promotions, mut acknowledged) = (0, 0);
-    for seed in seeds.clone() {
-        let (promoted, of_clients) = run(seed).unwrap_or_else(|failure| panic!("{failure}"));
-        promotions += u64::from(promoted);
-        acknowledged += of_clients;
-    }
-    let enough = seeds.end - seeds.start;
-    assert!(acknowledged > 100 * usize::try_from(enough).unwrap(), "only {acknowledged} commits were acknowledged");
-    assert!(enough < 100 || promotions > enough / 2, "only {promotions} promotions were simulated");
+    let counts = seeds::run::<World>("supervisors_on_three_hosts", SEEDS);
+    let happens = [
+        counts.acknowledged > 100 * counts.seeds,
+        counts.promotions > counts.seeds / 2,
+        counts.lost_leases > counts.seeds / 2,
+        counts.guarded > counts.seeds / 2,
+        counts.fences > counts.seeds / 6,
+        counts.proofs > counts.seeds,
+        counts.handed_over > counts.seeds / 6,
+        counts.rebuilt > counts.seeds / 3,
+    ];
+    assert!(counts.seeds < 100 || !happens.contains(&false), "too little happens: {counts:?}");
 }

@@ -48,7 +48,7 @@ impl std::fmt::Debug for Reached {
 #[derive(Debug)]
 pub(crate) struct Store {
     spec: EtcdSpec,
-    node: NodeName,
+    node: Option<NodeName>,
     shared: watch::Receiver<Shared>,
     /// 0: none.
     lease: watch::Receiver<i64>,
@@ -64,7 +64,7 @@ pub(crate) struct Store {
 #[derive(Debug)]
 pub(crate) struct Keeper {
     spec: EtcdSpec,
-    node: NodeName,
+    node: Option<NodeName>,
     clock: Arc<dyn Clock>,
     shared: watch::Sender<Shared>,
     lease: watch::Sender<i64>,
@@ -80,8 +80,8 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A store of `node`'s supervisor, and what keeps it.
-pub(crate) fn open(spec: EtcdSpec, node: NodeName, clock: Arc<dyn Clock>) -> (Store, Keeper) {
+/// The store of a supervisor, of `node` if it has one, and what keeps it.
+pub(crate) fn open(spec: EtcdSpec, node: Option<NodeName>, clock: Arc<dyn Clock>) -> (Store, Keeper) {
     // a server that an earlier supervisor left is given the time to be heard of
     let start = Validity { until: clock.monotonic() + spec.valid_for(), lapses: 0 };
     let validity = Arc::new(watch::channel(start).0);
@@ -198,13 +198,15 @@ impl Store {
         self.member.send_replace(None);
         let client = self.client.borrow().clone();
         let Some(Reached(mut client)) = client else { return Err(ClusterError::NotReached) };
-        let key = self.spec.key(&format!("members/{}", self.node));
+        let Some(node) = &self.node else { return Ok(()) };
+        let key = self.spec.key(&format!("members/{node}"));
         within(ANSWER, "delete", client.delete(key, None)).await.map(drop)
     }
 
     /// Orders by term, then by time.
     fn history_key(&self, entry: &Entry) -> String {
-        self.spec.key(&format!("history/{:012}-{:020}-{}", entry.term, entry.at.0, self.node))
+        let by = self.node.as_ref().map_or("", NodeName::as_str);
+        self.spec.key(&format!("history/{:012}-{:020}-{by}", entry.term, entry.at.0))
     }
 }
 
@@ -286,7 +288,11 @@ impl Keeper {
     /// By what has been read or heard over this connection.
     fn holds_office(&self) -> bool {
         let lease = *self.lease.borrow();
-        self.shared.borrow().officer.as_ref().is_some_and(|(officer, of)| officer.node == self.node && *of == lease)
+        self.shared
+            .borrow()
+            .officer
+            .as_ref()
+            .is_some_and(|(officer, of)| self.node.as_ref() == Some(&officer.node) && *of == lease)
     }
 
     /// A supervisor that hangs is as good as dead: its lease is not kept.
@@ -324,8 +330,9 @@ impl Keeper {
 
     /// Puts this supervisor's word, the latest alone.
     async fn say(&self, mut client: Client) -> Result<Infallible, ClusterError> {
+        let Some(node) = &self.node else { return std::future::pending().await };
         let mut member = self.member.clone();
-        let key = self.spec.key(&format!("members/{}", self.node));
+        let key = self.spec.key(&format!("members/{node}"));
         member.mark_changed();
         loop {
             if member.changed().await.is_err() {
@@ -404,7 +411,9 @@ impl Keeper {
     /// one at a time for a node.
     async fn take_office_along(&self, client: &mut Client) -> Result<(), ClusterError> {
         let (held, lease) = (self.shared.borrow().officer.clone(), *self.lease.borrow());
-        let Some((officer, before)) = held.filter(|(officer, of)| officer.node == self.node && *of != lease) else {
+        let Some((officer, before)) =
+            held.filter(|(officer, of)| self.node.as_ref() == Some(&officer.node) && *of != lease)
+        else {
             return Ok(());
         };
         let key = self.spec.key("office");
@@ -435,7 +444,9 @@ impl Keeper {
             }
             None if name == "office" => {
                 shared.officer = put.then(|| read(&key, pair)).flatten().map(|officer| (officer, pair.lease()));
-                let own = |officer: &Officer| officer.node == self.node && pair.lease() == *self.lease.borrow();
+                let own = |officer: &Officer| {
+                    self.node.as_ref() == Some(&officer.node) && pair.lease() == *self.lease.borrow()
+                };
                 if shared.officer.as_ref().is_some_and(|(officer, _)| own(officer)) {
                     self.begin_term();
                 }
@@ -444,7 +455,7 @@ impl Keeper {
                 let node = NodeName::new(node);
                 let heard: Option<Member> = put.then(|| read(&key, pair)).flatten();
                 let Some(member) = heard else { return shared.members.remove(&node).is_some() };
-                let own = node == self.node;
+                let own = self.node.as_ref() == Some(&node);
                 let heard = Heard { member: Arc::new(member), at: now };
                 let before = shared.members.insert(node, heard.clone());
                 return !own && before.is_none_or(|before| heard.member.is_news(&before.member));

@@ -41,6 +41,7 @@ impl Supervisor {
                 // a damaged directory under a living server is the next start's trouble
                 let configured =
                     if known && !deposed { node.configured().configure(upstream.as_ref()) } else { Ok(false) };
+                node.unconfigured = (!known).then_some(Duration::ZERO);
                 match configured {
                     Ok(true) => postmaster.reload(),
                     Ok(false) => {}
@@ -99,7 +100,7 @@ impl Supervisor {
                 node.forget();
                 // its end is no event of its own any more
                 let fencing = act::fence(name.clone(), server, node.postmaster.take());
-                self.step("fence", name, async { fencing.await.map(|()| Done::Fenced) }, false);
+                self.step("fence", name, async { fencing.await.map(|left| Done::Fenced(left.map(Box::new))) }, false);
                 Ok(())
             }
             Action::Rewind { from } => {

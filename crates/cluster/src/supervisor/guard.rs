@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use millrace_base::Clock;
-use millrace_pg::{ConnectParams, Connection, PgError, ServerSpec, catalog, connect};
+use millrace_pg::{ConnectParams, Connection, PgError, Processes, ServerSpec, catalog, connect};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{error::ClusterError, promise::Promise, spec::NodeName, store::Validity};
@@ -30,7 +30,7 @@ impl Guard {
             let left = valid.until.saturating_sub(self.clock.monotonic());
             let lapsed = left.is_zero() || valid.lapses != lapses;
             lapses = valid.lapses;
-            if is_armed && lapsed && self.server.has_processes() {
+            if is_armed && lapsed && self.server.processes() == Processes::Alive {
                 tracing::error!(
                     "nobody can be sure that this is still the primary: it is killed, so that it writes no more"
                 );

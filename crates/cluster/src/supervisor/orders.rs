@@ -10,7 +10,7 @@ use crate::{
     act,
     error::ClusterError,
     history::Event as Happening,
-    observed::{Goal, Intent, Observed, Wish},
+    observed::{DiskView, Goal, Intent, Observed, Wish},
     operate::{Order, Reply},
     spec::NodeName,
     store::Claim,
@@ -54,6 +54,9 @@ impl Supervisor {
                 // who asked may be gone
                 Err(why) => drop(reply.send(Err(why))),
             },
+            Order::Failover { to, reply } if !self.may_lead(&to) => {
+                drop(reply.send(Err(format!("{to} may not be the primary: its failover_priority is 0"))));
+            }
             Order::Failover { to, reply } => {
                 let answers = observed.nodes.get(&to).is_some_and(|view| view.server.is_some());
                 // on many hosts whoever was elected may be gone
@@ -82,6 +85,15 @@ impl Supervisor {
                     self.happened(Happening::Paused { paused });
                 }
                 self.pausers.push((paused, self.clock.monotonic(), reply));
+            }
+            Order::Reload { spec, reply } => {
+                let answer = self.reload(*spec).await;
+                // who asked may be gone
+                reply.send(answer).ok();
+            }
+            Order::Restart { node, reply } => {
+                let answer = self.restart(&node).await;
+                reply.send(answer).ok();
             }
             Order::Reinit { node, reply } => {
                 if node == self.intent.primary || self.spec.node(&node).is_none() {
@@ -133,12 +145,20 @@ impl Supervisor {
     }
 
     /// Writes what an operator wants where all supervisors hear it.
-    async fn written(&mut self, intent: &Intent, happening: Option<Happening>) -> Result<(), String> {
+    pub(super) async fn written(&mut self, intent: &Intent, happening: Option<Happening>) -> Result<(), String> {
+        // else a word could be the first record, and name a primary that nobody has looked for
+        if self.others.as_ref().is_some_and(|others| !others.peers.is_known()) {
+            return Err("the cluster has not begun, or is not known yet".to_owned());
+        }
         match self.write(intent, Claim::Word, happening).await {
             Ok(true) => Ok(()),
             Ok(false) => Err("something else has changed at the same moment; say it again".to_owned()),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    fn may_lead(&self, name: &NodeName) -> bool {
+        self.spec.node(name).is_none_or(|node| node.priority > 0)
     }
 
     /// Who a switchover goes to: the one named, else the most advanced; it must be fit for it.
@@ -148,21 +168,27 @@ impl Supervisor {
         }
         let fit = |name: &NodeName| {
             let view = observed.nodes.get(name).filter(|_| *name != self.intent.primary)?;
+            let view = Some(view).filter(|view| view.disk == DiskView::default())?;
             let server = view.server.as_ref().filter(|server| server.in_recovery && server.streaming)?;
-            Some((server.lsn, name.clone()))
+            view.may_lead().then(|| (server.lsn, view.part.priority, name.clone()))
         };
         if self.primary_lsn.is_none() || observed.slots.is_none() {
             return Err(format!("{} does not answer; use `cluster failover`", self.intent.primary));
         }
         match to {
-            Some(name) => fit(&name).map(|(_, name)| name).ok_or_else(|| format!("{name} is no replica that streams")),
+            Some(name) if !self.may_lead(&name) => {
+                Err(format!("{name} may not be the primary: its failover_priority is 0"))
+            }
+            Some(name) => fit(&name)
+                .map(|(.., name)| name)
+                .ok_or_else(|| format!("{name} is no replica that streams and can write")),
             None => observed
                 .nodes
                 .keys()
                 .filter_map(fit)
                 .max()
-                .map(|(_, name)| name)
-                .ok_or_else(|| "no replica streams".to_owned()),
+                .map(|(.., name)| name)
+                .ok_or_else(|| "no replica streams that may be the primary".to_owned()),
         }
     }
 

@@ -46,7 +46,11 @@ pub(super) struct Others {
     said: Option<(NodeView, NodeView, Duration)>,
     /// The newest event of the history that this host's disk has.
     told_history: Option<String>,
+    /// What was heard of the record is not on this host's disk yet.
+    untold: bool,
     was_connected: bool,
+    /// Since when etcd has not been reached, if it is not.
+    deaf_since: Option<Micros>,
     /// The node is to be killed when the lease ends.
     armed: watch::Sender<bool>,
     /// The promise of the record, as long as nobody can have changed it unheard.
@@ -59,16 +63,16 @@ pub(super) struct Others {
 
 impl Others {
     pub(super) fn new(agent: &AgentSpec, clock: Arc<dyn Clock>) -> Self {
-        // no node has this name
-        let node = agent.node.clone().unwrap_or_else(|| NodeName::new(""));
-        let (store, keeper) = open(agent.etcd.clone(), node.clone(), clock);
+        let (store, keeper) = open(agent.etcd.clone(), agent.node.clone(), clock);
         Self {
-            peers: Peers::new(node),
+            peers: Peers::new(agent.node.clone()),
             store,
             keeper: Some(keeper),
             said: None,
             told_history: None,
+            untold: false,
             was_connected: false,
+            deaf_since: None,
             armed: watch::channel(false).0,
             promise: watch::channel(None).0,
             awaited: None,
@@ -88,10 +92,9 @@ impl Others {
             armed: armed.clone(),
             clock: clock.clone(),
         };
-        let node = self.peers.node();
         let proof = Proof {
             params: ConnectParams { application_name: "millrace proof".to_owned(), ..own.params.clone() },
-            others: spec.nodes.iter().map(|node| node.name.clone()).filter(|name| name != node).collect(),
+            others: spec.nodes.iter().map(|node| node.name.clone()).filter(|name| *name != own.spec.name).collect(),
             promise: self.promise.subscribe(),
             validity,
             armed,
@@ -117,20 +120,28 @@ impl Others {
 impl Supervisor {
     /// Takes what has been heard for what is wanted. The record's word is the law.
     pub(super) fn hear(&mut self, now: Duration) {
+        let hangs = self.disk_hangs();
         let Some(others) = &mut self.others else { return };
         others.store.turn(now);
         let names = self.spec.nodes.iter().map(|node| &node.name);
         let word = others.peers.hear(others.store.shared(), names, &self.intent, now);
+        others.deaf_since = match others.peers.is_connected() {
+            true => None,
+            false => Some(others.deaf_since.unwrap_or_else(|| self.clock.wall())),
+        };
         let history = others.peers.history();
         let newest = history.keys().next_back();
-        if newest != others.told_history.as_ref() && history::replace(&self.spec.state_dir, history.values()).is_ok() {
+        if newest != others.told_history.as_ref()
+            && !hangs
+            && history::replace(&self.spec.state_dir, history.values()).is_ok()
+        {
             others.told_history = newest.cloned();
         }
         let Some(word) = word else { return };
         let before = std::mem::replace(&mut self.intent, word.intent);
         let intent = &self.intent;
         others.promise.send_replace(others.peers.promise().cloned());
-        let own = intent.primary == *others.peers.node();
+        let own = others.peers.is_own(&intent.primary);
         others.armed.send_if_modified(|armed| std::mem::replace(armed, own) != own);
         // an end in order that others have not heard of in time is like any other: it is started again
         let unheard = intent.term != before.term || others.peers.is_vacant();
@@ -148,11 +159,16 @@ impl Supervisor {
             self.new_term(&before, first, now);
         }
         self.handed_over = handed_over;
-        if (word.first || before != self.intent)
-            && let Err(error) = self.keep_record(&self.intent)
-        {
-            // only programs on this host that look for the primary read it
-            tracing::warn!(%error, "what was heard of the primary is not kept");
+        let is_news = word.first || before != self.intent;
+        if is_news || self.others.as_ref().is_some_and(|others| others.untold) {
+            let kept = self.keep_record(&self.intent.clone());
+            if let (true, Err(error)) = (is_news, &kept) {
+                // only programs on this host that look for the primary read it
+                tracing::warn!(%error, "what was heard of the primary is not kept");
+            }
+            if let Some(others) = &mut self.others {
+                others.untold = kept.is_err();
+            }
         }
         self.answer_if_come_true(&before);
     }
@@ -212,14 +228,13 @@ impl Supervisor {
     }
 
     /// What is told of the others is old while they cannot be heard.
-    pub(super) fn deafness(&self, now: Duration) -> Option<Finding> {
-        let since = self.others.as_ref()?.peers.deaf_since()?;
-        let ago = i64::try_from(now.saturating_sub(since).as_micros()).unwrap_or(i64::MAX);
+    pub(super) fn deafness(&self) -> Option<Finding> {
+        let since = self.others.as_ref()?.deaf_since?;
         Some(Finding {
             severity: Severity::Critical,
             subject: "etcd".to_owned(),
             what: "is not reached; what is shown of other hosts is as it was last heard".to_owned(),
-            since: Some(Micros(self.clock.wall().0.saturating_sub(ago))),
+            since: Some(since),
             what_to_do: "look at etcd and at this host's network".to_owned(),
         })
     }
@@ -235,7 +250,7 @@ impl Supervisor {
     /// Says what was seen of this supervisor's node, at once if it is news.
     pub(super) fn say(&mut self, observed: &Observed, now: Duration) {
         let Some(others) = &mut self.others else { return };
-        let Some(view) = observed.nodes.get(others.peers.node()) else { return };
+        let Some(view) = others.peers.node().and_then(|node| observed.nodes.get(node)) else { return };
         let mut news = view.clone();
         for slot in news.slots.iter_mut().flatten() {
             *slot = Slot { active_pid: None, restart_lsn: None, confirmed_flush_lsn: None, ..slot.clone() };
@@ -270,7 +285,7 @@ impl Supervisor {
     pub(super) async fn share(&mut self, change: &Change) {
         let Some(others) = &self.others else { return };
         let Some(claim) = others.peers.claim(change, &self.intent) else { return };
-        let node = others.peers.node().clone();
+        let Some(node) = others.peers.node().cloned() else { return };
         let happening = match change.clone() {
             Change::Elect { node, missing, why } => Some(vacancy::elected(&self.intent.primary, &node, why, missing)),
             Change::Promoted => Some(vacancy::promoted(&node, self.vacancy.as_ref(), self.clock.monotonic())),
@@ -326,7 +341,8 @@ impl Supervisor {
     /// After an orderly end: others may take this node's place at once.
     pub(super) async fn leave(&mut self) {
         let Some(others) = &self.others else { return };
-        let node = others.peers.node().clone();
+        // who has no node has nothing there
+        let Some(node) = others.peers.node().cloned() else { return };
         let holds = others.peers.holds_office(others.store.lease());
         // its word first: without it, and with the office left, others know that it is gone. What fails here ends with the
         // lease

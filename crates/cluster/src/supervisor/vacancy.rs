@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Supervisor;
-use crate::{history::Event, spec::NodeName};
+use crate::{history::Event, observed::Observed, spec::NodeName};
 
 /// From a loss to a promotion.
 #[derive(Debug, Clone, Copy)]
@@ -14,8 +14,17 @@ pub(super) struct Vacancy {
 }
 
 impl Supervisor {
+    /// The primary answers: it accepts writes, or did until its disk took nothing any more.
+    pub(super) fn note_writable(&mut self, observed: &Observed, now: Duration) {
+        let stuck = observed.nodes.get(&self.intent.primary).and_then(|view| view.disk.stuck_since);
+        self.writable_at = match (stuck, self.writable_at) {
+            (Some(stuck), Some(before)) => Some(before.min(stuck)),
+            _ => Some(self.primary_seen_at(now)),
+        };
+    }
+
     /// When what is known of the primary at `now` was so: what another supervisor said of it may be old.
-    pub(super) fn primary_seen_at(&self, now: Duration) -> Duration {
+    fn primary_seen_at(&self, now: Duration) -> Duration {
         self.others.as_ref().and_then(|others| others.peers.heard_at(&self.intent.primary)).unwrap_or(now)
     }
 

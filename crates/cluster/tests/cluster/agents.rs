@@ -7,12 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_base::{SystemClock, Tasks};
+use millrace_base::{Secret, SystemClock, Tasks};
 use millrace_cluster::{
     AgentSpec, ClusterSpec, ClusterStatus, EtcdSpec, NodeName, Supervisor, history, operate::Handle,
 };
 use millrace_pg::{Connection, connect};
-use millrace_testkit::{Sandbox, free_port};
+use millrace_testkit::{Sandbox, free_port, wait_until};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,8 @@ const TTL: Duration = Duration::from_secs(3);
 struct Etcd {
     process: Child,
     endpoint: String,
+    /// As whom agents come.
+    user: Option<(String, Secret)>,
 }
 
 impl Etcd {
@@ -44,7 +46,29 @@ impl Etcd {
             .stderr(std::fs::File::create(folder.join("log")).unwrap())
             .spawn()
             .expect("etcd: `make setup` installs it");
-        Self { process, endpoint }
+        Self { process, endpoint, user: None }
+    }
+
+    /// From now on it asks everyone who he is, and lets `agent` at what belongs to the cluster alone.
+    async fn close(&mut self) {
+        wait_until(Duration::from_secs(10), || async {
+            let Ok(mut client) = etcd_client::Client::connect([&self.endpoint], None).await else { return false };
+            client.status().await.is_ok_and(|status| status.leader() != 0)
+        })
+        .await;
+        let mut client = etcd_client::Client::connect([&self.endpoint], None).await.unwrap();
+        let own = etcd_client::Permission::read_write("/millrace/test/").with_prefix();
+        client.user_add("root", "of root", None).await.unwrap();
+        client.role_add("root").await.unwrap();
+        client.user_grant_role("root", "root").await.unwrap();
+        client.role_add("cluster").await.unwrap();
+        client.role_grant_permission("cluster", own).await.unwrap();
+        client.user_add("agent", "of the agent", None).await.unwrap();
+        client.user_grant_role("agent", "cluster").await.unwrap();
+        client.auth_enable().await.unwrap();
+        let mut nobody = etcd_client::Client::connect([&self.endpoint], None).await.unwrap();
+        nobody.get("/millrace/test/record", None).await.unwrap_err();
+        self.user = Some(("agent".to_owned(), Secret::new("of the agent")));
     }
 
     fn signal(&self, signal: &str) {
@@ -61,29 +85,23 @@ impl Drop for Etcd {
     }
 }
 
-struct Agent {
-    status: watch::Receiver<ClusterStatus>,
-    handle: Handle,
+pub(crate) struct Agent {
+    pub(crate) status: watch::Receiver<ClusterStatus>,
+    pub(crate) handle: Handle,
     token: CancellationToken,
     tasks: Tasks,
 }
 
-struct Agents {
-    spec: ClusterSpec,
-    running: BTreeMap<String, Agent>,
+pub(crate) struct Agents {
+    pub(crate) spec: ClusterSpec,
+    pub(crate) running: BTreeMap<String, Agent>,
     etcd: Etcd,
-    sandbox: Sandbox,
+    pub(crate) sandbox: Sandbox,
 }
 
 impl Agents {
-    async fn start(names: &[&str]) -> Self {
-        // shown with RUST_LOG, and if the test fails
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init().ok();
-        let sandbox = Sandbox::new();
-        let spec = spec_in(sandbox.path(), names);
-        let etcd = Etcd::start(&sandbox);
-        let mut agents = Self { spec, running: BTreeMap::new(), etcd, sandbox };
+    pub(crate) async fn start(names: &[&str]) -> Self {
+        let mut agents = Self::at_rest(names);
         for name in names {
             agents.supervise(name);
         }
@@ -91,8 +109,18 @@ impl Agents {
         agents
     }
 
+    pub(crate) fn at_rest(names: &[&str]) -> Self {
+        // shown with RUST_LOG, and if the test fails
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init().ok();
+        let sandbox = Sandbox::new();
+        let spec = spec_in(sandbox.path(), names);
+        let etcd = Etcd::start(&sandbox);
+        Self { spec, running: BTreeMap::new(), etcd, sandbox }
+    }
+
     /// A (new) supervisor of a node.
-    fn supervise(&mut self, name: &str) {
+    pub(crate) fn supervise(&mut self, name: &str) {
         let mut spec = self.spec.clone();
         spec.state_dir = self.sandbox.path().join(format!("{name}.state"));
         std::fs::create_dir_all(&spec.state_dir).unwrap();
@@ -102,7 +130,7 @@ impl Agents {
                 endpoints: vec![self.etcd.endpoint.clone()],
                 ca: None,
                 identity: None,
-                user: None,
+                user: self.etcd.user.clone(),
                 prefix: "/millrace/test".into(),
                 ttl: TTL,
             },
@@ -116,7 +144,7 @@ impl Agents {
     }
 
     /// What each supervisor that runs comes to say.
-    async fn until(&mut self, what: &str, condition: impl Fn(&ClusterStatus) -> bool) {
+    pub(crate) async fn until(&mut self, what: &str, condition: impl Fn(&ClusterStatus) -> bool) {
         for (name, agent) in &mut self.running {
             let waiting = agent.status.wait_for(|status| condition(status));
             let came = tokio::time::timeout(LONG, waiting).await.is_ok_and(|waited| waited.is_ok());
@@ -127,27 +155,36 @@ impl Agents {
         }
     }
 
-    async fn ready(&mut self) {
+    pub(crate) async fn ready(&mut self) {
         let nodes = self.spec.nodes.len();
         self.until("a ready cluster", |status| status.all_ready && status.nodes.len() == nodes).await;
         let setting = |status: &ClusterStatus| status.promise.members.len() == nodes - 1;
         self.until("a promise", setting).await;
     }
 
-    fn any(&self) -> &Agent {
+    pub(crate) fn any(&self) -> &Agent {
         self.running.values().next().unwrap()
     }
 
-    fn primary(&self) -> String {
+    pub(crate) fn primary(&self) -> String {
         self.any().status.borrow().primary.clone().unwrap()
     }
 
-    async fn another_primary(&mut self, than: &str) -> String {
+    pub(crate) async fn another_primary(&mut self, than: &str) -> String {
         self.until("another primary", |status| status.primary_ready && status.primary.as_deref() != Some(than)).await;
         self.primary()
     }
 
-    async fn client(&self, name: &str) -> Connection {
+    /// As some come to say: one that hangs itself may not.
+    pub(crate) async fn another_primary_by(&mut self, than: &str, by: &str) -> String {
+        let agent = self.running.get_mut(by).unwrap();
+        let is_another = |status: &ClusterStatus| status.primary_ready && status.primary.as_deref() != Some(than);
+        let status = tokio::time::timeout(LONG, agent.status.wait_for(is_another)).await.unwrap();
+        let primary = status.unwrap().primary.clone();
+        primary.unwrap()
+    }
+
+    pub(crate) async fn client(&self, name: &str) -> Connection {
         let node = self.spec.node(&NodeName::new(name)).unwrap();
         connect(&self.spec.superuser(node).unwrap(), Duration::from_secs(10)).await.unwrap()
     }
@@ -157,7 +194,7 @@ impl Agents {
         status.nodes.iter().find(|node| node.name == name).unwrap().pid.unwrap()
     }
 
-    async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         for agent in self.running.values() {
             agent.token.cancel();
         }
@@ -386,7 +423,7 @@ async fn a_vote_outlives_the_agent_that_gave_it() {
         kill(pid);
     }
     let voted = agents.sandbox.path().join("b").join("vote");
-    millrace_testkit::wait_until(LONG, || async { std::fs::read_to_string(&voted).is_ok() }).await;
+    wait_until(LONG, || async { std::fs::read_to_string(&voted).is_ok() }).await;
     assert_eq!(std::fs::read_to_string(&voted).unwrap().trim(), term.to_string());
     drop(agents.running.remove("b"));
     agents.supervise("b");
@@ -396,5 +433,19 @@ async fn a_vote_outlives_the_agent_that_gave_it() {
     agents.supervise("a");
     agents.ready().await;
     assert_ne!(agents.pid("a"), pid);
+    agents.stop().await;
+}
+
+#[tokio::test]
+async fn etcd_asks_who_comes() {
+    let mut agents = Agents::at_rest(&["a", "b"]);
+    agents.etcd.close().await;
+    agents.supervise("a");
+    agents.supervise("b");
+    agents.ready().await;
+    let pid = agents.pid("a");
+    kill(pid);
+    assert_eq!(agents.another_primary("a").await, "b");
+    agents.ready().await;
     agents.stop().await;
 }

@@ -32,6 +32,8 @@ pub(crate) fn spec_in(folder: &Path, names: &[&str]) -> ClusterSpec {
         host: "127.0.0.1".into(),
         port: free_port(),
         folder: folder.join(name),
+        priority: 1,
+        apply_delay: None,
     });
     ClusterSpec {
         nodes: nodes.collect(),
@@ -62,9 +64,20 @@ impl Cluster {
     }
 
     pub(crate) async fn start_with(names: &[&str], change: impl FnOnce(&mut Limits)) -> Self {
+        Self::start_as(names, |spec| change(&mut spec.limits)).await
+    }
+
+    pub(crate) async fn start_as(names: &[&str], change: impl FnOnce(&mut ClusterSpec)) -> Self {
         let sandbox = Sandbox::new();
         let mut spec = spec_in(sandbox.path(), names);
-        change(&mut spec.limits);
+        change(&mut spec);
+        let mut cluster = Self::supervised(sandbox, spec);
+        cluster.ready().await;
+        cluster
+    }
+
+    /// One that is about to come up.
+    pub(crate) fn supervised(sandbox: Sandbox, spec: ClusterSpec) -> Self {
         let mut cluster = Self {
             spec,
             status: watch::channel(ClusterStatus::default()).1,
@@ -74,7 +87,6 @@ impl Cluster {
             sandbox,
         };
         cluster.supervise();
-        cluster.ready().await;
         cluster
     }
 

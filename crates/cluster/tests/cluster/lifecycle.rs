@@ -1,12 +1,9 @@
 //! Made, adopted, stopped.
 
 use millrace_base::Secret;
-use millrace_cluster::ClusterStatus;
 use millrace_contract::status::NodeState;
 use millrace_pg::{ConnectParams, HbaDatabase, HbaRule, HbaSource, connect, roles};
 use millrace_testkit::{Sandbox, wait_until};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Cluster, LONG, is_running, spec_in};
 
@@ -67,15 +64,7 @@ async fn servers_of_a_killed_supervisor_are_adopted() {
 async fn an_interrupted_bootstrap_is_finished() {
     let sandbox = Sandbox::new();
     let spec = spec_in(sandbox.path(), &["a", "b"]);
-    let mut cluster = Cluster {
-        spec,
-        status: watch::channel(ClusterStatus::default()).1,
-        handle: None,
-        token: CancellationToken::new(),
-        tasks: None,
-        sandbox,
-    };
-    cluster.supervise();
+    let mut cluster = Cluster::supervised(sandbox, spec);
     cluster.until("initdb", |status| status.nodes.iter().any(|n| n.state == NodeState::Starting)).await;
     cluster.drop_supervisor();
     cluster.supervise();

@@ -552,6 +552,9 @@ impl Operator for Source {
             lsn: Some(self.now().watermark),
             lag_bytes: lag,
             streaming: lag.map(|_| true),
+            failover_priority: 1,
+            apply_delay_s: None,
+            pending_restart: Vec::new(),
             doing: match lag {
                 None => "accepts writes".into(),
                 Some(0) => "streams from a".into(),

@@ -118,7 +118,11 @@ fn headline(status: &PlatformStatus, events: &[Entry]) -> String {
     let newest = events.iter().find_map(|entry| match &entry.event {
         Event::Elected { to, .. } => Some(to == primary),
         Event::Promoted { .. } | Event::TookOffice { .. } => Some(false),
-        Event::Promise { .. } | Event::Paused { .. } | Event::Resigned { .. } => None,
+        Event::Promise { .. }
+        | Event::Paused { .. }
+        | Event::Resigned { .. }
+        | Event::Settings { .. }
+        | Event::Restarted { .. } => None,
     });
     match newest {
         Some(true) => format!("{primary} was elected and does not accept writes yet"),
@@ -128,10 +132,7 @@ fn headline(status: &PlatformStatus, events: &[Entry]) -> String {
 
 /// Since when it has been the primary, if the history goes back so far.
 fn primary_since(events: &[Entry], primary: &str) -> Option<Micros> {
-    let began = |entry: &&Entry| match &entry.event {
-        Event::Promoted { node, .. } | Event::TookOffice { node } => node == primary,
-        Event::Elected { .. } | Event::Promise { .. } | Event::Paused { .. } | Event::Resigned { .. } => false,
-    };
+    let began = |entry: &&Entry| matches!(&entry.event, Event::Promoted { node, .. } | Event::TookOffice { node } if node == primary);
     events.iter().find(began).map(|entry| entry.at)
 }
 
@@ -142,7 +143,7 @@ fn class(event: &Event) -> &'static str {
         Event::Elected { .. } | Event::Resigned { .. } | Event::Paused { paused: true } => "warn",
         Event::Promise { setting } if setting.is_empty() => "warn",
         Event::Promoted { .. } | Event::Paused { paused: false } => "good",
-        Event::Promise { .. } | Event::TookOffice { .. } => "plain",
+        Event::Promise { .. } | Event::TookOffice { .. } | Event::Settings { .. } | Event::Restarted { .. } => "plain",
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use millrace_base::Micros;
-use millrace_pg::catalog::{ServerState, Slot};
+use millrace_pg::catalog::ServerState;
 
 use super::{etcd::Event, *};
 use crate::{
@@ -46,6 +46,7 @@ type Seen = (String, Duration, Option<usize>);
 
 pub(super) struct Agent {
     name: NodeName,
+    place: Place,
     began: Duration,
     random: Random,
     peers: Peers,
@@ -99,7 +100,7 @@ impl Agent {
         Self {
             began: clock,
             random,
-            peers: Peers::new(name.clone()),
+            peers: Peers::new(Some(name.clone())),
             intent: Intent {
                 goal: Goal::Run,
                 primary: NodeName::new("a"),
@@ -109,8 +110,10 @@ impl Agent {
                 promise: Promise::none(),
                 paused: false,
                 wish: None,
+                said: Default::default(),
                 policy,
             },
+            place: place_of(&name),
             name,
             shared: Shared::default(),
             lease: 0,
@@ -165,8 +168,9 @@ impl Agent {
         matches!(self.job, Some((Action::HandOver, ..)))
     }
 
-    pub(super) fn sentence(&self) -> &str {
-        &self.sentence
+    pub(super) fn sentence(&self) -> String {
+        let office = self.seen.as_ref().map(|seen| seen.office);
+        format!("{} ({office:?}, term {})", self.sentence, self.intent.term)
     }
 
     /// What an operator's word would make of the record, as this agent has heard it.
@@ -183,7 +187,7 @@ impl Agent {
     }
 
     pub(super) fn live(&mut self, world: &mut World) {
-        let clock = world.hosts[&self.name].clock(world.now);
+        let clock = world.hosts[self.place].clock(world.now);
         self.keep_session(world, clock);
         self.guard(world, clock);
         self.prove(world, clock);
@@ -197,37 +201,44 @@ impl Agent {
     fn guard(&mut self, world: &mut World, clock: Duration) {
         let lapsed = clock >= self.validity.until || self.validity.lapses != self.lapses;
         self.lapses = self.validity.lapses;
-        let server = &mut world.hosts.get_mut(&self.name).unwrap().server;
+        let server = &mut world.hosts[self.place].server;
         if self.armed && lapsed && server.up {
             server.die();
-            let name = self.name.clone();
-            world.note(format_args!("{name}: guard kills"));
+            world.counts.guarded += 1;
+            world.note(format_args!("{}: guard kills", self.name));
         }
     }
 
     fn prove(&mut self, world: &mut World, clock: Duration) {
         let left = self.validity.until.saturating_sub(clock);
-        let writes = world.serves(&self.name) && !world.hosts[&self.name].server.standby;
+        let writes = world.serves(self.place) && !world.hosts[self.place].server.standby;
         if !self.armed || left > HOLD / 2 || !writes {
             self.beat = None;
             return;
         }
-        let server = &mut world.hosts.get_mut(&self.name).unwrap().server;
-        let (asked, wanted) = *self.beat.get_or_insert_with(|| {
-            server.log.push(0);
-            (clock, server.log.len())
-        });
+        let (asked, wanted) = match self.beat {
+            Some(beat) => beat,
+            None => {
+                let record = world.record();
+                (clock, world.hosts[self.place].server.log.push(record) + 1)
+            }
+        };
+        self.beat = Some((asked, wanted));
         if clock.saturating_sub(asked) >= HOLD / 2 {
             self.beat = None;
             return;
         }
-        let (members, quorum) = match &self.promise {
-            Some(promise) if !promise.is_none() => (promise.members.clone(), promise.quorum),
-            _ => (NAMES.map(NodeName::new).into_iter().filter(|name| *name != self.name).collect(), 2),
+        let server = &world.hosts[self.place].server;
+        let received = match &self.promise {
+            Some(promise) if !promise.is_none() => server.received_by(promise),
+            _ => {
+                let others = world.names.iter().filter(|name| **name != self.name);
+                server.received_by(&Promise::new(others.cloned().collect(), 2))
+            }
         };
-        let has = |name: &&NodeName| server.reported.get(*name).is_some_and(|(end, _)| *end >= wanted);
-        if members.iter().filter(has).count() >= quorum {
+        if received >= wanted {
             self.validity.extend(asked + HOLD * 2 / 3, clock);
+            world.counts.proofs += 1;
             self.beat = None;
         }
     }
@@ -236,7 +247,7 @@ impl Agent {
 
     /// The end of a server is seen at once, unless a step owns it.
     fn notice_death(&mut self, world: &mut World, clock: Duration) {
-        let server = &world.hosts[&self.name].server;
+        let server = &world.hosts[self.place].server;
         let ran = self.received.is_some() || self.silent_since.is_some() || self.setting.is_some();
         if server.up || !self.adopted || self.job.is_some() || !ran {
             return;
@@ -257,15 +268,15 @@ impl Agent {
             what: what.to_owned(),
             what_to_do: None,
             at: clock,
-            not_before: clock + self.random.ticks(20),
+            not_before: clock + ticks(&self.random, 20),
             next_try: tries,
         });
     }
 
     fn look(&mut self, world: &mut World, clock: Duration) -> Observed {
-        let serves = world.serves(&self.name);
+        let serves = world.serves(self.place);
         let (now, notice) = (world.now, world.notice);
-        let server = &world.hosts[&self.name].server;
+        let server = &world.hosts[self.place].server;
         let answers = serves && self.adopted && self.job.is_none();
         let primary = self.intent.primary == self.name;
         if self.job.is_none() {
@@ -309,20 +320,8 @@ impl Agent {
                 arrived = self.arrived(server, clock);
             }
         }
-        let slot = |name: &NodeName| Slot {
-            name: name.slot(),
-            slot_type: "physical".into(),
-            database: None,
-            temporary: false,
-            active: true,
-            active_pid: None,
-            restart_lsn: Some(Lsn(0)),
-            confirmed_flush_lsn: None,
-            retained_bytes: None,
-            safe_wal_bytes: None,
-            wal_status: Some("reserved".into()),
-        };
-        let slots = answers.then(|| server.slots.iter().map(slot).collect::<Vec<_>>());
+        let slots = world.names.iter().zip(server.slots).filter(|(_, made)| *made);
+        let slots = answers.then(|| slots.map(|(name, _)| slot_of(name, Lsn(0))).collect::<Vec<_>>());
         let whole = DataState::Whole { system_id: OURS, standby: server.standby };
         let view = NodeView {
             data: if server.exists { whole } else { DataState::Absent },
@@ -334,11 +333,14 @@ impl Agent {
                 (false, _) => ProcessState::None,
             },
             may_write: server.up,
+            dying: false,
+            disk: crate::DiskView::default(),
             server: state,
             slots: slots.clone(),
             silent_since: self.silent_since,
             not_streaming_since: if primary { None } else { self.not_streaming_since },
             heard_at: self.heard_at,
+            part: server.part,
             absent_since: self.absent_since,
             vote: server.vote,
             follows: self.follows.clone(),
@@ -369,9 +371,7 @@ impl Agent {
             *noted = Some(server.log.len());
         }
         let Some(noted) = *noted else { return false };
-        let promise = Promise::parse(&text);
-        let has = |name: &&NodeName| server.reported.get(*name).is_some_and(|(end, _)| *end >= noted);
-        promise.members.iter().filter(has).count() >= promise.quorum
+        server.received_by(&Promise::parse(&text)) >= noted
     }
 
     // ------------------------------------------------------------------------------------------------------- the loop
@@ -390,16 +390,16 @@ impl Agent {
         if world.now < self.next {
             return;
         }
-        self.hear(clock);
+        self.hear(&world.names, clock);
         let observed = self.look(world, clock);
         // a server that hangs is waited for
-        let answer = if self.random.one_in(50) { self.random.ticks(50) } else { self.random.ticks(3) };
+        let answer = if self.random.one_in(50) { ticks(&self.random, 50) } else { ticks(&self.random, 3) };
         self.looked = Some((observed, world.now + answer));
     }
 
     /// Whether the loop goes on: what was written has been answered, or nothing was.
     fn written(&mut self, world: &mut World, clock: Duration) -> bool {
-        let reaches = world.reaches_etcd(&self.name);
+        let reaches = world.reaches_etcd(self.place);
         let Some(asked) = &mut self.write else { return true };
         if asked.answer.is_none() && world.now >= asked.arrives {
             match reaches {
@@ -407,11 +407,9 @@ impl Agent {
                     let Write { revision, record, claim, lease } = &asked.what;
                     let done = world.etcd.write(world.now, *revision, record, claim, *lease);
                     asked.answer = Some(done);
-                    let name = self.name.clone();
-                    let (term, primary) = (record.term, &record.primary);
-                    let what =
-                        format!("{name}: {claim:?} term {term} of {primary}, {}: {done}", record.promise.setting());
-                    world.note(what);
+                    world.counts.elections += u64::from(done && matches!(claim, Claim::Take(_)) && record.promoting);
+                    let ClusterRecord { term, primary, promise, .. } = record;
+                    world.note(format_args!("{}: {claim:?} term {term} of {primary}, {promise:?}: {done}", self.name));
                 }
                 false => asked.arrives = Duration::MAX,
             }
@@ -429,8 +427,7 @@ impl Agent {
         true
     }
 
-    fn hear(&mut self, clock: Duration) {
-        let names = NAMES.map(NodeName::new);
+    fn hear(&mut self, names: &[NodeName; 3], clock: Duration) {
         let Some(word) = self.peers.hear(self.shared.clone(), names.iter(), &self.intent, clock) else { return };
         let before = std::mem::replace(&mut self.intent, word.intent);
         let own = self.intent.primary == self.name;
@@ -459,29 +456,27 @@ impl Agent {
     }
 
     fn act(&mut self, world: &mut World, mut observed: Observed, clock: Duration) {
-        let names = NAMES.map(NodeName::new);
         if std::mem::take(&mut self.heard_new) {
             self.heard_at = clock;
         }
         observed.nodes.get_mut(&self.name).unwrap().heard_at = self.heard_at;
         let leave = Leave { lease: self.lease, valid_until: self.validity.until };
-        self.peers.add(&mut observed, names.iter(), &self.intent, leave, clock);
+        self.peers.add(&mut observed, world.names.iter(), &self.intent, leave, clock);
         self.primary_lsn = observed.primary_lsn;
-        self.seen = Some(observed.clone());
-        let plan = self.peers.restrain(decide(&observed, &self.intent, clock), &self.intent);
+        let mut plan = self.peers.restrain(decide(&observed, &self.intent, clock), &self.intent);
         self.say(&observed, clock);
         let mut acted = false;
-        if let Some(own) = plan.nodes.get(&self.name) {
-            self.sentence = format!("{} ({:?}, term {})", own.sentence, observed.office, self.intent.term);
-            for action in &own.actions {
-                self.begin(world, action.clone(), clock);
+        if let Some(own) = plan.nodes.remove(&self.name) {
+            for action in own.actions {
+                self.begin(world, action, clock);
                 acted = true;
             }
+            self.sentence = own.sentence;
         }
         let quick =
             matches!(observed.office, Office::Vacant { .. }) || self.intent.promoting || self.intent.wish.is_some();
         let pause = if acted || quick { 2 } else { LOOKS };
-        self.next = world.now + self.random.ticks(pause);
+        self.next = world.now + ticks(&self.random, pause);
         let change = plan.change.and_then(|change| Some((self.peers.claim(&change, &self.intent)?, change)));
         if let Some((claim, change)) = change {
             let intent = self.intent.after(&change);
@@ -489,6 +484,7 @@ impl Agent {
         } else if self.peers.is_to_be_made_certain(&self.intent, clock) {
             self.write(world, &self.intent.clone(), Claim::Hold, clock);
         }
+        self.seen = Some(observed);
     }
 
     fn say(&mut self, observed: &Observed, clock: Duration) {
@@ -516,7 +512,7 @@ impl Agent {
         }
         let record = record_of(intent, &self.intent, self.handed_over, &claim);
         let revision = self.peers.ask(&claim);
-        let (there, back) = (self.random.way(), self.random.way());
+        let (there, back) = (way(&self.random), way(&self.random));
         self.write = Some(Asked {
             what: Write { revision, record, claim, lease: self.lease },
             asked: clock,
@@ -527,25 +523,25 @@ impl Agent {
     }
 
     fn begin(&mut self, world: &mut World, action: Action, clock: Duration) {
-        let (now, name) = (world.now, self.name.clone());
+        let now = world.now;
         let (soon, later) = (now + TICK * 2, now + TICK * 20);
-        let answers = world.serves(&name);
+        let answers = world.serves(self.place);
         let known = self.intent.system_id.is_some();
         let again = self.voted_at.is_some_and(|at| clock.saturating_sub(at) < VOTE_AGAIN);
         if matches!(action, Action::Vote { .. }) && again {
             return;
         }
-        world.note(format_args!("{name}: {action:?}"));
-        let server = &mut world.hosts.get_mut(&name).unwrap().server;
-        let shortly = now + self.random.ticks(10);
+        world.note(format_args!("{}: {action:?}", self.name));
+        let server = &mut world.hosts[self.place].server;
+        let shortly = now + ticks(&self.random, 10);
         match action {
             Action::Adopt => {
-                let upstream = (self.intent.primary != name).then(|| self.intent.primary.clone());
+                let upstream = (self.intent.primary != self.name).then(|| self.intent.primary.clone());
                 self.follows = upstream.filter(|_| known && server.vote != Some(self.intent.term));
-                let deposed = name != self.intent.primary && !server.standby;
+                let deposed = self.name != self.intent.primary && !server.standby;
                 if known && !deposed {
-                    server.turns = Some((self.follows.clone(), shortly));
-                    server.set = Some((self.told.clone(), now + self.random.ticks(30)));
+                    server.turns = Some((self.follows.as_ref().map(place_of), shortly));
+                    server.set = Some((self.told.clone(), now + ticks(&self.random, 30)));
                 }
                 self.adopted = true;
                 self.forget();
@@ -561,11 +557,11 @@ impl Agent {
                 self.follows.clone_from(&from);
                 self.forget();
                 self.not_streaming_since = None;
-                if name == self.intent.primary && !self.intent.promoting {
+                if self.name == self.intent.primary && !self.intent.promoting {
                     self.handed_over = None;
                     server.was_primary = true;
                 }
-                server.start(from, self.told.clone(), now + self.random.ticks(30));
+                server.start(from.as_ref().map(place_of), self.told.clone(), now + ticks(&self.random, 30));
             }
             Action::Fence | Action::HandOver | Action::Stop(_) => {
                 self.forget();
@@ -580,27 +576,28 @@ impl Agent {
                 if server.standby && answers {
                     (self.follows, self.setting) = (None, None);
                     server.promote();
-                    server.set = Some((self.told.clone(), now + self.random.ticks(30)));
-                    world.promoted(&name);
+                    server.set = Some((self.told.clone(), now + ticks(&self.random, 30)));
+                    world.promoted(self.place);
                 }
             }
             Action::Vote { term } => {
+                world.counts.votes += 1;
                 (server.vote, self.voted_at, self.follows) = (Some(term), Some(clock), None);
                 server.turns = Some((None, shortly));
             }
             Action::Follow { from } => {
                 self.follows = Some(from.clone());
-                server.turns = Some((Some(from), shortly));
+                server.turns = Some((Some(place_of(&from)), shortly));
             }
             Action::SetPromise(promise) => {
                 self.told = promise;
                 self.setting = None;
-                server.set = Some((self.told.clone(), now + self.random.ticks(30)));
+                server.set = Some((self.told.clone(), now + ticks(&self.random, 30)));
             }
             Action::EnsureRoles => self.roles_ready |= answers,
             Action::CreateSlot { replica } => {
                 if answers {
-                    server.slots.insert(replica);
+                    server.slots[place_of(&replica)] = true;
                 }
             }
             other => panic!("{other:?}"),
@@ -609,27 +606,30 @@ impl Agent {
 
     fn finish(&mut self, world: &mut World, clock: Duration) {
         let Some((action, ..)) = self.job.take_if(|(_, _, until)| *until <= world.now) else { return };
-        let name = self.name.clone();
-        let serves = world.serves(&name);
+        let serves = world.serves(self.place);
         match action {
             Action::Fence | Action::Stop(_) => {
-                world.hosts.get_mut(&name).unwrap().server.die();
+                world.hosts[self.place].server.die();
+                world.counts.fences += 1;
                 self.fail(FailureKind::Crashed, "the server did not answer and was killed", clock);
             }
             Action::HandOver if serves => self.hand_over(world),
-            Action::HandOver if world.hosts[&name].server.up => {}
+            Action::HandOver if world.hosts[self.place].server.up => {}
             Action::HandOver => self.fail(FailureKind::Crashed, "the server ended while it handed over", clock),
             Action::MakeReplica { from, .. } | Action::Rewind { from } => {
-                let source = &world.hosts[&from].server;
-                if !world.serves(&from) || source.standby || !world.are_connected(&name, &from) {
+                let from = place_of(&from);
+                let gives = world.serves(from) && world.are_connected(self.place, from);
+                let Ok([own, source]) = world.hosts.get_disjoint_mut([self.place, from]) else {
+                    panic!("{} is to be a replica of itself", self.name)
+                };
+                if !gives || source.server.standby {
                     self.fail(FailureKind::Other, "the source does not answer", clock);
                     return;
                 }
-                let (log, history) = (source.log.clone(), source.history.clone());
-                let server = &mut world.hosts.get_mut(&name).unwrap().server;
-                server.copy(log, history);
+                own.server.copy(&source.server);
+                world.counts.rebuilt += 1;
+                source.server.slots[self.place] = true;
                 self.failure = None;
-                world.hosts.get_mut(&from).unwrap().server.slots.insert(name);
             }
             other => panic!("{other:?}"),
         }
@@ -638,25 +638,25 @@ impl Agent {
 
     /// It ends in order once everything has been sent to those who receive it, the record of its end included.
     fn hand_over(&mut self, world: &mut World) {
-        let name = self.name.clone();
-        let server = &mut world.hosts.get_mut(&name).unwrap().server;
-        let end = server.log.len();
-        server.log.push(0);
-        let (log, timeline) = (server.log.clone(), server.timeline());
-        for other in NAMES.map(NodeName::new).into_iter().filter(|other| *other != name) {
-            let serves = world.serves(&other) && world.are_connected(&name, &other);
-            let receiver = &world.hosts[&other].server;
-            let follows =
-                receiver.standby && receiver.follows.as_ref() == Some(&name) && world.now >= receiver.replayed;
-            let sender = &world.hosts[&name].server;
-            if serves && follows && sender.slots.contains(&other) && sender.is_ahead_of(receiver) {
-                let history = sender.history.clone();
-                let receiver = &mut world.hosts.get_mut(&other).unwrap().server;
-                receiver.log.clone_from(&log);
-                receiver.history = history;
+        world.counts.handed_over += 1;
+        let last = world.record();
+        let end = world.hosts[self.place].server.log.push(last);
+        for other in (0..3).filter(|other| *other != self.place) {
+            let serves = world.serves(other) && world.are_connected(self.place, other);
+            let Ok([Host { server: sender, .. }, Host { server: receiver, .. }]) =
+                world.hosts.get_disjoint_mut([self.place, other])
+            else {
+                unreachable!("it does not follow itself")
+            };
+            let follows = receiver.standby && receiver.follows == Some(self.place) && world.now >= receiver.replayed;
+            if serves && follows && sender.slots[other] && sender.is_ahead_of(receiver) {
+                receiver.log.copy(&sender.log);
+                receiver.history.clone_from(&sender.history);
             }
         }
-        world.hosts.get_mut(&name).unwrap().server.die();
+        let server = &mut world.hosts[self.place].server;
+        let timeline = server.timeline();
+        server.die();
         self.handed_over = Some(LogEnd { lsn: Lsn(end as u64), timeline });
     }
 }

@@ -9,14 +9,14 @@ use crate::store::{Member, Officer};
 pub(super) enum Event {
     Record(ClusterRecord, i64),
     Office(Option<(Officer, i64)>),
-    Member(NodeName, Option<Arc<Member>>),
+    Member(Place, Option<Arc<Member>>),
 }
 
 pub(super) struct Etcd {
     revision: i64,
     pub(super) record: Option<(ClusterRecord, i64)>,
     pub(super) officer: Option<(Officer, i64)>,
-    pub(super) members: BTreeMap<NodeName, (Arc<Member>, i64)>,
+    pub(super) members: [Option<(Arc<Member>, i64)>; 3],
     /// When each ends.
     leases: BTreeMap<i64, Duration>,
     last_lease: i64,
@@ -30,7 +30,7 @@ impl Etcd {
             revision: 1,
             record: Some((ClusterRecord::new(primary, OURS), 1)),
             officer: None,
-            members: BTreeMap::new(),
+            members: [const { None }; 3],
             leases: BTreeMap::new(),
             last_lease: 0,
             events: Vec::new(),
@@ -52,7 +52,9 @@ impl Etcd {
         self.leases.get_mut(&lease).map(|end| *end = until.max(*end)).is_some()
     }
 
-    pub(super) fn expire(&mut self, now: Duration) {
+    /// Whether the office was among what leases that have ended took along.
+    pub(super) fn expire(&mut self, now: Duration) -> bool {
+        let held = self.officer.is_some();
         let ended: Vec<i64> = self.leases.iter().filter(|(_, end)| now >= **end).map(|(id, _)| *id).collect();
         for lease in ended {
             self.leases.remove(&lease);
@@ -60,25 +62,25 @@ impl Etcd {
                 self.officer = None;
                 self.tell(now, Event::Office(None));
             }
-            let gone: Vec<NodeName> =
-                self.members.iter().filter(|(_, (_, of))| *of == lease).map(|(name, _)| name.clone()).collect();
-            for name in gone {
-                self.members.remove(&name);
-                self.tell(now, Event::Member(name, None));
+            for place in 0..3 {
+                if self.members[place].take_if(|(_, of)| *of == lease).is_some() {
+                    self.tell(now, Event::Member(place, None));
+                }
             }
         }
+        held && self.officer.is_none()
     }
 
     fn tell(&mut self, now: Duration, event: Event) {
         self.events.push((now, vec![event]));
     }
 
-    pub(super) fn put_member(&mut self, now: Duration, name: &NodeName, member: Arc<Member>, lease: i64) -> bool {
+    pub(super) fn put_member(&mut self, now: Duration, place: Place, member: Arc<Member>, lease: i64) -> bool {
         if !self.is_alive(lease) {
             return false;
         }
-        self.members.insert(name.clone(), (member.clone(), lease));
-        self.tell(now, Event::Member(name.clone(), Some(member)));
+        self.members[place] = Some((member.clone(), lease));
+        self.tell(now, Event::Member(place, Some(member)));
         true
     }
 

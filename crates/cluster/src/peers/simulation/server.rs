@@ -1,15 +1,18 @@
-//! A PostgreSQL server and its disk. A log is the numbers of its commits.
+//! A PostgreSQL server and its disk.
+
+use std::collections::VecDeque;
 
 use super::*;
 
 pub(super) struct Server {
+    pub(super) part: Part,
     // the disk
     pub(super) exists: bool,
     pub(super) standby: bool,
-    pub(super) log: Vec<u32>,
+    pub(super) log: Log,
     /// Timelines, each with where it begins.
     pub(super) history: Vec<(u32, usize)>,
-    pub(super) slots: BTreeSet<NodeName>,
+    pub(super) slots: [bool; 3],
     pub(super) was_primary: bool,
     pub(super) vote: Option<u64>,
     // the process
@@ -17,8 +20,8 @@ pub(super) struct Server {
     /// True time until which it does not run.
     pub(super) hangs: Duration,
     /// Its upstream, and the one that it will turn to.
-    pub(super) follows: Option<NodeName>,
-    pub(super) turns: Option<(Option<NodeName>, Duration)>,
+    pub(super) follows: Option<Place>,
+    pub(super) turns: Option<(Option<Place>, Duration)>,
     /// What its processes really wait for; a new setting takes a while to be in force.
     pub(super) waits_for: Promise,
     pub(super) set: Option<(Promise, Duration)>,
@@ -27,18 +30,20 @@ pub(super) struct Server {
     /// When something came from its upstream.
     pub(super) contact: Duration,
     /// What receivers have told, and when.
-    pub(super) reported: BTreeMap<NodeName, (usize, Duration)>,
+    pub(super) reported: [Option<(usize, Duration)>; 3],
+    /// Where commits are in its log that clients wait for.
+    pub(super) waiting: VecDeque<usize>,
 }
 
 impl Server {
-    pub(super) fn new(primary: bool) -> Self {
-        let slots = ["a", "b", "c"].into_iter().map(NodeName::new).filter(|_| primary).collect();
+    pub(super) fn new(primary: bool, part: Part) -> Self {
         Self {
+            part,
             exists: true,
             standby: !primary,
-            log: vec![0],
+            log: Log::new(),
             history: vec![(1, 0)],
-            slots,
+            slots: [primary; 3],
             was_primary: primary,
             vote: None,
             up: false,
@@ -49,7 +54,8 @@ impl Server {
             set: None,
             replayed: Duration::ZERO,
             contact: Duration::ZERO,
-            reported: BTreeMap::new(),
+            reported: [None; 3],
+            waiting: VecDeque::new(),
         }
     }
 
@@ -58,7 +64,7 @@ impl Server {
     }
 
     pub(super) fn end(&self) -> Lsn {
-        Lsn(self.log.len() as u64)
+        self.log.end()
     }
 
     /// A process of it takes what it has been told.
@@ -76,6 +82,19 @@ impl Server {
         self.set.as_ref().map_or(&self.waits_for, |(promise, _)| promise).setting()
     }
 
+    /// How much of its log as many of the members of `promise` have as that promises.
+    pub(super) fn received_by(&self, promise: &Promise) -> usize {
+        if promise.is_none() {
+            return usize::MAX;
+        }
+        let mut ends = [0; 3];
+        for (end, member) in ends.iter_mut().zip(&promise.members) {
+            *end = self.reported[place_of(member)].map_or(0, |(end, _)| end);
+        }
+        ends.sort_unstable_by(|one, other| other.cmp(one));
+        ends.get(promise.quorum - 1).copied().unwrap_or(0)
+    }
+
     /// It would serve `follower`, as PostgreSQL judges it: by timelines and positions.
     pub(super) fn is_ahead_of(&self, follower: &Self) -> bool {
         let timeline = follower.timeline();
@@ -84,7 +103,7 @@ impl Server {
         follower.log.len() <= end
     }
 
-    pub(super) fn start(&mut self, follows: Option<NodeName>, promise: Promise, replayed: Duration) {
+    pub(super) fn start(&mut self, follows: Option<Place>, promise: Promise, replayed: Duration) {
         assert!(self.exists && !self.up);
         (self.up, self.hangs) = (true, Duration::ZERO);
         (self.follows, self.turns) = (follows, None);
@@ -92,7 +111,7 @@ impl Server {
         (self.waits_for, self.set) = (promise, None);
         self.replayed = if self.standby { replayed } else { Duration::ZERO };
         self.contact = Duration::ZERO;
-        self.reported.clear();
+        self.reported = [None; 3];
     }
 
     pub(super) fn promote(&mut self) {
@@ -100,19 +119,20 @@ impl Server {
         self.standby = false;
         (self.follows, self.turns) = (None, None);
         self.history.push((self.timeline() + 1, self.log.len()));
-        self.slots.clear();
-        self.reported.clear();
+        (self.slots, self.reported) = ([false; 3], [None; 3]);
         self.was_primary = true;
     }
 
     pub(super) fn die(&mut self) {
         self.up = false;
-        self.reported.clear();
+        self.reported = [None; 3];
+        // their clients are cut off
+        self.waiting.clear();
     }
 
     pub(super) fn lose(&mut self) {
         (self.exists, self.standby, self.was_primary) = (false, true, false);
-        self.log.clear();
+        self.log = Log::default();
         self.history = vec![(0, 0)];
     }
 
@@ -124,9 +144,10 @@ impl Server {
     }
 
     /// A base backup, or a rewind.
-    pub(super) fn copy(&mut self, log: Vec<u32>, history: Vec<(u32, usize)>) {
-        (self.log, self.history) = (log, history);
+    pub(super) fn copy(&mut self, source: &Self) {
+        self.log.copy(&source.log);
+        self.history.clone_from(&source.history);
         (self.exists, self.standby, self.up, self.was_primary) = (true, true, false, false);
-        self.slots.clear();
+        self.slots = [false; 3];
     }
 }

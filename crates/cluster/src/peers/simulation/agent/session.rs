@@ -6,11 +6,11 @@ impl Agent {
     fn fail_session(&mut self, world: &World) {
         self.shared.connected = false;
         (self.keep, self.put) = (None, None);
-        self.try_again = world.now + self.random.ticks(20);
+        self.try_again = world.now + ticks(&self.random, 20);
     }
 
     pub(super) fn keep_session(&mut self, world: &mut World, clock: Duration) {
-        let reaches = world.reaches_etcd(&self.name);
+        let reaches = world.reaches_etcd(self.place);
         if !self.shared.connected {
             if reaches && world.now >= self.try_again {
                 self.begin_session(world, clock);
@@ -24,21 +24,22 @@ impl Agent {
 
     fn begin_session(&mut self, world: &mut World, clock: Duration) {
         let etcd = &mut world.etcd;
-        let until = world.now + TTL + self.random.ticks(20);
+        let until = world.now + TTL + ticks(&self.random, 20);
         if self.lease == 0 || !etcd.keep(self.lease, until) {
             self.lease = etcd.grant(until);
         }
         // asked for a little earlier
-        self.good = clock.saturating_sub(self.random.ticks(4)) + VALID;
+        self.good = clock.saturating_sub(ticks(&self.random, 4)) + VALID;
         self.shared = Shared {
             connected: true,
             unreadable: false,
             record: etcd.record.clone(),
             officer: etcd.officer.clone(),
-            members: etcd
-                .members
-                .iter()
-                .map(|(name, (member, _))| (name.clone(), Heard { member: member.clone(), at: clock }))
+            members: (etcd.members.iter().zip(&world.names))
+                .filter_map(|(member, name)| {
+                    let member = member.as_ref()?.0.clone();
+                    Some((name.clone(), Heard { member, at: clock }))
+                })
                 .collect(),
             history: BTreeMap::new(),
         };
@@ -56,14 +57,14 @@ impl Agent {
     fn keep_lease(&mut self, world: &mut World, clock: Duration, reaches: bool) {
         if self.keep.is_none() && world.now >= self.kept + BEAT {
             self.kept = world.now;
-            let (there, back) = (self.random.way(), self.random.way());
+            let (there, back) = (way(&self.random), way(&self.random));
             let (arrives, answers) = (world.now + there, world.now + there + back);
             self.keep = Some(Asked { what: (), asked: clock, arrives, answers, answer: None });
         }
         let Some(keep) = &mut self.keep else { return };
         if keep.answer.is_none() && world.now >= keep.arrives {
             match reaches {
-                true => keep.answer = Some(world.etcd.keep(self.lease, world.now + TTL + self.random.ticks(20))),
+                true => keep.answer = Some(world.etcd.keep(self.lease, world.now + TTL + ticks(&self.random, 20))),
                 // lost on its way
                 false => keep.arrives = Duration::MAX,
             }
@@ -91,35 +92,36 @@ impl Agent {
             let Some((at, events)) = world.etcd.events.get(self.heard) else { return };
             if self.heard_next == Duration::ZERO {
                 // a watch is another stream than that of answers
-                let late = if self.random.one_in(100) { self.random.ticks(70) } else { self.random.way() };
+                let late = if self.random.one_in(100) { ticks(&self.random, 70) } else { way(&self.random) };
                 self.heard_next = *at + late;
             }
             if world.now < self.heard_next {
                 return;
             }
             (self.heard, self.heard_next) = (self.heard + 1, Duration::ZERO);
-            for event in events.clone() {
-                self.take(event, clock);
+            for event in events {
+                self.take(event, &world.names, clock);
             }
             // a change wakes the loop
-            self.next = self.next.min(world.now + self.random.ticks(2));
+            self.next = self.next.min(world.now + ticks(&self.random, 2));
         }
     }
 
-    fn take(&mut self, event: Event, clock: Duration) {
+    fn take(&mut self, event: &Event, names: &[NodeName; 3], clock: Duration) {
         match event {
-            Event::Record(record, revision) => self.shared.record = Some((record, revision)),
+            Event::Record(record, revision) => self.shared.record = Some((record.clone(), *revision)),
             Event::Office(officer) => {
-                self.shared.officer = officer;
+                self.shared.officer.clone_from(officer);
                 let own = self.shared.officer.as_ref();
                 if own.is_some_and(|(officer, of)| officer.node == self.name && *of == self.lease) {
                     self.validity.begin(self.good);
                 }
             }
-            Event::Member(name, Some(member)) => {
-                self.shared.members.insert(name, Heard { member, at: clock });
+            Event::Member(place, Some(member)) => {
+                let heard = Heard { member: member.clone(), at: clock };
+                self.shared.members.insert(names[*place].clone(), heard);
             }
-            Event::Member(name, None) => drop(self.shared.members.remove(&name)),
+            Event::Member(place, None) => drop(self.shared.members.remove(&names[*place])),
         }
     }
 
@@ -128,13 +130,13 @@ impl Agent {
             && let Some((member, said)) = self.word.take()
             && clock.saturating_sub(said) < TTL
         {
-            let arrives = world.now + self.random.way();
-            let answers = arrives + self.random.way();
+            let arrives = world.now + way(&self.random);
+            let answers = arrives + way(&self.random);
             self.put = Some(Asked { what: member, asked: clock, arrives, answers, answer: None });
         }
         let Some(put) = &mut self.put else { return };
         if put.answer.is_none() && world.now >= put.arrives && reaches {
-            put.answer = Some(world.etcd.put_member(world.now, &self.name, put.what.clone(), self.lease));
+            put.answer = Some(world.etcd.put_member(world.now, self.place, put.what.clone(), self.lease));
         }
         match put.answer {
             Some(true) if world.now >= put.answers => self.put = None,
