@@ -225,6 +225,16 @@ pub(crate) enum ClusterCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Read the settings of servers and cluster in millrace.toml anew, and give every server what has changed
+    Reload,
+    /// Restart servers whose settings wait for it: replicas one after the other, then the primary, after a switchover
+    Restart {
+        /// This one alone, whether it waits for it or not; the primary stays the primary [default: those that wait]
+        node: Option<String>,
+        /// Every node
+        #[arg(long, conflicts_with = "node")]
+        all: bool,
+    },
     /// Who was the primary, when, and why it changed
     History,
 }
@@ -339,6 +349,9 @@ pub(crate) struct FailoverBench {
     /// Rounds of each fault with each of Patroni's settings, half a minute or more each; 0 leaves Patroni out
     #[arg(long, default_value_t = 2)]
     pub(crate) peer_rounds: usize,
+    /// Ours as on many hosts: an agent for each node, and etcd; a dead or frozen host takes the agent along
+    #[arg(long)]
+    pub(crate) agents: bool,
     #[arg(long, value_enum, value_delimiter = ',', value_name = "FAULT,…", default_values_t = Fault::USUAL)]
     pub(crate) faults: Vec<Fault>,
     /// Settings of Patroni, one cluster after another

@@ -115,6 +115,13 @@ impl Context {
     pub(crate) fn agent_spec(&self, node: Option<&str>) -> anyhow::Result<ClusterSpec> {
         let mut spec = self.cluster_spec()?;
         let Some(etcd) = &self.config.etcd else { return Ok(spec) };
+        for file in [&etcd.ca, &etcd.certificate, &etcd.key].into_iter().flatten() {
+            if !file.exists() {
+                let hint =
+                    "hint: copy it there: the authority of etcd's certificates, or what this platform shows etcd";
+                return Err(anyhow!("{}, which [etcd] names, is not there\n  {hint}", file.display()));
+            }
+        }
         let user = match (&etcd.user, &self.secrets.etcd) {
             (None, _) => None,
             (Some(user), Some(password)) => Some((user.clone(), password.clone())),
@@ -210,6 +217,8 @@ impl Context {
                     host: node.host.map_or_else(|| self.host(config.cluster.listen), |host| host.to_string()),
                     port: node.port,
                     folder: config.node_dir(node),
+                    priority: node.failover_priority,
+                    apply_delay: node.apply_delay,
                 })
                 .collect(),
             binaries,

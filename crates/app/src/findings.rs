@@ -66,7 +66,8 @@ pub(crate) fn held_models(held: &[HeldModel]) -> Vec<Finding> {
 
 fn lag(status: &PlatformStatus, found: &mut Vec<Finding>) {
     for node in status.nodes.iter().filter(|node| node.role == NodeRole::Replica && node.state == NodeState::Running) {
-        if let Some(lag) = node.lag_bytes.filter(|lag| *lag > REPLICA_LAG_BYTES_MAX) {
+        let late = node.lag_bytes.filter(|lag| *lag > REPLICA_LAG_BYTES_MAX && node.apply_delay_s.is_none());
+        if let Some(lag) = late {
             found.push(finding(
                 Severity::Warning,
                 format!("node {}", node.name),
@@ -237,6 +238,9 @@ pub(crate) mod tests {
             lsn: Some(Lsn(100)),
             lag_bytes: Some(0),
             streaming: Some(true),
+            failover_priority: 1,
+            apply_delay_s: None,
+            pending_restart: Vec::new(),
             doing: "runs".into(),
         };
         PlatformStatus {

@@ -3,8 +3,9 @@
 //! The same writer before both entries, in turns in the same run. What counts is what an application sees: the longest
 //! time without an acknowledged insert, and whether every acknowledged row is there afterwards. Everything is on one
 //! host, so a dead or frozen host is its processes: PostgreSQL's and, where there is one for each node, the agent's.
-//! Ours has one supervisor for all nodes, which lives on.
+//! Ours is a platform with one supervisor for all nodes, which lives on, or, with `--agents`, as on many hosts.
 
+mod agents;
 mod patroni;
 mod platform;
 mod processes;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use anyhow::bail;
 
 use self::{
+    agents::Agents,
     patroni::{Patroni, Programs},
     platform::Platform,
     round::{BACK_MAX, CONNECTIONS, Cluster, Round},
@@ -42,9 +44,10 @@ impl Fault {
         }
     }
 
-    /// What ours promises: median and worst, in seconds.
-    fn limits(self) -> (f64, Option<f64>) {
+    /// What ours promises: median and worst, in seconds. `host`: the agent dies with the server.
+    fn limits(self, host: bool) -> (f64, Option<f64>) {
         match self {
+            Self::Killed if host => (6.0, None),
             Self::Killed | Self::ServerKilled => (2.0, Some(3.0)),
             Self::Postmaster => (1.0, None),
             Self::Hung | Self::ServerHung => (6.0, None),
@@ -81,8 +84,16 @@ impl Rounds {
 #[derive(Debug)]
 struct Faced {
     fault: Fault,
+    agents: bool,
     ours: Rounds,
     peers: Vec<(PeerSettings, Rounds)>,
+}
+
+/// Our side.
+#[derive(Debug)]
+enum Ours {
+    Platform(Platform),
+    Agents(Agents),
 }
 
 pub(crate) async fn measure(lab: &mut Lab, options: &FailoverBench) -> anyhow::Result<Measured> {
@@ -99,12 +110,14 @@ pub(crate) async fn measure(lab: &mut Lab, options: &FailoverBench) -> anyhow::R
     };
     let versions = programs.as_ref().map(|programs| programs.versions.join(", ")).unwrap_or_default();
     lab.versions.extend(programs.iter().flat_map(|programs| programs.versions.clone()));
-    let empty = |fault: &Fault| Faced { fault: *fault, ours: Rounds::default(), peers: Vec::new() };
+    let agents = options.agents;
+    let empty = |fault: &Fault| Faced { fault: *fault, agents, ours: Rounds::default(), peers: Vec::new() };
     let mut faced: Vec<Faced> = options.faults.iter().map(empty).collect();
     let mut differences = Vec::new();
-    let mut ours = match options.rounds {
-        0 => None,
-        _ => Some(Platform::start(lab).await?),
+    let mut ours = match (options.rounds, agents) {
+        (0, _) => None,
+        (_, false) => Some(Ours::Platform(Platform::start(lab).await?)),
+        (_, true) => Some(Ours::Agents(Agents::start(lab).await?)),
     };
     for (settings, share) in parts.iter().zip(shares(options.rounds, parts.len())) {
         let mut peer = match (settings, &programs) {
@@ -115,7 +128,8 @@ pub(crate) async fn measure(lab: &mut Lab, options: &FailoverBench) -> anyhow::R
             one.peers.extend(settings.map(|settings| (settings, Rounds::default())));
             for turn in turns(share, options.peer_rounds) {
                 match (turn, &mut ours, &mut peer) {
-                    (Turn::Ours, Some(ours), _) => one.face(lab, ours, &mut differences).await?,
+                    (Turn::Ours, Some(Ours::Platform(ours)), _) => one.face(lab, ours, &mut differences).await?,
+                    (Turn::Ours, Some(Ours::Agents(ours)), _) => one.face(lab, ours, &mut differences).await?,
                     (Turn::Peer, _, Some(peer)) => one.face_peer(lab, peer).await?,
                     // a side without rounds has no turns
                     _ => {}
@@ -125,7 +139,10 @@ pub(crate) async fn measure(lab: &mut Lab, options: &FailoverBench) -> anyhow::R
     }
     let mut figures = Vec::new();
     if let Some(ours) = ours {
-        ours.stop().await?;
+        match ours {
+            Ours::Platform(ours) => ours.stop().await?,
+            Ours::Agents(ours) => ours.stop().await?,
+        }
         figures.extend(faced.iter().flat_map(|one| one.figures(&versions)));
         figures.extend(faced.iter().flat_map(Faced::limits));
     }
@@ -133,7 +150,7 @@ pub(crate) async fn measure(lab: &mut Lab, options: &FailoverBench) -> anyhow::R
 }
 
 impl Faced {
-    async fn face(&mut self, lab: &Lab, ours: &mut Platform, differences: &mut Vec<String>) -> anyhow::Result<()> {
+    async fn face(&mut self, lab: &Lab, ours: &mut impl Cluster, differences: &mut Vec<String>) -> anyhow::Result<()> {
         let round = round::run(ours, self.fault).await?;
         let number = self.ours.0.len() + 1;
         let what = format!("{}, round {number}, ours", self.fault.what());
@@ -173,7 +190,7 @@ impl Faced {
                 peer: Some(peer),
                 peer_name: settings.name().to_owned(),
                 higher_is_better: false,
-                settings: explained(rounds, Some((*settings, versions))),
+                settings: explained(rounds, self.agents, Some((*settings, versions))),
             };
             let (ours, theirs) = (&self.ours, theirs);
             figures.push(figure(
@@ -206,9 +223,9 @@ impl Faced {
             peer: None,
             peer_name: format!("limit: {limit} s"),
             higher_is_better: false,
-            settings: explained((self.ours.0.len(), 0), None),
+            settings: explained((self.ours.0.len(), 0), self.agents, None),
         };
-        let (median_max, worst_max) = self.fault.limits();
+        let (median_max, worst_max) = self.fault.limits(self.agents);
         let mut figures = vec![limit("median", median(self.ours.gaps_s()), median_max)];
         figures.extend(worst_max.map(|worst_max| limit("worst", self.ours.worst_s(), worst_max)));
         if self.fault == Fault::Switchover {
@@ -223,7 +240,7 @@ impl Faced {
     }
 }
 
-fn explained((ours, theirs): (usize, usize), peer: Option<(PeerSettings, &str)>) -> String {
+fn explained((ours, theirs): (usize, usize), agents: bool, peer: Option<(PeerSettings, &str)>) -> String {
     let pace = writer::PACE.as_millis();
     let mut text = format!(
         "{CONNECTIONS} connections, an insert each {pace} ms after the last answer, reconnecting after each error; three nodes on \
@@ -231,8 +248,14 @@ fn explained((ours, theirs): (usize, usize), peer: Option<(PeerSettings, &str)>)
     );
     if let Some((settings, versions)) = peer {
         text.push_str(&format!(
-            ", {theirs} Patroni; killed and frozen take Patroni's agent along unless it is said to live, ours has one supervisor for \
-             all nodes, which lives; one etcd member; TLS for ours alone; {versions}; {}",
+            ", {theirs} Patroni; killed and frozen take {} unless it is said to live{}; one etcd member each; TLS for ours \
+             alone; {versions}; {}",
+            if agents { "the agent along" } else { "Patroni's agent along" },
+            if agents {
+                ", and applications come by the proxy of a host that lives"
+            } else {
+                ", ours has one supervisor for all nodes, which lives"
+            },
             settings.text()
         ));
     }

@@ -6,8 +6,12 @@ use std::{
 };
 
 use anyhow::Context as _;
+use millrace_base::{Clock as _, SystemClock};
 
 use super::{LONG, SHORT, client, show};
+
+mod restart;
+
 use crate::{
     cli::ClusterCommand,
     context::Context,
@@ -20,7 +24,7 @@ const SWITCHOVER_MAX: Duration = Duration::from_secs(120);
 
 pub(super) async fn run(context: &Context, command: &ClusterCommand) -> anyhow::Result<u8> {
     let work = match command {
-        ClusterCommand::Status => return status(context).await,
+        ClusterCommand::Status => return status(context, || {}).await,
         ClusterCommand::History => return history(context),
         ClusterCommand::Switchover { to } => ClusterWork::Switchover { to: to.clone() },
         ClusterCommand::Failover { to, yes } => {
@@ -37,6 +41,8 @@ pub(super) async fn run(context: &Context, command: &ClusterCommand) -> anyhow::
             }
             ClusterWork::Reinit { node: node.clone() }
         }
+        ClusterCommand::Reload => ClusterWork::Reload,
+        ClusterCommand::Restart { node, all } => return restart::run(context, node.as_deref(), *all).await,
     };
     let said: String = client(context).post("/cluster", &work, SWITCHOVER_MAX.max(LONG)).await?;
     context.output.json(&serde_json::json!({ "done": said }))?;
@@ -44,14 +50,13 @@ pub(super) async fn run(context: &Context, command: &ClusterCommand) -> anyhow::
     Ok(0)
 }
 
-async fn status(context: &Context) -> anyhow::Result<u8> {
+/// `begin` is called when there is something to show.
+pub(super) async fn status(context: &Context, begin: impl FnOnce()) -> anyhow::Result<u8> {
     let view: ClusterView = client(context).get("/cluster", SHORT).await?;
+    begin();
     context.output.json(&view)?;
-    context.output.line(show::nodes(&view.nodes));
-    context.output.line(format!("promise    {}", view.summary.promise_text()));
-    let (failover, what_follows) = view.summary.failover_words();
-    context.output.line(format!("failover   {failover}: {what_follows}"));
-    context.output.line(format!("term       {}", view.summary.term));
+    let (name, now) = (&context.config.platform.name, SystemClock::new().wall());
+    context.output.line(show::cluster(name, &view, now, context.output).trim_end());
     Ok(0)
 }
 

@@ -18,7 +18,7 @@ use millrace_base::{Clock, SystemClock};
 use millrace_config::{Environment, Pack, fallback_data_dir};
 use millrace_contract::{
     operate::{Check, Proof},
-    status::{NodeRole, PlatformStatus},
+    status::{NodeRole, PlatformStatus, is_healthy},
 };
 use millrace_pg::RunAs;
 
@@ -27,7 +27,7 @@ use crate::{
     context::{self, Context},
     control::Client,
     explain::{Explained, Usage, explain},
-    logging,
+    lock, logging,
     output::{Output, table},
     platform::{ClusterView, ModelReport, prepare},
     users::UserStore,
@@ -128,6 +128,9 @@ fn init(options: &Init, output: Output) -> anyhow::Result<u8> {
     if let Some((_, reason)) = &how.data_dir {
         output.line(format!("  data goes to {}: {reason}", report.data_dir.display()));
     }
+    if how.etcd.iter().any(|endpoint| endpoint.starts_with("https://")) {
+        output.line(format!("  {folder}/tls/etcd-ca.crt is to be the authority of etcd's certificates: copy it there"));
+    }
     match how.hosts.is_empty() {
         true => output.line(format!("next: millrace up --dir {folder}")),
         false => {
@@ -140,7 +143,7 @@ fn init(options: &Init, output: Output) -> anyhow::Result<u8> {
 
 /// Configuration, secrets and pack were read strictly by then; the rest is what needs no server.
 fn check(context: &Context) -> anyhow::Result<u8> {
-    let spec = context.cluster_spec()?;
+    let spec = context.agent_spec(None)?;
     let models = crate::platform::parse_models(&context.pack)?;
     context.config.tls().server_config(&[])?;
     let output = context.output;
@@ -179,16 +182,28 @@ fn check(context: &Context) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// The agent of this host, if the platform itself runs on another.
+fn agent_alone(context: &Context) -> anyhow::Result<Option<Context>> {
+    let agent = context.clone().of_cluster()?;
+    let alone = agent.layout.lock() != context.layout.lock() && lock::holder(&context.layout.lock())?.is_none();
+    Ok(alone.then_some(agent))
+}
+
 async fn status(context: &Context, watch: bool) -> anyhow::Result<u8> {
     let output = context.output;
+    let agent = agent_alone(context)?;
     let mut tick = tokio::time::interval(Duration::from_secs(2));
     loop {
-        let status: PlatformStatus = client(context).get("/status", SHORT).await?;
-        if watch {
-            output.raw("\x1b[2J\x1b[H");
+        let begin = || output.raw(if watch { "\x1b[2J\x1b[H" } else { "" });
+        if let Some(agent) = &agent {
+            cluster::status(agent, begin).await?;
+            output.line(format!("{:<10} runs on another host, or is to be started: `millrace up`", "platform"));
+        } else {
+            let status: PlatformStatus = client(context).get("/status", SHORT).await?;
+            begin();
+            output.json(&status)?;
+            output.line(show::status(&status, output));
         }
-        output.json(&status)?;
-        output.line(show::status(&status, output));
         if !watch {
             return Ok(0);
         }
@@ -201,17 +216,18 @@ async fn status(context: &Context, watch: bool) -> anyhow::Result<u8> {
 }
 
 async fn health(context: &Context) -> anyhow::Result<u8> {
-    let status: PlatformStatus = client(context).get("/status", SHORT).await?;
+    let findings = match agent_alone(context)? {
+        Some(agent) => client(&agent).get::<ClusterView>("/cluster", SHORT).await?.findings,
+        None => client(context).get::<PlatformStatus>("/status", SHORT).await?.findings,
+    };
+    let healthy = is_healthy(&findings);
     let output = context.output;
-    output.json(&serde_json::json!({ "healthy": status.is_healthy(), "findings": status.findings }))?;
-    if status.is_healthy() {
-        output.line(output.green("healthy"));
-        return Ok(0);
+    output.json(&serde_json::json!({ "healthy": healthy, "findings": findings }))?;
+    match healthy {
+        true => output.line(output.green("healthy")),
+        false => output.line(show::findings(&findings, SystemClock::new().wall(), output).trim_end()),
     }
-    for finding in &status.findings {
-        output.line(format!("{}: {}\n  → {}", finding.subject, finding.what, finding.what_to_do));
-    }
-    Ok(1)
+    Ok(u8::from(!healthy))
 }
 
 async fn processes(context: &Context) -> anyhow::Result<u8> {

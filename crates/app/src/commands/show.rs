@@ -1,11 +1,15 @@
 //! How status, checks and proofs look on a screen.
 
+use millrace_base::Micros;
 use millrace_contract::{
     operate::{Check, Proof},
-    status::{CaptureState, NodeRole, NodeState, NodeStatus, PlatformStatus, Severity, Times},
+    status::{CaptureState, Finding, NodeRole, NodeState, NodeStatus, PlatformStatus, Severity, Times},
 };
 
-use crate::output::{Output, age_text, bytes_text, table};
+use crate::{
+    output::{Output, age_text, bytes_text, table},
+    platform::ClusterView,
+};
 
 /// One screen: what is wrong comes first.
 pub(crate) fn status(status: &PlatformStatus, output: Output) -> String {
@@ -14,11 +18,7 @@ pub(crate) fn status(status: &PlatformStatus, output: Output) -> String {
         text.push_str(&content);
         text.push('\n');
     };
-    let verdict = match status.findings.iter().map(|f| f.severity).max() {
-        None | Some(Severity::Notice) => output.green("all is well"),
-        Some(Severity::Warning) => output.yellow("needs attention"),
-        Some(Severity::Critical) => output.red("needs action now"),
-    };
+    let verdict = verdict(&status.findings, output);
     line(format!(
         "{}  {verdict}   {}",
         output.bold(&status.name),
@@ -30,18 +30,7 @@ pub(crate) fn status(status: &PlatformStatus, output: Output) -> String {
             bytes_text(status.memory_bytes)
         )),
     ));
-    for finding in &status.findings {
-        let mark = match finding.severity {
-            Severity::Critical => output.red("✖"),
-            Severity::Warning => output.yellow("▲"),
-            Severity::Notice => output.faint("·"),
-        };
-        let since =
-            finding.since.map_or_else(String::new, |since| format!(" (for {})", age_text(status.now.since(since))));
-        line(format!("{mark} {}: {}{since}", finding.subject, finding.what));
-        line(format!("  → {}", finding.what_to_do));
-    }
-    line(String::new());
+    line(findings(&status.findings, status.now, output));
     line(nodes(&status.nodes));
     let slots: Vec<Vec<String>> = status
         .slots
@@ -100,6 +89,44 @@ pub(crate) fn status(status: &PlatformStatus, output: Output) -> String {
         line(format!("{:<10} {}", listener.name, listener.address));
     }
     text
+}
+
+fn verdict(findings: &[Finding], output: Output) -> String {
+    match findings.iter().map(|finding| finding.severity).max() {
+        None | Some(Severity::Notice) => output.green("all is well"),
+        Some(Severity::Warning) => output.yellow("needs attention"),
+        Some(Severity::Critical) => output.red("needs action now"),
+    }
+}
+
+/// Two lines for each, and what to do is the second.
+pub(crate) fn findings(findings: &[Finding], now: Micros, output: Output) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let mark = match finding.severity {
+            Severity::Critical => output.red("✖"),
+            Severity::Warning => output.yellow("▲"),
+            Severity::Notice => output.faint("·"),
+        };
+        let since = finding.since.map_or_else(String::new, |since| format!(" (for {})", age_text(now.since(since))));
+        text.push_str(&format!("{mark} {}: {}{since}\n", finding.subject, finding.what));
+        text.push_str(&format!("  → {}\n", finding.what_to_do));
+    }
+    text
+}
+
+/// The cluster alone, as one of its agents sees it.
+pub(crate) fn cluster(name: &str, view: &ClusterView, now: Micros, output: Output) -> String {
+    let (failover, what_follows) = view.summary.failover_words();
+    format!(
+        "{}  {}\n{}\n{}\npromise    {}\nfailover   {failover}: {what_follows}\nterm       {}\n",
+        output.bold(name),
+        verdict(&view.findings, output),
+        findings(&view.findings, now, output),
+        nodes(&view.nodes),
+        view.summary.promise_text(),
+        view.summary.term,
+    )
 }
 
 /// The proxy's pools.

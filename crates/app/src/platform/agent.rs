@@ -19,14 +19,11 @@ use super::{
     api,
     cluster::{ClusterView, ClusterWork},
     prepare, proxy,
-    run::{Start, first_end, stop_on_signals, take_lock},
+    run::{Start, finish, first_end, stop_on_signals, take_lock},
     serve::{self, Refused, cluster_work},
 };
 use crate::{context::Context, control, explain::explain, logging};
 
-const SERVICES_STOP_MAX: Duration = Duration::from_secs(30);
-/// Longer than the cluster's own limits for a server.
-const CLUSTER_STOP_MAX: Duration = Duration::from_secs(60);
 /// Between tries to make roles and schema on a primary that refuses.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -43,20 +40,7 @@ pub(crate) async fn run(context: Context, node: &str, start: &Start) -> anyhow::
     let mut services = Tasks::new(CancellationToken::new());
     stop_on_signals(&mut services, &stop)?;
     let result = live(&context, node, &stop, &mut cluster, &mut services).await;
-    context.output.line("stopping");
-    let mut failed = services.shutdown(SERVICES_STOP_MAX).await;
-    failed.extend(cluster.shutdown(CLUSTER_STOP_MAX).await);
-    for error in &failed {
-        tracing::error!(error = %crate::explain::chain(error), "a part ended badly");
-    }
-    result?;
-    match failed.into_iter().next() {
-        Some(error) => Err(explain(&error, Some(format!("see {}", layout.platform_log().display())))),
-        None => {
-            context.output.line("stopped");
-            Ok(true)
-        }
-    }
+    finish(&context, cluster, services, result).await.map(|()| true)
 }
 
 async fn live(
@@ -82,8 +66,7 @@ async fn live(
     let proxy = millrace_proxy::Proxy::start(proxy_listeners, proxy::options(context, Arc::clone(&replay))?, followed)?;
     let token = cluster.token().clone();
     cluster.spawn("cluster", supervisor.run(token));
-    let failover = context.config.cluster.failover;
-    let shared = Shared { handle, failover, stop: stop.clone() };
+    let shared = Shared { handle, stop: stop.clone(), context: context.clone(), node: node.to_owned() };
     services.spawn("control", answer(control_listener, shared, services.token().clone()));
     services.spawn(
         "api",
@@ -153,8 +136,9 @@ async fn keep_prepared(context: &Context, own: &str, mut status: watch::Receiver
 #[derive(Debug, Clone)]
 struct Shared {
     handle: Handle,
-    failover: bool,
     stop: CancellationToken,
+    context: Arc<Context>,
+    node: String,
 }
 
 /// The control socket, as far as an agent has what it asks for.
@@ -176,9 +160,9 @@ async fn down(State(shared): State<Shared>) -> Json<()> {
 }
 
 async fn view(State(shared): State<Shared>) -> Json<ClusterView> {
-    Json(ClusterView::of(&shared.handle.status(), shared.failover))
+    Json(ClusterView::of(&shared.handle.status()))
 }
 
 async fn work(State(shared): State<Shared>, Json(work): Json<ClusterWork>) -> Result<Json<String>, Refused> {
-    cluster_work(&shared.handle, work).await
+    cluster_work(&shared.handle, &shared.context, Some(&shared.node), work).await
 }

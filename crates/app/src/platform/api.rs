@@ -121,7 +121,8 @@ impl Api {
 
     /// A replica that answers, and is not further behind than that. Without a primary nobody knows how far it is.
     fn serves_reads(&self, lag_max: Option<u64>) -> bool {
-        let replica = self.node().filter(|node| node.role == NodeRole::Replica && node.state == NodeState::Running);
+        let reads = |node: &NodeStatus| node.role == NodeRole::Replica && node.apply_delay_s.is_none();
+        let replica = self.node().filter(|node| reads(node) && node.state == NodeState::Running);
         replica.is_some_and(|node| lag_max.is_none_or(|max| node.lag_bytes.is_some_and(|lag| lag <= max)))
     }
 
@@ -167,5 +168,7 @@ fn member(node: &NodeStatus) -> Value {
         "xlog": { "location": node.lsn.map(|lsn| lsn.0) },
         "lag": node.lag_bytes,
         "doing": node.doing,
+        "pending_restart": !node.pending_restart.is_empty(),
+        "tags": { "failover_priority": node.failover_priority, "nofailover": node.failover_priority == 0 },
     })
 }

@@ -16,6 +16,8 @@ pub(crate) enum ClusterWork {
     Pause,
     Resume,
     Reinit { node: String },
+    Reload,
+    Restart { node: String },
 }
 
 /// The whole cluster.
@@ -29,20 +31,20 @@ pub(crate) struct ClusterView {
 }
 
 impl ClusterView {
-    pub(crate) fn of(status: &ClusterStatus, failover: bool) -> Self {
-        Self { summary: summary(status, failover), nodes: status.nodes.clone(), findings: status.findings.clone() }
+    pub(crate) fn of(status: &ClusterStatus) -> Self {
+        Self { summary: summary(status), nodes: status.nodes.clone(), findings: status.findings.clone() }
     }
 }
 
-/// What is beyond the nodes themselves. `failover`: by the configuration.
-pub(super) fn summary(status: &ClusterStatus, failover: bool) -> ClusterSummary {
+/// What is beyond the nodes themselves.
+pub(super) fn summary(status: &ClusterStatus) -> ClusterSummary {
     ClusterSummary {
         primary: status.primary.clone(),
         primary_ready: status.primary_ready,
         term: status.term,
         members: status.promise.members.iter().map(ToString::to_string).collect(),
         quorum: status.promise.quorum,
-        failover,
+        failover: status.failover,
         paused: status.paused,
     }
 }

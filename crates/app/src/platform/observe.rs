@@ -27,8 +27,6 @@ const QUERY_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) cluster: watch::Receiver<ClusterStatus>,
-    /// `[cluster] failover`.
-    pub(crate) failover: bool,
     pub(crate) capture: watch::Receiver<CaptureStatus>,
     pub(crate) reader: Arc<dyn Reader>,
     pub(crate) writer: WriterHandle,
@@ -79,7 +77,7 @@ impl Observatory {
             pid: std::process::id(),
             started_at: self.started_at,
             now,
-            cluster: super::cluster::summary(&cluster, self.parts.failover),
+            cluster: super::cluster::summary(&cluster),
             nodes: cluster.nodes,
             slots: cluster.slots,
             capture,

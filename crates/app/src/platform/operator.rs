@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{models, observe::Observatory};
-use crate::{explain::chain, verify};
+use crate::{context::Context, explain::chain, verify};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 /// The warehouse must have reached the source's position of now within this, to be called in step.
@@ -88,6 +88,8 @@ pub(crate) struct ModelReport {
 /// All handles that operating needs.
 #[derive(Debug)]
 pub(crate) struct PlatformOperator {
+    /// As it was started.
+    pub(crate) context: Arc<Context>,
     pub(crate) observatory: Observatory,
     pub(crate) access: Access,
     pub(crate) cluster: millrace_cluster::operate::Handle,

@@ -109,8 +109,8 @@ fn plan(started: &Context, in_force: &Context, files: Context) -> (Context, Vec<
         }
     };
     differs("[platform]", held.platform != wanted.platform);
-    differs("[postgres]", held.postgres != wanted.postgres);
-    differs("[cluster]", held.cluster != wanted.cluster);
+    differs("[postgres] (see `millrace cluster reload`)", held.postgres != wanted.postgres);
+    differs("[cluster] (see `millrace cluster reload`)", held.cluster != wanted.cluster);
     differs("[pack]", held.pack_dir != wanted.pack_dir);
     differs("[capture]", held.capture != wanted.capture);
     differs("[warehouse]", held.warehouse != wanted.warehouse);

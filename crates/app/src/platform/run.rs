@@ -79,23 +79,30 @@ pub(crate) async fn run(context: Context, start: Start) -> anyhow::Result<bool> 
     stop_on_signals(&mut services, &stop)?;
 
     let result = live(&context, &start, &stop, &mut cluster_tasks, &mut services).await;
+    finish(&context, cluster_tasks, services, result).await.map(|()| true)
+}
 
+/// Stops what runs, the servers last; the first thing that went wrong is told.
+pub(super) async fn finish(
+    context: &Context,
+    cluster: Tasks,
+    services: Tasks,
+    result: anyhow::Result<()>,
+) -> anyhow::Result<()> {
     context.output.line("stopping");
-    tracing::info!("platform stops");
+    tracing::info!("stops");
     let mut failed = services.shutdown(SERVICES_STOP_MAX).await;
-    failed.extend(cluster_tasks.shutdown(CLUSTER_STOP_MAX).await);
+    failed.extend(cluster.shutdown(CLUSTER_STOP_MAX).await);
     for error in &failed {
         tracing::error!(error = %crate::explain::chain(error), "a part ended badly");
     }
-    tracing::info!("platform stopped");
+    tracing::info!("stopped");
     result?;
-    match failed.into_iter().next() {
-        Some(error) => Err(explain(&error, Some(format!("see {}", layout.platform_log().display())))),
-        None => {
-            context.output.line("stopped");
-            Ok(true)
-        }
+    if let Some(error) = failed.into_iter().next() {
+        return Err(explain(&error, Some(format!("see {}", context.layout.platform_log().display()))));
     }
+    context.output.line("stopped");
+    Ok(())
 }
 
 /// The platform's lock; `None`, and said so, if a live platform has it.
@@ -240,12 +247,12 @@ async fn live(
     });
     let (commands, command_receiver) = mpsc::channel(16);
     let operator = Arc::new(PlatformOperator {
+        context: context.clone(),
         observatory: Observatory::new(
             config.platform.name.clone(),
             clock.clone(),
             Parts {
                 cluster: cluster.clone(),
-                failover: config.cluster.failover,
                 capture: capture_watch.clone(),
                 reader: reader.clone(),
                 writer: writer.clone(),

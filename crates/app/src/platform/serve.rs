@@ -2,7 +2,7 @@
 
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::Context as _;
 use axum::{
     Json, Router,
     extract::{Path, Query as UrlQuery, State},
@@ -19,6 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     cluster::{ClusterView, ClusterWork},
     operator::{ModelWork, PlatformOperator},
+};
+use crate::{
+    context::Context,
+    explain::{chain, explain},
 };
 
 /// Binds a TCP port at once, so that a port in use is known before anything starts.
@@ -163,15 +167,17 @@ impl Drop for Pause<'_> {
 const PAUSE_MAX: Duration = Duration::from_secs(120);
 
 async fn cluster_view(State(operator): Shared) -> Json<ClusterView> {
-    Json(ClusterView::of(&operator.cluster.status(), operator.observatory.parts.failover))
+    Json(ClusterView::of(&operator.cluster.status()))
 }
 
 async fn cluster(State(operator): Shared, Json(work): Json<ClusterWork>) -> Result<Json<String>, Refused> {
-    cluster_work(&operator.cluster, work).await
+    cluster_work(&operator.cluster, &operator.context, None, work).await
 }
 
 pub(super) async fn cluster_work(
     cluster: &millrace_cluster::operate::Handle,
+    context: &Context,
+    own: Option<&str>,
     work: ClusterWork,
 ) -> Result<Json<String>, Refused> {
     let node = |name: &str| NodeName::new(name);
@@ -181,10 +187,24 @@ pub(super) async fn cluster_work(
         ClusterWork::Pause => cluster.pause(true).await,
         ClusterWork::Resume => cluster.pause(false).await,
         ClusterWork::Reinit { node: name } => cluster.reinit(node(&name)).await,
+        ClusterWork::Restart { node: name } => cluster.restart(node(&name)).await,
+        ClusterWork::Reload => match reread(context, own).await {
+            Ok(spec) => cluster.reload(spec).await,
+            Err(error) => Err(chain(error.as_ref())),
+        },
     };
     reply.map(Json).map_err(|message| {
         Refused(OperateError { message, hint: Some("`millrace cluster status` shows the nodes".to_owned()) })
     })
+}
+
+/// What the files say now, once a server's own program has agreed to it.
+async fn reread(context: &Context, own: Option<&str>) -> anyhow::Result<millrace_cluster::ClusterSpec> {
+    let (folder, output) = (context.config.folder.clone(), context.output);
+    let files = tokio::task::spawn_blocking(move || Context::load(&folder, output)).await??;
+    let spec = files.agent_spec(own)?;
+    spec.check_settings().await.map_err(|error| explain(&error, error.hint()))?;
+    Ok(spec)
 }
 
 async fn proxy(

@@ -2,7 +2,7 @@
 
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt};
 
-use crate::harness::{Platform, run, run_in};
+use crate::harness::{Platform, edit, run, run_in};
 
 /// Replaces what differs from run to run.
 fn settled(platform: &Platform, text: &str) -> String {
@@ -11,13 +11,6 @@ fn settled(platform: &Platform, text: &str) -> String {
         text = text.replace(&(platform.base_port + offset).to_string(), &format!("PORT+{offset}"));
     }
     text
-}
-
-fn edit(platform: &Platform, from: &str, to: &str) {
-    let path = platform.dir().join("millrace.toml");
-    let text = fs::read_to_string(&path).unwrap();
-    assert!(text.contains(from), "`{from}` is not in millrace.toml:\n{text}");
-    fs::write(path, text.replacen(from, to, 1)).unwrap();
 }
 
 #[test]

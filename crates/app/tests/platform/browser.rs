@@ -2,9 +2,9 @@
 //! while customers act.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
 use serde_json::Value;
@@ -57,7 +57,7 @@ fn drawn_numbers_are_the_primarys() {
 }
 
 /// Ends what was started, whatever happens.
-pub(crate) struct Running(pub(crate) Child);
+struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -66,47 +66,73 @@ impl Drop for Running {
     }
 }
 
+/// A script that keeps a page open, says line by line what it sees, and is told what to expect.
+pub(crate) struct OpenPage {
+    tell: ChildStdin,
+    lines: BufReader<ChildStdout>,
+    browser: Running,
+}
+
+impl OpenPage {
+    /// `said`: by the platform's first start.
+    pub(crate) fn begin(name: &str, platform: &Platform, said: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let password = password_file(folder.path(), said);
+        let mut browser = script(name, platform, &password)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map(Running)
+            .expect("node runs");
+        let tell = browser.0.stdin.take().unwrap();
+        let lines = BufReader::new(browser.0.stdout.take().unwrap());
+        let mut page = Self { tell, lines, browser };
+        page.wait_for("watching");
+        page
+    }
+
+    /// Everything said before the word stands in the test's output.
+    pub(crate) fn wait_for(&mut self, word: &str) {
+        let mut lines = self.lines.by_ref().lines().map_while(Result::ok);
+        let found = lines.by_ref().inspect(|line| println!("{line}")).any(|line| line == word);
+        assert!(found, "the browser ended before it said `{word}`");
+    }
+
+    pub(crate) fn tell(&mut self, what: &str) {
+        writeln!(self.tell, "{what}").unwrap();
+    }
+
+    /// What it says until it ends, which it must do well.
+    pub(crate) fn rest(mut self) -> Vec<String> {
+        let lines: Vec<String> = self.lines.by_ref().lines().map_while(Result::ok).collect();
+        assert!(self.browser.0.wait().unwrap().success(), "{lines:#?}");
+        lines
+    }
+}
+
 #[test]
 fn an_open_dashboard_follows_the_primary_and_its_login() {
     let platform = Platform::init();
     let said = platform.up(&["--sample"]);
-    let folder = tempfile::tempdir().unwrap();
-    let mut browser = script("live.mjs", &platform, &password_file(folder.path(), &said))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map(Running)
-        .expect("node runs");
-    let mut tell = browser.0.stdin.take().unwrap();
-    let mut lines = BufReader::new(browser.0.stdout.take().unwrap()).lines().map_while(Result::ok);
-    // everything said before the word stands in the test's output
-    let mut wait_for = |word: &str| {
-        let found = lines.by_ref().inspect(|line| println!("{line}")).any(|line| line == word);
-        assert!(found, "the browser ended before it said `{word}`");
-    };
-
-    wait_for("watching");
+    let mut page = OpenPage::begin("live.mjs", &platform, &said);
     let dir = platform.dir();
     let arguments = ["--dir", dir.to_str().unwrap(), "simulate", "--rate", "5"];
     let mut customers = Running(command(&arguments).stdout(Stdio::null()).spawn().unwrap());
-    wait_for("moved");
+    page.wait_for("moved");
     // not killed: what is on its way is done before the sum is asked for
     kill(customers.0.id(), "INT");
     customers.0.wait().unwrap();
     let collected = platform.sql("primary", "SELECT sum(amount) FROM operational.payments");
-    writeln!(tell, "total_collected={collected}").unwrap();
-    wait_for("equal");
+    page.tell(&format!("total_collected={collected}"));
+    page.wait_for("equal");
     platform.run(&["user", "reset-password", "admin"]).ok();
-    writeln!(tell, "the password is another").unwrap();
-    lines.for_each(|line| {
-        println!("{line}");
-        assert!(!line.starts_with("FAIL"), "{line}");
-    });
-    assert!(browser.0.wait().unwrap().success());
+    page.tell("the password is another");
+    let lines = page.rest();
+    assert!(!lines.iter().any(|line| line.starts_with("FAIL")), "{lines:#?}");
 }
 
 /// A script of the browser tests, to be run on the platform's console.
-pub(crate) fn script(name: &str, platform: &Platform, password_file: &Path) -> Command {
+fn script(name: &str, platform: &Platform, password_file: &Path) -> Command {
     let mut node = Command::new("node");
     node.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../web/tests").join(name))
         .args(["--url", &format!("https://localhost:{}", platform.base_port + 4)])
@@ -116,7 +142,7 @@ pub(crate) fn script(name: &str, platform: &Platform, password_file: &Path) -> C
 }
 
 /// The first user's password, which `up` said, in a file.
-pub(crate) fn password_file(folder: &Path, said: &str) -> PathBuf {
+fn password_file(folder: &Path, said: &str) -> PathBuf {
     let password = said.split("password ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
     let file = folder.join("password");
     std::fs::write(&file, password).unwrap();

@@ -1,32 +1,8 @@
 //! Processes die at every moment; nothing is lost, nothing comes twice.
 
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
-use crate::harness::{Platform, alive, command, kill, wait_until};
-
-/// Customers that act until dropped, whatever happens to the servers.
-struct Load(Child);
-
-impl Load {
-    fn on(platform: &Platform, rate: &str) -> Self {
-        let dir = platform.dir();
-        let child = command(&["--dir", dir.to_str().unwrap(), "simulate", "--rate", rate])
-            .current_dir(&dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self(child)
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        kill(self.0.id(), "INT");
-        self.0.wait().unwrap();
-    }
-}
+use crate::harness::{Load, Platform, alive, command, kill, wait_until};
 
 fn payments(platform: &Platform, target: &str) -> u64 {
     let table = if target == "warehouse" { "warehouse.fact_payments" } else { "operational.payments" };

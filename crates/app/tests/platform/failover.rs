@@ -1,47 +1,20 @@
 //! The primary changes under a whole platform: what was acknowledged stays, capture goes on, `prove` is clean.
 
-use std::{
-    io::{BufRead, BufReader, Write},
-    process::{Child, Command, Stdio},
-};
+use std::process::Command;
 
 use crate::{
-    browser::{Running, password_file, script},
-    harness::{Platform, command, kill, wait_until},
+    browser::OpenPage,
+    harness::{Load, Platform, kill, wait_until},
 };
 
-/// Customers that act by way of the proxy until dropped.
-struct Load(Child);
-
-impl Load {
-    fn on(platform: &Platform) -> Self {
-        let dir = platform.dir();
-        let child = command(&["--dir", dir.to_str().unwrap(), "simulate", "--rate", "50"])
-            .current_dir(&dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self(child)
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        kill(self.0.id(), "INT");
-        self.0.wait().unwrap();
-    }
-}
-
-fn primary(platform: &Platform) -> (String, u32) {
+pub(crate) fn primary(platform: &Platform) -> (String, u32) {
     let status = platform.status();
     let node = status["nodes"].as_array().unwrap().iter().find(|node| node["role"] == "primary").unwrap().clone();
     (node["name"].as_str().unwrap().to_owned(), u32::try_from(node["pid"].as_u64().unwrap_or(0)).unwrap())
 }
 
 /// A failover loses nothing: every acknowledged commit is on a replica, and the replicas have capture's slot.
-fn safe(platform: &Platform) {
+pub(crate) fn safe(platform: &Platform) {
     // there, and moved on with the primary's
     let position = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'millrace'";
     let reached = platform.sql("primary", position);
@@ -84,7 +57,7 @@ fn the_primary_is_killed_frozen_and_switched_while_customers_pay() {
     let platform = Platform::init();
     platform.up(&["--sample"]);
     safe(&platform);
-    let load = Load::on(&platform);
+    let load = Load::on(&platform, "50");
     let (first, pid) = primary(&platform);
     kill(pid, "KILL");
     let second = another_primary(&platform, &first);
@@ -155,18 +128,9 @@ fn an_operator_decides() {
 
 /// What a person sees who has the console open. `said`: by the first start.
 fn the_open_page_follows_a_switchover(platform: &Platform, said: &str, from: &str, to: &str) {
-    let folder = tempfile::tempdir().unwrap();
-    let mut browser = script("cluster.mjs", platform, &password_file(folder.path(), said))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map(Running)
-        .expect("node runs");
-    let mut tell = browser.0.stdin.take().unwrap();
-    let mut lines = BufReader::new(browser.0.stdout.take().unwrap()).lines().map_while(Result::ok);
-    assert!(lines.any(|line| line == "watching"), "the browser ended before it saw the page");
+    let mut page = OpenPage::begin("cluster.mjs", platform, said);
     platform.run(&["cluster", "switchover", "--to", to]).ok();
-    writeln!(tell, "{from} {to}").unwrap();
-    let checks: Vec<String> = lines.collect();
-    assert!(browser.0.wait().unwrap().success() && checks.len() == 2, "{checks:#?}");
+    page.tell(&format!("{from} {to}"));
+    let checks = page.rest();
+    assert_eq!(checks.len(), 2, "{checks:#?}");
 }

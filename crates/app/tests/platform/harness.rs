@@ -2,9 +2,10 @@
 //! removed with all its processes whatever happens.
 
 use std::{
+    fs,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
@@ -190,6 +191,14 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
     command
 }
 
+/// Replaces a part of a platform's configuration.
+pub(crate) fn edit(platform: &Platform, from: &str, to: &str) {
+    let path = platform.dir().join("millrace.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "`{from}` is not in millrace.toml:\n{text}");
+    fs::write(path, text.replacen(from, to, 1)).unwrap();
+}
+
 pub(crate) fn kill(pid: u32, signal: &str) {
     Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).stderr(Stdio::null()).status().unwrap();
 }
@@ -224,4 +233,28 @@ pub(crate) fn free_ports() -> u16 {
         }
     }
     panic!("no free ports");
+}
+
+/// Customers that act until dropped, whatever happens to the servers.
+pub(crate) struct Load(Child);
+
+impl Load {
+    pub(crate) fn on(platform: &Platform, rate: &str) -> Self {
+        let dir = platform.dir();
+        let child = command(&["--dir", dir.to_str().unwrap(), "simulate", "--rate", rate])
+            .current_dir(&dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        kill(self.0.id(), "INT");
+        self.0.wait().unwrap();
+    }
 }

@@ -10,6 +10,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use millrace_base::{Clock as _, SystemClock, tls::TlsFiles};
 use millrace_testkit::{Sandbox, free_port};
 use serde_json::Value;
 
@@ -56,7 +57,10 @@ impl Hosts {
         }
         arguments.extend(["--base-port".into(), base_port.to_string(), first.display().to_string()]);
         let said = run(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), &[]).ok();
-        assert!(said.contains("millrace agent NODE"), "{said}");
+        assert!(said.contains("millrace agent NODE") && said.contains("tls/etcd-ca.crt"), "{said}");
+        hosts.said(0, &["check"]).failed(1, "etcd-ca.crt, which [etcd] names, is not there");
+        fs::copy(hosts.etcd_tls().ca_cert(), first.join("tls/etcd-ca.crt")).unwrap();
+        hosts.said(0, &["check"]).ok();
         for node in 1..NODES.len() {
             let copied = Command::new("cp").arg("-rp").args([&first, &hosts.dir(node)]).status();
             assert!(copied.unwrap().success());
@@ -91,29 +95,42 @@ impl Hosts {
 
     /// Starts every member, and says where each is.
     fn begin_etcd(&mut self) -> Vec<String> {
+        let tls = self.etcd_tls();
+        fs::create_dir_all(self.folder.path().join("etcd-tls")).unwrap();
+        let hosts = (0..NODES.len()).map(|node| self.address(node)).chain(["127.0.0.1".to_owned()]);
+        tls.generate(&hosts.collect::<Vec<_>>(), SystemClock::new().wall()).unwrap();
+        let (certificate, key) = (tls.server_cert(), tls.server_key());
         let port = [free_port(), free_port()];
         let members = if self.lan.is_some() { NODES.len() } else { 1 };
-        let peers: Vec<_> = (0..members).map(|node| format!("e{node}={}", self.etcd_at(node, port[1]))).collect();
+        let peer = |node| self.etcd_at("http", node, port[1]);
+        let peers: Vec<_> = (0..members).map(|node| format!("e{node}={}", peer(node))).collect();
         for node in 0..members {
             self.etcd.push(None);
-            let (client, peer) = (self.etcd_at(node, port[0]), self.etcd_at(node, port[1]));
+            let (client, peer) = (self.etcd_at("https", node, port[0]), self.etcd_at("http", node, port[1]));
             let folder = self.folder.path().join(format!("etcd{node}"));
             fs::create_dir_all(&folder).unwrap();
             let script = format!(
                 "exec etcd --name e{node} --data-dir data --log-level error --listen-client-urls {client} \
                  --advertise-client-urls {client} --listen-peer-urls {peer} --initial-advertise-peer-urls {peer} \
-                 --initial-cluster {}",
-                peers.join(",")
+                 --initial-cluster {} --cert-file {} --key-file {}",
+                peers.join(","),
+                certificate.display(),
+                key.display()
             );
             fs::write(folder.join("run"), script).unwrap();
             self.begin_member(node);
         }
-        (0..members).map(|node| self.etcd_at(node, port[0])).collect()
+        (0..members).map(|node| self.etcd_at("https", node, port[0])).collect()
     }
 
-    fn etcd_at(&self, node: usize, port: u16) -> String {
+    /// Its own authority, and a certificate for all members.
+    fn etcd_tls(&self) -> TlsFiles {
+        TlsFiles::in_folder(self.folder.path().join("etcd-tls"))
+    }
+
+    fn etcd_at(&self, scheme: &str, node: usize, port: u16) -> String {
         let host = self.lan.as_ref().map_or_else(|| "127.0.0.1".to_owned(), |lan| lan.address(node));
-        format!("http://{host}:{port}")
+        format!("{scheme}://{host}:{port}")
     }
 
     /// Starts a member, for the first time or again.

@@ -21,5 +21,6 @@ mod many_hosts;
 mod models;
 mod network;
 mod proxy;
+mod settings;
 mod source_changes;
 mod whole_path;

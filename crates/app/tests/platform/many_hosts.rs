@@ -26,6 +26,10 @@ fn a_host_dies_another_freezes_and_applications_find_the_primary() {
     assert_eq!(hosts.api(2, "/replica?lag=1MB").0, 200);
     assert_eq!(hosts.api(2, "/replica?lag=much").0, 400);
     assert_eq!(hosts.api(2, "/cluster").1["members"].as_array().unwrap().len(), 3);
+    // at 3 a.m. nobody thinks of which host has the platform itself
+    wait_until("health", || hosts.said(1, &["health", "--json"]).stdout.contains("\"healthy\": true"));
+    let said = hosts.said(1, &["status"]).ok();
+    assert!(said.contains("all is well") && said.contains("runs on another host"), "{said}");
     // any host's proxy leads to the primary, and to the schema of the pack
     hosts.sql(2, PAY).ok();
 

@@ -26,9 +26,9 @@ const COMMAND_MAX: Duration = Duration::from_secs(180);
 /// Nodes, warehouse, console and proxy take seven in a row.
 const PORTS: u16 = 8;
 /// Of the pack: may write, as an application does.
-const ROLE: &str = "app_user";
+pub(super) const ROLE: &str = "app_user";
 /// A replica further behind is not well.
-const LAG_BYTES_MAX: u64 = 1 << 20;
+pub(super) const LAG_BYTES_MAX: u64 = 1 << 20;
 
 /// A running platform; nothing of it runs any more once this is dropped.
 #[derive(Debug)]
@@ -52,24 +52,12 @@ impl Platform {
         let context = Context::load(&folder, lab.output)?;
         let password = context.secrets.roles.get(ROLE).cloned();
         let password = password.with_context(|| format!("the pack has no role {ROLE}"))?;
-        let admin = ConnectParams {
-            host: "127.0.0.1".to_owned(),
-            port: context.config.proxy.port,
-            database: context.pack.database.clone(),
-            user: "postgres".to_owned(),
-            password: context.secrets.superuser.clone(),
-            tls: Some(context.config.tls().client_config()?),
-            application_name: "millrace bench".to_owned(),
-        };
+        let admin = admin_of(&context)?;
         let entry = admin.as_user(ROLE, password);
         let data = context.config.platform.data_dir.join("nodes");
         let mut platform = Self { folder, entry, admin, data, _grounds: grounds };
         let (primary, _) = whole(&mut platform).await?;
-        let admin = connect(&primary.admin, CONNECT_MAX).await.explained()?;
-        admin.batch_execute(super::TABLE).await?;
-        admin
-            .batch_execute(&format!("GRANT USAGE ON SCHEMA public TO {ROLE}; GRANT ALL ON bench_writes TO {ROLE}"))
-            .await?;
+        prepare_table(&primary.admin).await?;
         Ok(platform)
     }
 
@@ -122,8 +110,28 @@ impl Cluster for Platform {
     }
 }
 
+/// The superuser by the proxy of this host.
+pub(super) fn admin_of(context: &Context) -> anyhow::Result<ConnectParams> {
+    Ok(ConnectParams {
+        host: "127.0.0.1".to_owned(),
+        port: context.config.proxy.port,
+        database: context.pack.database.clone(),
+        user: "postgres".to_owned(),
+        password: context.secrets.superuser.clone(),
+        tls: Some(context.config.tls().client_config()?),
+        application_name: "millrace bench".to_owned(),
+    })
+}
+
+pub(super) async fn prepare_table(admin: &ConnectParams) -> anyhow::Result<()> {
+    let admin = connect(admin, CONNECT_MAX).await.explained()?;
+    let grants = format!("GRANT USAGE ON SCHEMA public TO {ROLE}; GRANT ALL ON bench_writes TO {ROLE}");
+    admin.batch_execute(&format!("{}; {grants}", super::TABLE)).await?;
+    Ok(())
+}
+
 /// Runs this binary; what it said.
-async fn millrace(arguments: &[&str]) -> anyhow::Result<String> {
+pub(super) async fn millrace(arguments: &[&str]) -> anyhow::Result<String> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let mut command = Command::new(program);
     command.args(arguments).env("NO_COLOR", "1").env_remove("MILLRACE_DIR").current_dir(Path::new("/"));
@@ -139,7 +147,7 @@ async fn millrace(arguments: &[&str]) -> anyhow::Result<String> {
 }
 
 /// The first of some ports in a row that are free now.
-fn free_row() -> anyhow::Result<u16> {
+pub(super) fn free_row() -> anyhow::Result<u16> {
     let room = (32_000 - 11_000) / PORTS;
     let begin = u16::try_from(std::process::id() % u32::from(room))?;
     let row = (0..room).map(|step| 11_000 + ((begin + step) % room) * PORTS);
