@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use millrace_cluster::{Durability, Limits};
-use millrace_contract::status::NodeState;
+use millrace_contract::status::{NodeState, SlotStatus};
 use millrace_testkit::wait_until;
 
 use crate::harness::{Cluster, LONG};
@@ -84,6 +84,9 @@ async fn slots_are_made_again_and_a_replica_left_behind_is_rebuilt() {
     })
     .await;
     cluster.supervise();
+    // it runs, and answers, before it is made anew
+    let follows = |slot: &SlotStatus| slot.active && slot.wal_status.as_deref() == Some("reserved");
+    cluster.until("the slot of one that was made anew", |status| status.slots.iter().any(follows)).await;
     cluster.ready().await;
     assert_eq!(cluster.pids().get("a"), before.get("a"));
     cluster.replicates(2).await;

@@ -177,8 +177,8 @@ impl Cluster {
         for node in self.spec.nodes.iter().skip(1) {
             let replica = self.client(node.name.as_str()).await;
             wait_until(LONG, || async {
-                let row = replica.query_one("SELECT EXISTS (SELECT FROM pg_class WHERE relname = 't')", &[]).await;
-                let there = row.is_ok_and(|row| row.get(0));
+                let there = "SELECT EXISTS (SELECT FROM pg_class WHERE relname = 't')";
+                let there: bool = replica.query_one(there, &[]).await.unwrap().get(0);
                 there && replica.query_opt("SELECT i FROM t WHERE i = $1", &[&value]).await.unwrap().is_some()
             })
             .await;
