@@ -235,8 +235,36 @@ pub(crate) enum ClusterCommand {
         #[arg(long, conflicts_with = "node")]
         all: bool,
     },
+    /// Add a node: it is written to millrace.toml and made from a base backup of the primary, while the platform runs
+    AddNode(AddNode),
+    /// Remove a replica from millrace.toml and end its server, once no commit waits for it; its data stays
+    RemoveNode {
+        /// A replica
+        node: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Who was the primary, when, and why it changed
     History,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AddNode {
+    /// Its name: lowercase letters, digits and _
+    pub(crate) node: String,
+    /// Where it is, if nodes are on many hosts: an address
+    #[arg(long)]
+    pub(crate) host: Option<std::net::IpAddr>,
+    /// Of its server [default: the next one that is free; on another host the one of the others]
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Of replicas that have got equally far the greatest is elected; 0: it never becomes the primary [default: 1]
+    #[arg(long)]
+    pub(crate) failover_priority: Option<u32>,
+    /// It applies what it receives so many seconds later, and never becomes the primary
+    #[arg(long, value_name = "SECONDS", conflicts_with = "failover_priority")]
+    pub(crate) apply_delay: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]

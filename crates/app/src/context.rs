@@ -9,6 +9,7 @@ use millrace_cluster::{
     spec::{ClusterSpec, Limits, NodeName, NodeSpec, SUPERUSER},
 };
 use millrace_config::{Config, ConfigError, Environment, Pack, Secrets};
+use millrace_contract::status::NodeStatus;
 use millrace_pg::{Binaries, ConnectParams, HbaDatabase, HbaRule, HbaSource, RunAs, Setting};
 
 use crate::{
@@ -159,6 +160,11 @@ impl Context {
         Ok(params)
     }
 
+    /// Superuser access to a node of the running cluster, where it is now.
+    pub(crate) fn superuser_at(&self, node: &NodeStatus) -> anyhow::Result<ConnectParams> {
+        Ok(ConnectParams { host: node.host.clone(), ..self.superuser(node.port)? })
+    }
+
     /// What the servers are made and run from.
     pub(crate) fn cluster_spec(&self) -> anyhow::Result<ClusterSpec> {
         let config = &self.config;
@@ -250,11 +256,6 @@ impl Context {
             std::net::IpAddr::V6(address) if address.is_unspecified() => "::1".to_owned(),
             other => other.to_string(),
         }
-    }
-
-    /// Where the nodes are reached.
-    pub(crate) fn cluster_host(&self) -> String {
-        self.host(self.config.cluster.listen)
     }
 
     /// Superuser access to a node's database `postgres`.

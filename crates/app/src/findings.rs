@@ -229,6 +229,7 @@ pub(crate) mod tests {
     pub(crate) fn healthy() -> PlatformStatus {
         let node = |name: &str, port, role| NodeStatus {
             name: name.into(),
+            host: "127.0.0.1".into(),
             port,
             role,
             state: NodeState::Running,
@@ -240,6 +241,7 @@ pub(crate) mod tests {
             streaming: Some(true),
             failover_priority: 1,
             apply_delay_s: None,
+            leaving: false,
             pending_restart: Vec::new(),
             doing: "runs".into(),
         };

@@ -34,6 +34,12 @@ pub enum TlsError {
         #[source]
         source: rustls_pki_types::pem::Error,
     },
+    #[error("cannot read {}", path.display())]
+    Key {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot make a certificate")]
     Make(#[from] rcgen::Error),
     #[error("the certificates in {} do not make a TLS configuration", path.display())]
@@ -81,34 +87,51 @@ impl TlsFiles {
     /// # Errors
     /// If a file cannot be written or a host is not a valid name.
     pub fn generate(&self, hosts: &[String], now: crate::Micros) -> Result<(), TlsError> {
-        let seconds = now.0 / 1_000_000;
-        let day = time::Duration::days(1);
-        let today = time::OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
-
         let ca_key = KeyPair::generate()?;
-        let mut ca = CertificateParams::new(Vec::new())?;
-        ca.distinguished_name.push(DnType::CommonName, "Millrace private authority");
-        ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        ca.not_before = today - day;
-        ca.not_after = today + day * 3650;
+        let mut ca = authority()?;
+        let day = time::Duration::days(1);
+        let today = date(now);
+        (ca.not_before, ca.not_after) = (today - day, today + day * 3650);
         let ca_cert = ca.self_signed(&ca_key)?;
-        let issuer = Issuer::from_params(&ca, &ca_key);
-
+        self.write(&self.authority_key(), ca_key.serialize_pem().as_bytes(), 0o600)?;
         let key = KeyPair::generate()?;
+        self.write(&self.server_key(), key.serialize_pem().as_bytes(), 0o600)?;
+        self.issue(hosts, now, &key, &Issuer::from_params(&ca, &ca_key))?;
+        self.write(&self.ca_cert(), ca_cert.pem().as_bytes(), 0o644)
+    }
+
+    /// Makes another certificate for the same server key, of the same authority: whoever trusts the one before trusts it.
+    ///
+    /// # Errors
+    /// If a key is not here, the certificate cannot be written or a host is not a valid name.
+    pub fn renew(&self, hosts: &[String], now: crate::Micros) -> Result<(), TlsError> {
+        let read = |path: PathBuf| match fs::read_to_string(&path) {
+            Ok(text) => Ok(KeyPair::from_pem(&text)?),
+            Err(source) => Err(TlsError::Key { path, source }),
+        };
+        let (ca_key, key) = (read(self.authority_key())?, read(self.server_key())?);
+        self.issue(hosts, now, &key, &Issuer::from_params(&authority()?, &ca_key))
+    }
+
+    fn authority_key(&self) -> PathBuf {
+        self.folder.join("ca.key")
+    }
+
+    fn issue(
+        &self,
+        hosts: &[String],
+        now: crate::Micros,
+        key: &KeyPair,
+        issuer: &Issuer<'_, &KeyPair>,
+    ) -> Result<(), TlsError> {
+        let (day, today) = (time::Duration::days(1), date(now));
         let mut server = CertificateParams::new(hosts)?;
         server.distinguished_name.push(DnType::CommonName, "millrace");
         server.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         server.use_authority_key_identifier_extension = true;
-        server.not_before = today - day;
-        server.not_after = today + day * 3650;
-        let cert = server.signed_by(&key, &issuer)?;
-
-        self.write(&self.folder.join("ca.key"), ca_key.serialize_pem().as_bytes(), 0o600)?;
-        self.write(&self.server_key(), key.serialize_pem().as_bytes(), 0o600)?;
-        self.write(&self.server_cert(), cert.pem().as_bytes(), 0o644)?;
-        self.write(&self.ca_cert(), ca_cert.pem().as_bytes(), 0o644)
+        (server.not_before, server.not_after) = (today - day, today + day * 3650);
+        self.write(&self.server_cert(), server.signed_by(key, issuer)?.pem().as_bytes(), 0o644)
     }
 
     /// What a listener presents; TLS 1.2 and 1.3. `alpn` names application protocols, most wanted first.
@@ -159,6 +182,19 @@ impl TlsFiles {
     }
 }
 
+/// Who signs, but for when: it is the same whenever it is asked for.
+fn authority() -> Result<CertificateParams, TlsError> {
+    let mut ca = CertificateParams::new(Vec::new())?;
+    ca.distinguished_name.push(DnType::CommonName, "Millrace private authority");
+    ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(ca)
+}
+
+fn date(now: crate::Micros) -> time::OffsetDateTime {
+    time::OffsetDateTime::from_unix_timestamp(now.0 / 1_000_000).unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+}
+
 /// The hosts every platform's certificate names: this machine's loopback names, plus `extra`.
 #[must_use]
 pub fn default_hosts(extra: &[String]) -> Vec<String> {
@@ -197,13 +233,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = TlsFiles::in_folder(folder.path().join("tls"));
         files.generate(&default_hosts(&["0.0.0.0".into()]), crate::Clock::wall(&crate::SystemClock::new())).unwrap();
-        let server = files.server_config(&[b"h2"]).unwrap();
-        let client = files.client_config().unwrap();
+        let before = files.client_config().unwrap();
         assert!(is_private(&files.server_key()).unwrap());
-        for (host, good) in [("localhost", true), ("127.0.0.1", true), ("example.com", false)] {
+        let shakes = |client: &Arc<ClientConfig>, host: &str| {
+            let server = files.server_config(&[b"h2"]).unwrap();
             let mut client =
                 rustls::ClientConnection::new(client.clone(), host.to_owned().try_into().unwrap()).unwrap();
-            let mut server = rustls::ServerConnection::new(server.clone()).unwrap();
+            let mut server = rustls::ServerConnection::new(server).unwrap();
             let shaken = (|| {
                 for _ in 0..8 {
                     let mut bytes = Vec::new();
@@ -217,8 +253,17 @@ mod tests {
                 }
                 Ok::<_, rustls::Error>(())
             })();
-            assert_eq!(shaken.is_ok(), good, "{host}: {shaken:?}");
+            shaken.is_ok()
+        };
+        for (host, good) in [("localhost", true), ("127.0.0.1", true), ("10.0.0.4", false), ("example.com", false)] {
+            assert_eq!(shakes(&before, host), good, "{host}");
         }
+        files.renew(&default_hosts(&["10.0.0.4".into()]), crate::Clock::wall(&crate::SystemClock::new())).unwrap();
+        for (host, good) in [("localhost", true), ("10.0.0.4", true), ("example.com", false)] {
+            assert_eq!(shakes(&before, host), good, "{host} of another certificate");
+        }
+        fs::remove_file(files.authority_key()).unwrap();
+        assert!(matches!(files.renew(&default_hosts(&[]), crate::Micros(0)), Err(TlsError::Key { .. })));
     }
 
     #[test]

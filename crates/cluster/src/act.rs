@@ -183,6 +183,16 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Until everyone has heard that nothing new is to be sent.
 const HEARD: Duration = Duration::from_millis(30);
 
+/// Waits until no client of a node has a transaction open; nothing new is sent there.
+async fn drained(spec: &ClusterSpec, node: &NodeSpec, patience: Duration) -> Result<Connection, ClusterError> {
+    let client = connect(&spec.superuser(node)?, patience).await.map_err(ClusterError::sql(&node.name))?;
+    tokio::time::sleep(HEARD).await;
+    while catalog::open_transactions(&client).await.map_err(ClusterError::sql(&node.name))? > 0 {
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(client)
+}
+
 /// The primary stops in order, once no client has a transaction open: then its log is complete and has been sent.
 /// Gives the server back, and says why, if it cannot be.
 ///
@@ -195,11 +205,7 @@ pub async fn hand_over(
     drain: Duration,
 ) -> Result<Result<Exit, (Postmaster, String)>, ClusterError> {
     let drained = async {
-        let client = connect(&spec.superuser(&node)?, drain).await.map_err(ClusterError::sql(&node.name))?;
-        tokio::time::sleep(HEARD).await;
-        while catalog::open_transactions(&client).await.map_err(ClusterError::sql(&node.name))? > 0 {
-            tokio::time::sleep(LOOK).await;
-        }
+        let client = drained(&spec, &node, drain).await?;
         catalog::end_logical_senders(&client).await.map_err(ClusterError::sql(&node.name))
     };
     match tokio::time::timeout(drain, drained).await {
@@ -216,6 +222,26 @@ pub async fn hand_over(
     }
     let stopped = postmaster.stop(StopMode::Fast, spec.limits.stop_timeout).await;
     stopped.map(Ok).map_err(ClusterError::node(&node.name))
+}
+
+/// A replica stops for good, once no client has a transaction open, or after `drain`.
+///
+/// # Errors
+/// If it cannot be stopped.
+pub async fn end(
+    spec: ClusterSpec,
+    node: NodeSpec,
+    mut postmaster: Postmaster,
+    drain: Duration,
+) -> Result<Exit, ClusterError> {
+    match tokio::time::timeout(drain, drained(&spec, &node, drain)).await {
+        Ok(Ok(_client)) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(node = %node.name, %error, "it does not say whether clients have transactions open")
+        }
+        Err(_) => tracing::warn!(node = %node.name, ?drain, "clients' transactions did not end, and are ended"),
+    }
+    postmaster.stop(StopMode::Fast, spec.limits.stop_timeout).await.map_err(ClusterError::node(&node.name))
 }
 
 async fn renew_slot(client: &Connection, slot: &str) -> Result<(), PgError> {

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use millrace_contract::status::NodeStatus;
 use millrace_pg::{ConnectParams, Connection, PgError, connect};
 use tokio::time::timeout;
 
-use crate::{ClusterError, ClusterSpec, spec::NodeSpec};
+use crate::{ClusterError, ClusterSpec};
 
 #[derive(Debug)]
 pub(crate) struct Asked {
@@ -18,12 +19,18 @@ pub(crate) struct Asked {
 impl Asked {
     pub(crate) fn new(
         spec: &ClusterSpec,
-        node: &NodeSpec,
+        node: &NodeStatus,
         program: &str,
         answer_max: Duration,
     ) -> Result<Self, ClusterError> {
-        let params = ConnectParams { application_name: program.to_owned(), ..spec.superuser(node)? };
-        Ok(Self { name: node.name.to_string(), params, connection: None, answer_max })
+        let params =
+            ConnectParams { application_name: program.to_owned(), ..spec.superuser_at(&node.host, node.port)? };
+        Ok(Self { name: node.name.clone(), params, connection: None, answer_max })
+    }
+
+    /// It asks the server of this node, where it is now.
+    pub(crate) fn is_of(&self, node: &NodeStatus) -> bool {
+        (&self.name, &self.params.host, self.params.port) == (&node.name, &node.host, node.port)
     }
 
     pub(crate) fn in_database(mut self, database: &str) -> Self {

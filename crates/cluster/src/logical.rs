@@ -8,7 +8,7 @@ use std::{
 };
 
 use millrace_base::Lsn;
-use millrace_contract::status::NodeRole;
+use millrace_contract::status::{NodeRole, NodeStatus};
 use millrace_pg::{
     PgError,
     catalog::{self, Slot},
@@ -54,12 +54,19 @@ fn steps(primary: &[Slot], known: &BTreeSet<String>, replica: &[Slot], replayed:
 /// Connections by node and database.
 struct Nodes<'a> {
     spec: &'a ClusterSpec,
+    now: Vec<NodeStatus>,
     asked: BTreeMap<(String, String), Asked>,
 }
 
 impl Nodes<'_> {
+    /// The nodes that there are now.
+    fn are(&mut self, now: &[NodeStatus]) {
+        self.now = now.to_vec();
+        self.asked.retain(|_, asked| now.iter().any(|node| asked.is_of(node)));
+    }
+
     fn of(&mut self, name: &str, database: &str) -> Result<Option<&mut Asked>, ClusterError> {
-        let Some(node) = self.spec.nodes.iter().find(|node| node.name.as_str() == name) else { return Ok(None) };
+        let Some(node) = self.now.iter().find(|node| node.name == name) else { return Ok(None) };
         let key = (name.to_owned(), database.to_owned());
         if !self.asked.contains_key(&key) {
             let asked = Asked::new(self.spec, node, "millrace slots", ANSWER_MAX)?.in_database(database);
@@ -78,7 +85,7 @@ pub async fn follow(
     status: watch::Receiver<ClusterStatus>,
     token: CancellationToken,
 ) -> Result<(), ClusterError> {
-    let mut nodes = Nodes { spec, asked: BTreeMap::new() };
+    let mut nodes = Nodes { spec, now: Vec::new(), asked: BTreeMap::new() };
     let mut known: (String, BTreeSet<String>) = Default::default();
     let mut told: BTreeMap<String, String> = BTreeMap::new();
     let mut ticks = interval(INTERVAL);
@@ -91,9 +98,9 @@ pub async fn follow(
         }
         let (primary, replicas) = {
             let status = status.borrow();
+            nodes.are(&status.nodes);
             let of = |role| status.nodes.iter().filter(move |node| node.role == role).map(|node| node.name.clone());
-            let own = |name: &String| spec.own().any(|node| node.name.as_str() == name);
-            let replicas = of(NodeRole::Replica).filter(own).collect::<Vec<_>>();
+            let replicas = of(NodeRole::Replica).filter(|name| spec.is_own(name)).collect::<Vec<_>>();
             (of(NodeRole::Primary).next().filter(|_| status.primary_ready), replicas)
         };
         let Some(primary) = primary else { continue };

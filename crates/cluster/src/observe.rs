@@ -195,7 +195,7 @@ pub fn preflight(spec: &ClusterSpec) -> Vec<ClusterError> {
     found
 }
 
-fn check_node(spec: &ClusterSpec, node: &NodeSpec) -> Result<(), ServerError> {
+pub(crate) fn check_node(spec: &ClusterSpec, node: &NodeSpec) -> Result<(), ServerError> {
     let server = spec.server(node);
     for folder in [node.folder.clone(), server.private_dir(), server.data_dir()] {
         if folder.exists() {

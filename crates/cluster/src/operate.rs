@@ -17,6 +17,7 @@ pub(crate) enum Order {
     Pause { paused: bool, reply: oneshot::Sender<Reply> },
     Reinit { node: NodeName, reply: oneshot::Sender<Reply> },
     Reload { spec: Box<ClusterSpec>, reply: oneshot::Sender<Reply> },
+    TurnOver { spec: Box<ClusterSpec>, reply: oneshot::Sender<Reply> },
     Restart { node: NodeName, reply: oneshot::Sender<Reply> },
 }
 
@@ -78,6 +79,14 @@ impl Handle {
     /// See [`Handle::switchover`].
     pub async fn reload(&self, spec: ClusterSpec) -> Reply {
         self.ask(|reply| Order::Reload { spec: Box::new(spec), reply }).await
+    }
+
+    /// As [`Handle::reload`], but for the nodes alone: for who listens beside an agent that has been told everything.
+    ///
+    /// # Errors
+    /// See [`Handle::switchover`].
+    pub async fn turn_over(&self, spec: ClusterSpec) -> Reply {
+        self.ask(|reply| Order::TurnOver { spec: Box::new(spec), reply }).await
     }
 
     /// A server stopped and started again; answers when that has begun. The primary waits until no client has a

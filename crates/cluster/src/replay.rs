@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use futures::future::join_all;
 use millrace_base::Lsn;
 use millrace_contract::{
-    status::NodeRole,
+    status::{NodeRole, NodeStatus},
     topology::{Origin, Replay},
 };
 use millrace_pg::{
@@ -67,7 +67,18 @@ fn kept(promise: &Promise, end: Lsn, standbys: &[Standby]) -> Lsn {
     all.get(promise.quorum - 1).copied().unwrap_or(Lsn::INVALID).min(end)
 }
 
-/// Asks the nodes of `spec` until `token` is cancelled. `origin` is told who writes the log, and how far it
+/// Whom to ask: the nodes that there are now, over the connections that are open already.
+fn renew(nodes: &mut Vec<Asked>, spec: &ClusterSpec, now: &[NodeStatus]) -> Result<(), ClusterError> {
+    nodes.retain(|asked| now.iter().any(|node| asked.is_of(node)));
+    for node in now {
+        if !nodes.iter().any(|asked| asked.is_of(node)) {
+            nodes.push(Asked::new(spec, node, "millrace replay", ANSWER_MAX)?);
+        }
+    }
+    Ok(())
+}
+
+/// Asks the cluster's nodes until `token` is cancelled. `origin` is told who writes the log, and how far it
 /// surely outlives them.
 ///
 /// # Errors
@@ -79,8 +90,7 @@ pub async fn follow(
     origin: watch::Sender<Option<Origin>>,
     token: CancellationToken,
 ) -> Result<(), ClusterError> {
-    let asked = |node| Asked::new(spec, node, "millrace replay", ANSWER_MAX);
-    let mut nodes = spec.nodes.iter().map(asked).collect::<Result<Vec<_>, _>>()?;
+    let mut nodes = Vec::new();
     let mut rounds = Rounds::default();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -92,6 +102,7 @@ pub async fn follow(
         }
         let (primary, promise, term) = {
             let status = status.borrow();
+            renew(&mut nodes, spec, &status.nodes)?;
             let primary = status.nodes.iter().find(|n| n.role == NodeRole::Primary);
             (primary.map(|n| (n.name.clone(), n.timeline)), status.promise.clone(), status.term)
         };

@@ -9,9 +9,14 @@ use millrace_pg::{HbaDatabase, HbaRule, HbaSource, Setting};
 
 use crate::spec::{ClusterSpec, Limits, REPLICATOR, SUPERUSER};
 
+/// Nodes that there can be before servers need a restart for more.
+const ROOM: usize = 8;
+
 /// What the platform decides; the user's own come after these and win.
 #[must_use]
 pub fn of_platform(limits: &Limits, nodes: usize) -> Vec<Setting> {
+    // so that a node that is added needs no restart of the others
+    let nodes = nodes.max(ROOM);
     let senders = nodes.saturating_mul(2).saturating_add(8).to_string();
     let slots = nodes.saturating_add(12).to_string();
     vec![

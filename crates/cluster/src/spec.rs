@@ -232,7 +232,14 @@ impl ClusterSpec {
 
     /// The nodes that this supervisor decides for.
     pub fn own(&self) -> impl Iterator<Item = &NodeSpec> {
-        self.nodes.iter().filter(|node| self.agent.as_ref().is_none_or(|agent| agent.node.as_ref() == Some(&node.name)))
+        self.nodes.iter().filter(|node| self.is_own(node.name.as_str()))
+    }
+
+    /// This supervisor decides for the node of this name, if there is one.
+    #[must_use]
+    pub fn is_own(&self, name: &str) -> bool {
+        let is_agents = |agent: &AgentSpec| agent.node.as_ref().is_some_and(|node| node.as_str() == name);
+        self.agent.as_ref().is_none_or(is_agents)
     }
 
     /// A node by name.
@@ -296,10 +303,18 @@ impl ClusterSpec {
     /// # Errors
     /// If the authority's certificate cannot be read.
     pub fn superuser(&self, node: &NodeSpec) -> Result<ConnectParams, ClusterError> {
+        self.superuser_at(&node.host, node.port)
+    }
+
+    /// As [`ClusterSpec::superuser`], of a node by its place.
+    ///
+    /// # Errors
+    /// If the authority's certificate cannot be read.
+    pub fn superuser_at(&self, host: &str, port: u16) -> Result<ConnectParams, ClusterError> {
         let tls = self.tls.client_config().map_err(|error| ClusterError::Spec(error.to_string()))?;
         Ok(ConnectParams {
-            host: node.host.clone(),
-            port: node.port,
+            host: host.to_owned(),
+            port,
             database: "postgres".to_owned(),
             user: SUPERUSER.to_owned(),
             password: self.superuser_password.clone(),

@@ -75,6 +75,7 @@ pub(crate) fn assemble(
         let replica = role == NodeRole::Replica;
         status.nodes.push(NodeStatus {
             name: node.name.to_string(),
+            host: node.host.clone(),
             port: node.port,
             role,
             state: state_of(view),
@@ -89,6 +90,7 @@ pub(crate) fn assemble(
             streaming: replica.then(|| server.map(|server| server.streaming)).flatten(),
             failover_priority: node.priority,
             apply_delay_s: node.apply_delay.map(|delay| delay.as_secs()),
+            leaving: false,
             pending_restart: server.map(|server| server.pending_restart.clone()).unwrap_or_default(),
             doing: planned.sentence.clone(),
         });

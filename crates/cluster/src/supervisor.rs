@@ -42,11 +42,13 @@ use crate::{
 mod begin;
 mod failures;
 mod guard;
+mod nodes;
 mod orders;
 mod reload;
 mod shared;
 mod vacancy;
 
+use nodes::Leavers;
 use shared::Others;
 use vacancy::{Vacancy, elected, promoted};
 
@@ -89,6 +91,7 @@ pub struct Supervisor {
     checkpointing: bool,
     /// Who waits for the wish to come true.
     wisher: Option<oneshot::Sender<Reply>>,
+    leavers: Leavers,
     /// Who waits until failover is paused, or is not.
     pausers: Vec<(bool, Duration, oneshot::Sender<Reply>)>,
     /// Where the record is kept.
@@ -134,6 +137,8 @@ enum Done {
     /// With what is left of the server, if it waits for its disk.
     Fenced(Option<Box<Postmaster>>),
     Rewound,
+    /// The server of a node that is none any more has ended.
+    Left,
     HandedOver,
     /// It runs on: clients' transactions did not end.
     NotHandedOver(Box<(Postmaster, String)>),
@@ -192,6 +197,7 @@ impl Supervisor {
             orders: mpsc::channel(16),
             checkpointing: false,
             wisher: None,
+            leavers: Leavers::default(),
             pausers: Vec::new(),
             status: sender,
             events: mpsc::channel(256),
@@ -271,6 +277,7 @@ impl Supervisor {
     /// the status.
     pub async fn run(mut self, token: CancellationToken) -> Result<(), ClusterError> {
         self.watch_over();
+        self.find_strangers();
         loop {
             self.hear(self.clock.monotonic());
             self.heed().await;
@@ -282,6 +289,9 @@ impl Supervisor {
             let mut told = status::assemble(&self.spec, &observed, &self.intent, &plan, (self.clock.wall(), now));
             if let Some(deaf) = self.deafness() {
                 told.findings.insert(0, deaf);
+            }
+            for node in told.nodes.iter_mut().filter(|node| self.leaves(&node.name)) {
+                node.leaving = true;
             }
             if told.primary_ready {
                 self.note_writable(&observed, now);
@@ -299,6 +309,7 @@ impl Supervisor {
                 None => {}
             }
             self.keep_made().await;
+            self.part(&observed).await;
             if self.intent.goal == Goal::Stop && self.all_stopped() {
                 self.leave().await;
                 return Ok(());
@@ -588,6 +599,7 @@ impl Supervisor {
                         node.failure = None;
                         node.backoff.reset();
                     }
+                    Ok(Done::Left) => self.left(&name).await,
                     Ok(Done::Stopped(exit)) => tracing::info!(node = %name, %exit, "server stopped"),
                     Ok(Done::Fenced(left)) => self.killed(&name, left),
                     Ok(Done::HandedOver) => {

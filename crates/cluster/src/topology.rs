@@ -3,11 +3,7 @@
 //! Invariants: `epoch` grows with each other primary or timeline; a replica that fell behind comes back only when it
 //! has caught up to half of what is allowed, so that it does not come and go.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use millrace_contract::{
     Topology, TopologyNode,
@@ -22,9 +18,6 @@ use crate::status::ClusterStatus;
 /// Makes topologies, one after the other.
 #[derive(Debug)]
 pub struct Teller {
-    address: IpAddr,
-    /// Of nodes that are elsewhere.
-    hosts: BTreeMap<String, IpAddr>,
     /// Bytes.
     replica_lag_max: u64,
     epoch: u64,
@@ -35,17 +28,10 @@ pub struct Teller {
 }
 
 impl Teller {
-    /// Of nodes that listen at `address`. Replicas more than `replica_lag_max` bytes behind get nothing new.
+    /// Replicas more than `replica_lag_max` bytes behind get nothing new.
     #[must_use]
-    pub fn new(address: IpAddr, replica_lag_max: u64) -> Self {
-        Self { address, hosts: BTreeMap::new(), replica_lag_max, epoch: 0, primary: None, behind: BTreeSet::new() }
-    }
-
-    /// Nodes by name that listen elsewhere.
-    #[must_use]
-    pub fn with_hosts(mut self, hosts: BTreeMap<String, IpAddr>) -> Self {
-        self.hosts = hosts;
-        self
+    pub fn new(replica_lag_max: u64) -> Self {
+        Self { replica_lag_max, epoch: 0, primary: None, behind: BTreeSet::new() }
     }
 
     /// What is true now.
@@ -57,11 +43,14 @@ impl Teller {
             self.primary = Some((name.clone(), timeline));
             self.epoch += 1;
         }
-        let nodes = status.nodes.iter().map(|node| TopologyNode {
+        self.behind.retain(|name| status.nodes.iter().any(|node| node.name == *name));
+        // the configuration lets no host in that is not an address
+        let places = status.nodes.iter().filter_map(|node| Some((node, node.host.parse::<IpAddr>().ok()?)));
+        let nodes = places.map(|(node, host)| TopologyNode {
             name: node.name.clone(),
             role: node.role,
-            address: (self.host(&node.name), node.port).into(),
-            host: self.host(&node.name).to_string(),
+            address: (host, node.port).into(),
+            host: node.host.clone(),
             timeline: node.timeline,
             health: match node.role {
                 NodeRole::Primary => of_primary(node, status.primary_ready),
@@ -72,13 +61,9 @@ impl Teller {
         Topology { epoch: self.epoch, nodes }
     }
 
-    fn host(&self, node: &str) -> IpAddr {
-        self.hosts.get(node).copied().unwrap_or(self.address)
-    }
-
     fn of_replica(&mut self, node: &NodeStatus) -> NodeHealth {
-        if node.apply_delay_s.is_some() && node.state == NodeState::Running {
-            // what is read there is old on purpose
+        if (node.apply_delay_s.is_some() || node.leaving) && node.state == NodeState::Running {
+            // what is read there is old on purpose, or it ends soon
             return NodeHealth::Draining;
         }
         let before = self.behind.contains(&node.name);
@@ -143,6 +128,7 @@ mod tests {
     fn node(name: &str, role: NodeRole, state: NodeState, lag_bytes: Option<u64>) -> NodeStatus {
         NodeStatus {
             name: name.to_owned(),
+            host: "127.0.0.1".into(),
             port: 5440,
             role,
             state,
@@ -154,6 +140,7 @@ mod tests {
             streaming: (role == NodeRole::Replica).then_some(true),
             failover_priority: 1,
             apply_delay_s: None,
+            leaving: false,
             pending_restart: Vec::new(),
             doing: String::new(),
         }
@@ -166,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_primary_is_ready_when_the_supervisor_says_so() {
-        let mut teller = Teller::new([127, 0, 0, 1].into(), 100);
+        let mut teller = Teller::new(100);
         let primary = |state| vec![node("a", NodeRole::Primary, state, None)];
         assert_eq!(told(&mut teller, true, primary(NodeState::Running)), (1, vec![NodeHealth::Ready]));
         assert_eq!(told(&mut teller, false, primary(NodeState::Running)), (1, vec![NodeHealth::Draining]));
@@ -179,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_replica_that_fell_behind_comes_back_once_it_has_caught_up() {
-        let mut teller = Teller::new([127, 0, 0, 1].into(), 100);
+        let mut teller = Teller::new(100);
         let mut health = |lag, streaming| {
             let mut replica = node("b", NodeRole::Replica, NodeState::Running, lag);
             replica.streaming = Some(streaming);

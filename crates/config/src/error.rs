@@ -32,6 +32,9 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
+    /// A text that a person wrote in another way than this program can add to.
+    #[error("cannot change {}: {why}", path.display())]
+    Edit { path: PathBuf, why: String },
     #[error("{} is open to others (mode {mode:04o})", path.display())]
     SecretsOpen { path: PathBuf, mode: u32 },
     #[error("there is no pack called `{name}`")]
@@ -62,6 +65,7 @@ impl ConfigError {
             Self::NoPack { known, .. } => {
                 Some(format!("a pack's folder holds a pack.toml; packs that come with millrace: {}", known.join(", ")))
             }
+            Self::Edit { .. } => Some("change [[cluster.nodes]] by hand, then: millrace cluster reload".to_owned()),
             Self::NotText { .. } => Some("save the file as UTF-8".to_owned()),
             Self::SecretsOpen { path, .. } => Some(format!("close it with: chmod 600 {}", path.display())),
             Self::UnknownPack { known, near, .. } => Some(match near {

@@ -92,6 +92,14 @@ pub enum Event {
     Restarted {
         node: String,
     },
+    /// By the configuration.
+    Added {
+        node: String,
+    },
+    /// By the configuration: no commit waits for it any more.
+    Removed {
+        node: String,
+    },
 }
 
 impl Event {
@@ -108,6 +116,8 @@ impl Event {
             Self::Resigned { .. } => "resignation",
             Self::Settings { .. } => "settings",
             Self::Restarted { .. } => "restart",
+            Self::Added { .. } => "node added",
+            Self::Removed { .. } => "node removed",
         }
     }
 }
@@ -141,6 +151,8 @@ impl fmt::Display for Event {
             Self::Resigned { node, why } => write!(f, "{node} makes way: {why}"),
             Self::Settings { changed } => write!(f, "servers are given {}", changed.join(", ")),
             Self::Restarted { node } => write!(f, "an operator wants {node} restarted"),
+            Self::Added { node } => write!(f, "{node} is a node of the cluster"),
+            Self::Removed { node } => write!(f, "{node} is no node of the cluster any more"),
         }
     }
 }

@@ -69,6 +69,9 @@ pub enum NodeRole {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
     pub name: String,
+    /// Where its server is reached: an address.
+    #[serde(default)]
+    pub host: String,
     pub port: u16,
     pub role: NodeRole,
     pub state: NodeState,
@@ -87,6 +90,9 @@ pub struct NodeStatus {
     /// Replica: it applies what it receives so much later, as configured.
     #[serde(default)]
     pub apply_delay_s: Option<u64>,
+    /// It is no node of the configuration any more, and on its way out.
+    #[serde(default)]
+    pub leaving: bool,
     /// Settings that its server takes at its next start.
     #[serde(default)]
     pub pending_restart: Vec<String>,

@@ -8,14 +8,16 @@ use std::{
 use anyhow::Context as _;
 use millrace_base::{Clock as _, SystemClock};
 
-use super::{LONG, SHORT, client, show};
+use super::{Client, LONG, SHORT, client, show};
 
+mod nodes;
 mod restart;
 
 use crate::{
     cli::ClusterCommand,
     context::Context,
     explain::Usage,
+    lock,
     platform::{ClusterView, ClusterWork},
 };
 
@@ -41,13 +43,41 @@ pub(super) async fn run(context: &Context, command: &ClusterCommand) -> anyhow::
             }
             ClusterWork::Reinit { node: node.clone() }
         }
-        ClusterCommand::Reload => ClusterWork::Reload,
+        ClusterCommand::Reload => {
+            let said = match reload(context).await? {
+                Some(said) => said,
+                // it says what is missing
+                None => client(context).post("/cluster", &ClusterWork::Reload, LONG).await?,
+            };
+            context.output.json(&serde_json::json!({ "done": said }))?;
+            context.output.line(said);
+            return Ok(0);
+        }
+        ClusterCommand::AddNode(wanted) => return nodes::add(context, wanted).await,
+        ClusterCommand::RemoveNode { node, yes } => return nodes::remove(context, node, *yes).await,
         ClusterCommand::Restart { node, all } => return restart::run(context, node.as_deref(), *all).await,
     };
     let said: String = client(context).post("/cluster", &work, SWITCHOVER_MAX.max(LONG)).await?;
     context.output.json(&serde_json::json!({ "done": said }))?;
     context.output.line(said);
     Ok(0)
+}
+
+/// Tells who runs on this host, the platform or an agent or both, that millrace.toml has changed. `None`: nobody does.
+async fn reload(context: &Context) -> anyhow::Result<Option<String>> {
+    let mut places = vec![(context.layout.clone(), ClusterWork::Reload)];
+    let beside = context.clone().of_platform().layout;
+    if beside.lock() != context.layout.lock() {
+        places.push((beside, ClusterWork::TurnOver));
+    }
+    let mut said = None;
+    for (layout, work) in places {
+        if lock::holder(&layout.lock())?.is_some() {
+            let answer: String = Client::new(layout.run()).post("/cluster", &work, LONG).await?;
+            said.get_or_insert(answer);
+        }
+    }
+    Ok(said)
 }
 
 /// `begin` is called when there is something to show.

@@ -77,7 +77,7 @@ async fn live(
     services.spawn("replay", async move { millrace_cluster::replay::follow(&of, seen, replay, origin, token).await });
     let (seen, token) = (status.clone(), services.token().clone());
     services.spawn("slots", async move { millrace_cluster::logical::follow(&spec, seen, token).await });
-    proxy::spawn(proxy, topology, status.clone(), proxy::teller(context)?, services);
+    proxy::spawn(proxy, topology, status.clone(), context.config.proxy.replica_lag_max_bytes, services);
     let (of, own, seen, token) = (context.clone(), node.to_owned(), status.clone(), services.token().clone());
     services.spawn("schema", async move {
         // every step is a transaction: a stop leaves it undone

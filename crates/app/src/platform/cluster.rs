@@ -11,13 +11,23 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ClusterWork {
-    Switchover { to: Option<String> },
-    Failover { to: String },
+    Switchover {
+        to: Option<String>,
+    },
+    Failover {
+        to: String,
+    },
     Pause,
     Resume,
-    Reinit { node: String },
+    Reinit {
+        node: String,
+    },
     Reload,
-    Restart { node: String },
+    /// The nodes alone: of a platform beside an agent that was told to reload.
+    TurnOver,
+    Restart {
+        node: String,
+    },
 }
 
 /// The whole cluster.

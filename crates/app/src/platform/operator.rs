@@ -18,7 +18,7 @@ use millrace_contract::{
     operate::{Check, OperateError, Operator, Proof},
     query::RowSet,
     report::ReportCatalog,
-    status::{PlatformStatus, RunStatus},
+    status::{NodeRole, NodeStatus, PlatformStatus, RunStatus},
 };
 use millrace_model::Models;
 use millrace_pg::{ConnectParams, PgError, connect};
@@ -40,8 +40,8 @@ const REPORT_DEADLINE: Duration = Duration::from_secs(300);
 /// What `verify` needs to know of the configuration.
 #[derive(Debug)]
 pub(crate) struct Access {
-    /// Superuser access to each node.
-    pub(crate) nodes: Vec<(String, ConnectParams)>,
+    /// Superuser access to a node; which one is still to be said.
+    pub(crate) superuser: ConnectParams,
     /// With password and database; a reload changes passwords.
     pub(crate) roles: tokio::sync::watch::Sender<Vec<(String, Secret, String)>>,
     pub(crate) capture_role: (String, Secret, String),
@@ -245,10 +245,14 @@ impl PlatformOperator {
         applied.map(|_applied| ()).map_err(|error| refused(&error, Some(error.hint())))
     }
 
-    fn primary(&self) -> Result<&ConnectParams, OperateError> {
-        let primary = self.cluster.status().primary;
-        let found = self.access.nodes.iter().find(|(name, _)| Some(name) == primary.as_ref());
-        found.map(|(_, params)| params).ok_or_else(|| OperateError {
+    fn superuser_at(&self, node: &NodeStatus) -> ConnectParams {
+        ConnectParams { host: node.host.clone(), port: node.port, ..self.access.superuser.clone() }
+    }
+
+    fn primary(&self) -> Result<ConnectParams, OperateError> {
+        let status = self.cluster.status();
+        let found = status.nodes.iter().find(|node| node.role == NodeRole::Primary);
+        found.map(|node| self.superuser_at(node)).ok_or_else(|| OperateError {
             message: "the cluster has no primary".into(),
             hint: Some("see `millrace status`".into()),
         })
@@ -256,10 +260,9 @@ impl PlatformOperator {
 
     /// Superuser access to each node, the primary first.
     fn nodes(&self) -> Vec<(String, ConnectParams)> {
-        let primary = self.cluster.status().primary;
-        let mut nodes = self.access.nodes.clone();
-        nodes.sort_by_key(|(name, _)| Some(name) != primary.as_ref());
-        nodes
+        let mut nodes = self.cluster.status().nodes;
+        nodes.sort_by_key(|node| node.role != NodeRole::Primary);
+        nodes.iter().map(|node| (node.name.clone(), self.superuser_at(node))).collect()
     }
 
     /// The pack's database as the superuser.

@@ -28,15 +28,6 @@ pub(super) fn bind(context: &Context) -> anyhow::Result<Vec<(TcpListener, Access
     ])
 }
 
-/// Makes the topology that the proxy follows.
-pub(super) fn teller(context: &Context) -> anyhow::Result<Teller> {
-    let host = context.cluster_host();
-    let address = host.parse().with_context(|| format!("{host} is not an address"))?;
-    let nodes = context.config.cluster.nodes.iter();
-    let hosts = nodes.filter_map(|node| Some((node.name.clone(), node.host?))).collect();
-    Ok(Teller::new(address, context.config.proxy.replica_lag_max_bytes).with_hosts(hosts))
-}
-
 /// What `[proxy]` says. The pack's roles log in with the platform's secrets. `replay` is kept by [`spawn`].
 pub(super) fn options(context: &Context, replay: Arc<Replay>) -> anyhow::Result<Options> {
     let config = &context.config.proxy;
@@ -161,17 +152,17 @@ fn times(of: &Histogram) -> Times {
     Times { counts: of.counts.to_vec(), p50_us: us(50), p95_us: us(95), p99_us: us(99) }
 }
 
-/// Serves until the platform ends.
+/// Serves until the platform ends. `replica_lag_max`: see [`Teller::new`].
 pub(super) fn spawn(
     proxy: millrace_proxy::Proxy,
     topology: tokio::sync::watch::Sender<Arc<millrace_contract::Topology>>,
     cluster: tokio::sync::watch::Receiver<millrace_cluster::ClusterStatus>,
-    teller: Teller,
+    replica_lag_max: u64,
     services: &mut millrace_base::Tasks,
 ) {
     let token = services.token().clone();
     services.spawn("topology", async move {
-        millrace_cluster::topology::publish(cluster, teller, topology, token).await;
+        millrace_cluster::topology::publish(cluster, Teller::new(replica_lag_max), topology, token).await;
         Ok::<_, std::convert::Infallible>(())
     });
     let token = services.token().clone();

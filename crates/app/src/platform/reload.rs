@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use millrace_base::Secret;
 use millrace_cluster::ClusterStatus;
 use millrace_config::Config;
+use millrace_contract::status::NodeRole;
 use millrace_pg::{PgError, connect};
 use millrace_proxy::{Handle, Read};
 use tokio::sync::{Mutex, watch};
@@ -85,10 +86,11 @@ impl Reloader {
         }
         let primary = {
             let cluster = self.cluster.borrow();
-            cluster.primary.clone().filter(|_| cluster.primary_ready)
+            let primary = cluster.nodes.iter().find(|node| node.role == NodeRole::Primary);
+            primary.cloned().filter(|_| cluster.primary_ready)
         };
         let primary = primary.context("passwords have changed, and there is no primary that could be told\n  hint: try again when `millrace status` shows it")?;
-        let client = connect(&self.started.superuser_of(&primary)?, DEADLINE).await.explained()?;
+        let client = connect(&self.started.superuser_at(&primary)?, DEADLINE).await.explained()?;
         let execute = async |sql: &str| client.batch_execute(sql).await.map_err(PgError::from).explained();
         execute("BEGIN").await?;
         for (role, password) in changed {

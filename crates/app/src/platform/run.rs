@@ -287,7 +287,7 @@ async fn live(
     };
     // roles and databases are there: applications may come
     let origin = follow_cluster(spec, &cluster, replay, services);
-    proxy::spawn(proxy, topology, cluster, proxy::teller(context)?, services);
+    proxy::spawn(proxy, topology, cluster, config.proxy.replica_lag_max_bytes, services);
     operator.access.publish(&prepared.tables);
     let options = capture_options(context, &primary, origin, prepared)?;
     spawn_capture(options, sink, command_receiver, capture_status, clock.clone(), services);
@@ -413,8 +413,6 @@ fn listeners(context: &Context) -> Vec<ListenerStatus> {
 }
 
 fn access(context: &Context) -> anyhow::Result<Access> {
-    let nodes = context.config.cluster.nodes.iter();
-    let nodes = nodes.map(|node| Ok((node.name.clone(), context.superuser_of(&node.name)?)));
     let login = context.login_roles()?;
     let role = |name: &str| login.iter().find(|(role, ..)| role == name).map(|(_, password, _)| password.clone());
     let database = context.pack.database.clone();
@@ -422,7 +420,7 @@ fn access(context: &Context) -> anyhow::Result<Access> {
         anyhow!("the pack has no role {CAPTURE_ROLE}, as which capture reads\n  hint: add it to [[roles]] in pack.toml")
     })?;
     Ok(Access {
-        nodes: nodes.collect::<anyhow::Result<_>>()?,
+        superuser: context.superuser(0)?,
         roles: watch::Sender::new(reload::roles(context)?),
         capture_role: (CAPTURE_ROLE.to_owned(), capture, database),
         endpoint: context.warehouse()?,

@@ -192,17 +192,25 @@ pub(super) async fn cluster_work(
             Ok(spec) => cluster.reload(spec).await,
             Err(error) => Err(chain(error.as_ref())),
         },
+        ClusterWork::TurnOver => match read_spec(context, own).await {
+            Ok(spec) => cluster.turn_over(spec).await,
+            Err(error) => Err(chain(error.as_ref())),
+        },
     };
     reply.map(Json).map_err(|message| {
         Refused(OperateError { message, hint: Some("`millrace cluster status` shows the nodes".to_owned()) })
     })
 }
 
-/// What the files say now, once a server's own program has agreed to it.
-async fn reread(context: &Context, own: Option<&str>) -> anyhow::Result<millrace_cluster::ClusterSpec> {
+async fn read_spec(context: &Context, own: Option<&str>) -> anyhow::Result<millrace_cluster::ClusterSpec> {
     let (folder, output) = (context.config.folder.clone(), context.output);
     let files = tokio::task::spawn_blocking(move || Context::load(&folder, output)).await??;
-    let spec = files.agent_spec(own)?;
+    files.agent_spec(own)
+}
+
+/// What the files say now, once a server's own program has agreed to it.
+async fn reread(context: &Context, own: Option<&str>) -> anyhow::Result<millrace_cluster::ClusterSpec> {
+    let spec = read_spec(context, own).await?;
     spec.check_settings().await.map_err(|error| explain(&error, error.hint()))?;
     Ok(spec)
 }

@@ -20,6 +20,8 @@ use crate::{
 };
 
 pub(crate) const NODES: [&str; 3] = ["a", "b", "c"];
+/// With one that joins later.
+pub(crate) const ALL: [&str; 4] = ["a", "b", "c", "d"];
 
 pub(crate) struct Hosts {
     pub(crate) folder: Sandbox,
@@ -45,7 +47,7 @@ impl Hosts {
     fn on(lan: Option<Lan>) -> Self {
         let folder = Sandbox::new();
         let (base_port, api_port) = (free_ports(), free_port());
-        let mut hosts = Self { folder, base_port, api_port, etcd: Vec::new(), agents: vec![None, None, None], lan };
+        let mut hosts = Self { folder, base_port, api_port, etcd: Vec::new(), agents: ALL.map(|_| None).into(), lan };
         let endpoints = hosts.begin_etcd();
         let first = hosts.dir(0);
         let mut arguments = vec!["init".to_owned(), "--pack".into(), "loans".into()];
@@ -143,14 +145,28 @@ impl Hosts {
     }
 
     pub(crate) fn dir(&self, node: usize) -> PathBuf {
-        self.folder.path().join(NODES[node])
+        self.folder.path().join(ALL[node])
+    }
+
+    /// What the documentation says to copy to a host that joins, from `from`.
+    pub(crate) fn join(&mut self, from: usize, node: usize) {
+        let (old, new) = (self.dir(from), self.dir(node));
+        fs::create_dir(&new).unwrap();
+        for part in ["millrace.toml", "secrets.toml", "pack", "tls"] {
+            assert!(Command::new("cp").arg("-rp").arg(old.join(part)).arg(&new).status().unwrap().success());
+        }
+        let file = new.join("millrace.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        let listen = |node| format!("listen = \"{}\"", self.address(node));
+        fs::write(&file, text.replace(&listen(from), &listen(node))).unwrap();
+        self.begin(node);
     }
 
     pub(crate) fn begin(&mut self, node: usize) {
         let log = File::options().append(true).create(true).open(self.folder.path().join("agents.log")).unwrap();
         let agent = self
             .program(node, env!("CARGO_BIN_EXE_millrace"))
-            .args(["agent", NODES[node], "--dir"])
+            .args(["agent", ALL[node], "--dir"])
             .arg(self.dir(node))
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
@@ -176,7 +192,7 @@ impl Hosts {
     #[track_caller]
     pub(crate) fn until(&self, what: &str, condition: impl Fn(&Value) -> bool) {
         wait_until(what, || {
-            let living = (0..NODES.len()).filter(|node| self.agents[*node].is_some());
+            let living = (0..ALL.len()).filter(|node| self.agents[*node].is_some());
             living.map(|node| self.view(node)).all(|view| view.as_ref().is_some_and(&condition))
         });
     }
@@ -189,16 +205,16 @@ impl Hosts {
     }
 
     pub(crate) fn primary(&self) -> usize {
-        let view = (0..NODES.len()).filter(|node| self.agents[*node].is_some()).find_map(|node| self.view(node));
+        let view = (0..ALL.len()).filter(|node| self.agents[*node].is_some()).find_map(|node| self.view(node));
         let name = view.unwrap()["primary"].as_str().unwrap().to_owned();
-        NODES.iter().position(|node| **node == name).unwrap()
+        ALL.iter().position(|node| **node == name).unwrap()
     }
 
     /// Every process of a host: its agent and its server's.
     pub(crate) fn signal(&mut self, node: usize, signal: &str) {
         let agent = self.agents[node].as_ref().unwrap().id().to_string();
         let pids = self.server_pids(node);
-        assert!(!pids.is_empty(), "no server runs on host {}", NODES[node]);
+        assert!(!pids.is_empty(), "no server runs on host {}", ALL[node]);
         // one may have ended by itself since
         Command::new("kill").arg(signal).arg(agent).args(&pids).stderr(Stdio::null()).status().unwrap();
     }
@@ -259,11 +275,11 @@ impl Hosts {
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        for node in (0..NODES.len()).filter(|_| std::thread::panicking()) {
+        for node in (0..ALL.len()).filter(|_| std::thread::panicking()) {
             let Ok(log) = fs::read_to_string(self.dir(node).join("data/logs/millrace.log")) else { continue };
             let lines: Vec<&str> = log.lines().collect();
             let last = lines[lines.len().saturating_sub(60)..].join("\n");
-            eprintln!("the log of {}'s agent ends so:\n{last}", NODES[node]);
+            eprintln!("the log of {}'s agent ends so:\n{last}", ALL[node]);
         }
         for agent in self.agents.iter_mut().flatten() {
             // the sandbox's watchdog ends what these leave

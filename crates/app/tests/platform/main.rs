@@ -20,6 +20,7 @@ mod lan;
 mod many_hosts;
 mod models;
 mod network;
+mod nodes;
 mod proxy;
 mod settings;
 mod source_changes;

@@ -68,6 +68,46 @@ fn a_host_dies_another_freezes_and_applications_find_the_primary() {
     hosts.sql(to, PAY).ok();
 }
 
+/// The platform is on the last of the first three.
+#[test]
+fn a_host_joins_and_another_leaves() {
+    let mut hosts = Hosts::start();
+    let (last, new) = (NODES.len() - 1, NODES.len());
+    hosts.said(last, &["up", "-d", "--sample"]).ok();
+    hosts.said(0, &["cluster", "add-node", "d"]).failed(2, "say where this one is to be: --host ADDRESS");
+    let place = hosts.address(new);
+    for node in 0..NODES.len() {
+        let said = hosts.said(node, &["cluster", "add-node", "d", "--host", &place]).ok();
+        assert!(said.contains("d joins") && said.contains("millrace agent d"), "{said}");
+    }
+    hosts.join(0, new);
+    hosts.until("a promise of four", |view| view["members"].as_array().is_some_and(|members| members.len() == 3));
+    let status = hosts.said(last, &["status", "--json"]).json();
+    assert!(status["nodes"].as_array().unwrap().iter().any(|node| node["host"] == place), "{status}");
+    hosts.sql(new, PAY).ok();
+
+    let said = hosts.said(0, &["cluster", "remove-node", "b", "--yes"]).failed(1, "the agent of b still runs");
+    assert!(!said.contains("joins"), "{said}");
+    assert!(fs::read_to_string(hosts.dir(0).join("millrace.toml")).unwrap().contains("name = \"b\""), "as it was");
+    hosts.said(1, &["down"]).ok();
+    hosts.agents[1].take().unwrap().wait().unwrap();
+    for node in [0, last, new] {
+        wait_until("a promise without b", || hosts.said(node, &["cluster", "remove-node", "b", "--yes"]).code == 0);
+    }
+    hosts.until("three nodes", |view| view["nodes"].as_array().is_some_and(|nodes| nodes.len() == 3));
+    hosts.ready();
+    let said = hosts.said(0, &["cluster", "switchover", "--to", "d"]).ok();
+    assert!(said.contains("d is the primary"), "{said}");
+    hosts.sql(0, PAY).ok();
+    assert_eq!(
+        hosts.psql(last, "d", "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'node_b'").ok().trim(),
+        "0"
+    );
+    wait_until("the warehouse", || hosts.said(last, &["prove"]).code == 0);
+    hosts.said(last, &["down"]).ok();
+    hosts.agents[last].take().unwrap().wait().unwrap();
+}
+
 /// What applications see while the warehouse follows: the last host has the platform beside its agent.
 #[test]
 fn the_warehouse_follows_whoever_is_the_primary() {

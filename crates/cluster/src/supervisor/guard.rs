@@ -53,7 +53,7 @@ impl Guard {
 /// from it for a while, so if so many of them have that the rest could elect nobody, it is.
 pub(super) struct Proof {
     pub(super) params: ConnectParams,
-    pub(super) others: BTreeSet<NodeName>,
+    pub(super) others: watch::Receiver<BTreeSet<NodeName>>,
     /// As it was recorded last; `None` if nobody can tell.
     pub(super) promise: watch::Receiver<Option<Promise>>,
     pub(super) validity: Arc<watch::Sender<Validity>>,
@@ -100,7 +100,11 @@ impl Proof {
         let (members, quorum) = match &*self.promise.borrow() {
             Some(promise) if !promise.is_none() => (promise.members.clone(), promise.quorum),
             // whoever turned away could be elected
-            _ => (self.others.clone(), self.others.len()),
+            _ => {
+                let others = self.others.borrow().clone();
+                let all = others.len();
+                (others, all)
+            }
         };
         loop {
             let standbys = catalog::standbys(client).await?;

@@ -91,6 +91,10 @@ impl Supervisor {
                 // who asked may be gone
                 reply.send(answer).ok();
             }
+            Order::TurnOver { spec, reply } => {
+                let answer = self.follow_nodes(&spec).await;
+                reply.send(answer).ok();
+            }
             Order::Restart { node, reply } => {
                 let answer = self.restart(&node).await;
                 reply.send(answer).ok();

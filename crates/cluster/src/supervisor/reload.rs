@@ -17,7 +17,7 @@ use crate::{
     observe,
     observed::{DataState, Intent, Policy, Said},
     operate::Reply,
-    spec::{ClusterSpec, Limits, NodeName, NodeSpec},
+    spec::{ClusterSpec, Limits, NodeName},
 };
 
 /// Where servers have a setting from.
@@ -56,16 +56,12 @@ impl Policy {
 }
 
 impl Supervisor {
-    /// Takes `wanted` for what servers are to be; who the nodes are is settled at the start.
+    /// Takes `wanted` for what the nodes and their servers are to be.
     pub(super) async fn reload(&mut self, wanted: ClusterSpec) -> Reply {
-        let places = |spec: &ClusterSpec| -> Vec<_> {
-            let of =
-                |n: &NodeSpec| (n.name.clone(), n.host.clone(), n.port, n.folder.clone(), n.priority, n.apply_delay);
-            spec.nodes.iter().map(of).collect()
-        };
-        if places(&wanted) != places(&self.spec) || wanted.listen != self.spec.listen {
-            return Err("[[cluster.nodes]] and listen change when the platform is started; nothing is reloaded".into());
+        if wanted.listen != self.spec.listen {
+            return Err("[cluster] listen changes when the platform is started; nothing is reloaded".into());
         }
+        let turnover = self.turnover(&wanted)?;
         let names = changed(&self.spec, &wanted);
         if self.others.is_some() {
             // heeded when it is heard, as it is everywhere
@@ -75,24 +71,27 @@ impl Supervisor {
                 self.written(&Intent { said, ..self.intent.clone() }, happening).await?;
             }
         } else {
-            self.spec.settings = wanted.settings;
+            self.spec.settings.clone_from(&wanted.settings);
             if !names.is_empty() {
                 self.happened(Happening::Settings { changed: names.clone() });
             }
         }
+        self.turn_over(&turnover, &wanted).await?;
         self.spec.limits = Limits { hold: self.spec.limits.hold, ..wanted.limits };
         self.spec.hba = wanted.hba;
         self.intent.policy = Policy::of(&self.spec);
         self.renew_servers();
-        Ok(match names.is_empty() {
+        let given = (!names.is_empty()).then(|| format!("servers are given {}", names.join(", ")));
+        let said: Vec<String> = [turnover.said(), given].into_iter().flatten().collect();
+        Ok(match said.is_empty() {
             true => "reloaded; the settings of servers are as they were".to_owned(),
-            false => format!("servers are given {}", names.join(", ")),
+            false => said.join("; "),
         })
     }
 
     /// Every server of this supervisor is to be as the specification has it now; which settings wait for a restart the
     /// servers know.
-    fn renew_servers(&mut self) {
+    pub(super) fn renew_servers(&mut self) {
         for node in self.nodes.values_mut() {
             node.server = self.spec.server(&node.spec);
             node.unconfigured = Some(Duration::ZERO);

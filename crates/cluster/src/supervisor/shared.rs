@@ -3,7 +3,7 @@
 //! Invariant: its server accepts writes only while its lease, by its own clock, is good and the office is its node's; a
 //! task of its own ([`Guard`]) sees to that, whatever else this supervisor waits for.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use millrace_base::{Clock, Micros};
 use millrace_contract::status::{Finding, Severity};
@@ -55,6 +55,8 @@ pub(super) struct Others {
     armed: watch::Sender<bool>,
     /// The promise of the record, as long as nobody can have changed it unheard.
     promise: watch::Sender<Option<Promise>>,
+    /// The names of the other nodes.
+    pub(super) names: watch::Sender<BTreeSet<NodeName>>,
     /// Who is to be the primary by an operator's word that has been written, and in which term it was.
     pub(super) awaited: Option<(NodeName, u64)>,
     /// What was seen in the cycle before.
@@ -75,6 +77,7 @@ impl Others {
             deaf_since: None,
             armed: watch::channel(false).0,
             promise: watch::channel(None).0,
+            names: watch::channel(BTreeSet::new()).0,
             awaited: None,
             seen: None,
         }
@@ -92,9 +95,10 @@ impl Others {
             armed: armed.clone(),
             clock: clock.clone(),
         };
+        self.are(spec);
         let proof = Proof {
             params: ConnectParams { application_name: "millrace proof".to_owned(), ..own.params.clone() },
-            others: spec.nodes.iter().map(|node| node.name.clone()).filter(|name| *name != own.spec.name).collect(),
+            others: self.names.subscribe(),
             promise: self.promise.subscribe(),
             validity,
             armed,
@@ -102,6 +106,12 @@ impl Others {
             clock: clock.clone(),
         };
         (guard, proof)
+    }
+
+    /// The other nodes are those of `spec`.
+    pub(super) fn are(&self, spec: &ClusterSpec) {
+        let names = spec.nodes.iter().map(|node| node.name.clone());
+        self.names.send_replace(names.filter(|name| !self.peers.is_own(name)).collect());
     }
 
     /// Waits until something else has been heard.

@@ -121,9 +121,20 @@ impl Agents {
 
     /// A (new) supervisor of a node.
     pub(crate) fn supervise(&mut self, name: &str) {
-        let mut spec = self.spec.clone();
-        spec.state_dir = self.sandbox.path().join(format!("{name}.state"));
+        let spec = self.of(name, &self.spec);
         std::fs::create_dir_all(&spec.state_dir).unwrap();
+        let (supervisor, status) = Supervisor::new(spec, Arc::new(SystemClock::new())).unwrap();
+        let handle = supervisor.handle();
+        let token = CancellationToken::new();
+        let mut tasks = Tasks::new(token.clone());
+        tasks.spawn("supervisor", supervisor.run(token.clone()));
+        self.running.insert(name.to_owned(), Agent { status, handle, token, tasks });
+    }
+
+    /// A cluster as the agent of this node has it.
+    pub(crate) fn of(&self, name: &str, spec: &ClusterSpec) -> ClusterSpec {
+        let mut spec = spec.clone();
+        spec.state_dir = self.sandbox.path().join(format!("{name}.state"));
         spec.agent = Some(AgentSpec {
             node: Some(NodeName::new(name)),
             etcd: EtcdSpec {
@@ -135,12 +146,7 @@ impl Agents {
                 ttl: TTL,
             },
         });
-        let (supervisor, status) = Supervisor::new(spec, Arc::new(SystemClock::new())).unwrap();
-        let handle = supervisor.handle();
-        let token = CancellationToken::new();
-        let mut tasks = Tasks::new(token.clone());
-        tasks.spawn("supervisor", supervisor.run(token.clone()));
-        self.running.insert(name.to_owned(), Agent { status, handle, token, tasks });
+        spec
     }
 
     /// What each supervisor that runs comes to say.
@@ -192,6 +198,14 @@ impl Agents {
     fn pid(&self, name: &str) -> u32 {
         let status = self.running[name].status.borrow();
         status.nodes.iter().find(|node| node.name == name).unwrap().pid.unwrap()
+    }
+
+    /// Stops one in order, and its server.
+    pub(crate) async fn end(&mut self, name: &str) {
+        let agent = self.running.remove(name).unwrap();
+        agent.token.cancel();
+        let failed = agent.tasks.shutdown(LONG).await;
+        assert!(failed.is_empty(), "{failed:?}");
     }
 
     pub(crate) async fn stop(mut self) {
@@ -360,9 +374,7 @@ async fn a_switchover_is_asked_of_any_agent() {
     assert!(agents.running["a"].handle.switchover(Some(NodeName::new("b"))).await.is_err());
 
     // a primary that is stopped in order is replaced at once
-    let agent = agents.running.remove("b").unwrap();
-    agent.token.cancel();
-    assert!(agent.tasks.shutdown(LONG).await.is_empty());
+    agents.end("b").await;
     let stopped = Instant::now();
     let new = agents.another_primary("b").await;
     assert!(stopped.elapsed() < TTL, "{new} after {:?}", stopped.elapsed());
@@ -397,9 +409,7 @@ async fn two_of_three_go_on_after_all_were_stopped() {
     agents.client("a").await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
     // the replicas first, so that nobody takes the primary's place
     for name in ["b", "c", "a"] {
-        let agent = agents.running.remove(name).unwrap();
-        agent.token.cancel();
-        assert!(agent.tasks.shutdown(LONG).await.is_empty());
+        agents.end(name).await;
     }
     agents.supervise("b");
     agents.supervise("c");

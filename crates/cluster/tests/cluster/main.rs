@@ -9,6 +9,7 @@ mod disks;
 mod failover;
 mod harness;
 mod lifecycle;
+mod nodes;
 mod parts;
 mod refusals;
 mod reload;

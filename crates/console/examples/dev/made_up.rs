@@ -540,6 +540,7 @@ impl Operator for Source {
         cluster.primary_ready &= !stopped;
         let node = |name: &str, port, role, lag: Option<u64>| NodeStatus {
             name: name.into(),
+            host: "127.0.0.1".into(),
             port,
             role,
             state: match role {
@@ -554,6 +555,7 @@ impl Operator for Source {
             streaming: lag.map(|_| true),
             failover_priority: 1,
             apply_delay_s: None,
+            leaving: false,
             pending_restart: Vec::new(),
             doing: match lag {
                 None => "accepts writes".into(),

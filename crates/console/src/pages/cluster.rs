@@ -122,7 +122,9 @@ fn headline(status: &PlatformStatus, events: &[Entry]) -> String {
         | Event::Paused { .. }
         | Event::Resigned { .. }
         | Event::Settings { .. }
-        | Event::Restarted { .. } => None,
+        | Event::Restarted { .. }
+        | Event::Added { .. }
+        | Event::Removed { .. } => None,
     });
     match newest {
         Some(true) => format!("{primary} was elected and does not accept writes yet"),
@@ -143,7 +145,12 @@ fn class(event: &Event) -> &'static str {
         Event::Elected { .. } | Event::Resigned { .. } | Event::Paused { paused: true } => "warn",
         Event::Promise { setting } if setting.is_empty() => "warn",
         Event::Promoted { .. } | Event::Paused { paused: false } => "good",
-        Event::Promise { .. } | Event::TookOffice { .. } | Event::Settings { .. } | Event::Restarted { .. } => "plain",
+        Event::Promise { .. }
+        | Event::TookOffice { .. }
+        | Event::Settings { .. }
+        | Event::Restarted { .. }
+        | Event::Added { .. }
+        | Event::Removed { .. } => "plain",
     }
 }
 

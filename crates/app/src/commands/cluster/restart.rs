@@ -66,7 +66,7 @@ fn waits_for_replicas(primary: &NodeStatus, view: &ClusterView) -> bool {
     waits(primary) && view.nodes.iter().any(|node| node.role == NodeRole::Replica && waits(node))
 }
 
-fn is_back(node: &NodeStatus) -> bool {
+pub(super) fn is_back(node: &NodeStatus) -> bool {
     node.state == NodeState::Running && (node.streaming != Some(false) || node.apply_delay_s.is_some())
 }
 
