@@ -61,7 +61,9 @@ pub(super) async fn add(context: &Context, wanted: &AddNode) -> anyhow::Result<u
     if let Some(host) = wanted.host {
         certify(context, host)?;
     }
-    let Some(said) = file.change(context, &text).await? else {
+    let said = file.change(context, &text).await?;
+    context.output.json(&serde_json::json!({ "added": name, "done": said }))?;
+    let Some(said) = said else {
         context.output.line(format!("{name} is in millrace.toml; it is made when the platform starts"));
         return Ok(0);
     };
@@ -120,7 +122,9 @@ pub(super) async fn remove(context: &Context, name: &str, yes: bool) -> anyhow::
     }
     let file = File::read(context)?;
     let text = edit::remove_node(&file.path, &file.text, name).explained()?;
-    let Some(said) = file.change(context, &text).await? else {
+    let said = file.change(context, &text).await?;
+    context.output.json(&serde_json::json!({ "removed": name, "done": said }))?;
+    let Some(said) = said else {
         context.output.line(format!("{name} is not in millrace.toml any more"));
         return Ok(0);
     };
