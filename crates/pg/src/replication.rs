@@ -1,14 +1,16 @@
-//! Connections that speak the protocol themselves: for the logical replication stream and for
-//! copies of tables at the speed of the wire, neither of which `tokio-postgres` offers.
+//! Connections that speak the protocol themselves: for replication streams, logical and
+//! physical, and for copies of tables at the speed of the wire, none of which `tokio-postgres` offers.
 //!
 //! Invariants: with TLS wanted, nothing but the request for it is sent in plain text; every wait
 //! has a deadline; the sessions' text output is fixed ([`SESSION_SETTINGS`]), so a value has one text.
-//! Non-goals: queries with parameters (those go through [`crate::connect()`]), physical replication.
+//! Non-goals: queries with parameters (those go through [`crate::connect()`]).
 
+mod physical;
 mod session;
 mod stream;
 mod transport;
 
+pub use physical::{NextTimeline, PhysicalItem, PhysicalOptions, PhysicalStart, PhysicalStream};
 pub use session::{CreatedSlot, RawConnection, SystemIdentity, TextRow};
 pub use stream::{LogicalStream, StreamOptions};
 

@@ -14,7 +14,8 @@ use postgres_protocol::{
 };
 
 use super::{
-    SESSION_SETTINGS, StreamOptions,
+    PhysicalOptions, PhysicalStart, PhysicalStream, SESSION_SETTINGS, StreamOptions,
+    physical::next_timeline,
     stream::LogicalStream,
     transport::{Transport, protocol, server_error},
 };
@@ -49,7 +50,7 @@ pub type TextRow = Vec<Option<String>>;
 /// A connection that runs one thing at a time. Dropping it closes it.
 #[derive(Debug)]
 pub struct RawConnection {
-    transport: Transport,
+    pub(super) transport: Transport,
 }
 
 impl RawConnection {
@@ -152,22 +153,27 @@ impl RawConnection {
         let address = self.transport.address.clone();
         Transport::within(&address, deadline, async {
             self.send_query(sql).await?;
-            let mut rows = Vec::new();
-            let mut failed = None;
-            loop {
-                match self.message().await {
-                    Ok(Message::DataRow(row)) => rows.push(text_row(&row)?),
-                    Ok(Message::RowDescription(_)) => rows.clear(),
-                    Ok(Message::ReadyForQuery(_)) => break,
-                    Ok(Message::CommandComplete(_) | Message::EmptyQueryResponse) => {}
-                    Ok(_) => return Err(PgError::Protocol("an answer that a query does not have".to_owned())),
-                    Err(error @ PgError::Server { .. }) => failed = Some(error),
-                    Err(error) => return Err(error),
-                }
-            }
-            failed.map_or(Ok(rows), Err)
+            self.rows_to_the_end().await
         })
         .await
+    }
+
+    /// The rows of the last result that a running command gives, up to where the next one may be sent.
+    pub(super) async fn rows_to_the_end(&mut self) -> Result<Vec<TextRow>, PgError> {
+        let mut rows = Vec::new();
+        let mut failed = None;
+        loop {
+            match self.message().await {
+                Ok(Message::DataRow(row)) => rows.push(text_row(&row)?),
+                Ok(Message::RowDescription(_)) => rows.clear(),
+                Ok(Message::ReadyForQuery(_)) => break,
+                Ok(Message::CommandComplete(_) | Message::EmptyQueryResponse) => {}
+                Ok(_) => return Err(PgError::Protocol("an answer that a query does not have".to_owned())),
+                Err(error @ PgError::Server { .. }) => failed = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        failed.map_or(Ok(rows), Err)
     }
 
     async fn send_query(&mut self, sql: &str) -> Result<(), PgError> {
@@ -296,6 +302,57 @@ impl RawConnection {
             Ok(LogicalStream::new(self.transport))
         })
         .await
+    }
+}
+
+impl RawConnection {
+    /// Begins to stream the log itself. At the very end of a timeline there is nothing to stream, and the server
+    /// names the next one at once.
+    ///
+    /// # Errors
+    /// The server's error (slot absent or in use, the log is not there any more, the timeline is not in its history).
+    pub async fn start_physical(
+        mut self,
+        options: &PhysicalOptions<'_>,
+        deadline: Duration,
+    ) -> Result<PhysicalStart, PgError> {
+        let address = self.transport.address.clone();
+        Transport::within(&address, deadline, async {
+            self.send_query(&options.to_command()).await?;
+            loop {
+                // looked at, not taken: the rows of an ended timeline are read as those of any command
+                while self.transport.first_tag()?.is_none() {
+                    self.transport.fill().await?;
+                }
+                match self.transport.first_tag()? {
+                    Some(b'W') => {
+                        self.transport.next().await?;
+                        return Ok(PhysicalStart::Streaming(PhysicalStream { connection: self }));
+                    }
+                    Some(backend::NOTICE_RESPONSE_TAG | backend::PARAMETER_STATUS_TAG) => {
+                        self.transport.next().await?;
+                    }
+                    _ => {
+                        let rows = self.rows_to_the_end().await?;
+                        let row = rows.first().cloned().unwrap_or_default();
+                        return Ok(PhysicalStart::Ended(self, next_timeline(&row)?));
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// The history file of a timeline, as the server has it: its name and content.
+    ///
+    /// # Errors
+    /// The server's error (timeline 1 has no history).
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<(String, String), PgError> {
+        let mut rows = self.query(&format!("TIMELINE_HISTORY {timeline}"), QUICK).await?;
+        match rows.pop().unwrap_or_default().as_slice() {
+            [Some(name), Some(content)] => Ok((name.clone(), content.clone())),
+            _ => Err(PgError::Protocol("TIMELINE_HISTORY gave something else".to_owned())),
+        }
     }
 }
 

@@ -85,6 +85,11 @@ impl Transport {
         Ok(Some(Raw { tag, body }))
     }
 
+    /// The type of the first message, once its header has been read.
+    pub(super) fn first_tag(&self) -> Result<Option<u8>, PgError> {
+        Ok(header(&self.incoming)?.map(|(tag, _)| tag))
+    }
+
     /// Reads some more. May be dropped and called again: nothing is lost.
     pub(super) async fn fill(&mut self) -> Result<(), PgError> {
         let wanted = match header(&self.incoming)? {

@@ -1,0 +1,441 @@
+//! Makes a backup of a running server whose data directory is on this host.
+//!
+//! Invariants: a backup counts once its manifest is there, which is written last, after the log that it needs has
+//! reached the repository; what a failed run leaves counts for nothing and is removed, here or by the next collection.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64, atomic::Ordering},
+    time::Duration,
+};
+
+use futures::{StreamExt, TryStreamExt};
+use millrace_base::Lsn;
+use millrace_pg::{ConnectParams, control_file};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    ProgressFn, Step,
+    catalog::{self, folder},
+    error::BackupError,
+    manifest::{self, FORMAT, FileEntry, FileList, Kind, Manifest, Object, Piece},
+    pack::{self, Job, Outcome, Parent, Throttle},
+    plan,
+    repo::Repository,
+    scan::{self, CONTROL_FILE, Scan},
+    session::{Session, Stopped, timeline_of},
+    wal::{self, History},
+};
+
+/// How a backup is to be made.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    /// A superuser, or a role that may call `pg_backup_start` and read the settings.
+    pub params: ConnectParams,
+    /// The server's data directory, on this host.
+    pub data_dir: PathBuf,
+    /// An incremental one becomes a full one where there is nothing to build on; the result says why.
+    pub kind: Kind,
+    pub threads: usize,
+    /// Read no more than this; `None`: as fast as it goes.
+    pub bytes_per_second_max: Option<u64>,
+    /// Ask for an immediate checkpoint, rather than waiting for a spread one.
+    pub fast_checkpoint: bool,
+    /// How long the log's archive may take to bring what the backup needs. `None`: it is not waited for, and the backup
+    /// counts although it may not be of use yet.
+    pub wal_wait: Option<Duration>,
+}
+
+/// A backup that was made.
+#[derive(Debug, Clone)]
+pub struct Created {
+    pub manifest: Manifest,
+    /// Why it is a full one although an incremental one was wanted.
+    pub full_because: Option<String>,
+}
+
+/// Makes a backup.
+///
+/// # Errors
+/// If it cannot be made, is cancelled, or its log does not reach the repository in time. Then nothing that counts is
+/// left.
+pub async fn create(
+    repo: &Repository,
+    options: &CreateOptions,
+    progress: &ProgressFn,
+    stop: &CancellationToken,
+) -> Result<Created, BackupError> {
+    let session = Session::open(&options.params).await?;
+    check_place(options, &session)?;
+    let system_id = session.facts.system_id;
+    let run = Run { repo, options, session, progress, stop, system_id };
+    let (wanted, full_because) = run.find_parent().await?;
+    let label = label();
+    let made = tokio::select! {
+        made = run.make(&label, wanted, full_because) => made,
+        // the futures of uploads are dropped; what they have written is removed below
+        () = stop.cancelled() => Err(BackupError::Cancelled),
+    };
+    if made.is_err() {
+        // a manifest may be among what is there: it goes first
+        if let Err(error) = catalog::remove(repo, system_id, &label).await {
+            tracing::warn!(label, %error, "what a failed backup left in the repository is not removed yet");
+        }
+    }
+    made
+}
+
+/// `20261122T184200Z-3f9a`: sorted by time, never the same twice.
+fn label() -> String {
+    use millrace_base::Clock;
+    let now = millrace_base::SystemClock::new().wall();
+    let time = now.to_timestamp().map_or_else(|| now.0.to_string(), |time| time.strftime("%Y%m%dT%H%M%SZ").to_string());
+    let mut random = millrace_base::Secret::generate().reveal().to_ascii_lowercase();
+    random.truncate(4);
+    format!("{time}-{random}")
+}
+
+/// The data directory must be this server's own, not a copy.
+fn check_place(options: &CreateOptions, session: &Session) -> Result<(), BackupError> {
+    let control = control_file::read(&options.data_dir)?;
+    let same = |path: &str| {
+        let (a, b) = (options.data_dir.canonicalize(), PathBuf::from(path).canonicalize());
+        a.ok().zip(b.ok()).is_none_or(|(a, b)| a == b)
+    };
+    if control.system_id == session.facts.system_id && same(&session.facts.data_directory) {
+        return Ok(());
+    }
+    Err(BackupError::Unfit(format!(
+        "{} is not the data directory of the server at {}, which says {}",
+        options.data_dir.display(),
+        options.params.address(),
+        session.facts.data_directory
+    )))
+}
+
+struct Run<'a> {
+    repo: &'a Repository,
+    options: &'a CreateOptions,
+    session: Session,
+    progress: &'a ProgressFn,
+    stop: &'a CancellationToken,
+    system_id: u64,
+}
+
+impl Run<'_> {
+    /// The newest backup, if an incremental one is wanted and it can be read.
+    async fn find_parent(&self) -> Result<(Option<(Manifest, FileList)>, Option<String>), BackupError> {
+        if self.options.kind == Kind::Full {
+            return Ok((None, None));
+        }
+        let mut all = catalog::list(self.repo, self.system_id).await?.backups;
+        all.sort_by_key(|backup| backup.start);
+        let Some(parent) = all.pop() else {
+            return Ok((None, Some("there is no backup to build on".to_owned())));
+        };
+        let files = catalog::files(self.repo, &parent).await?;
+        Ok((Some((parent, files)), None))
+    }
+
+    async fn make(
+        &self,
+        label: &str,
+        parent: Option<(Manifest, FileList)>,
+        mut full_because: Option<String>,
+    ) -> Result<Created, BackupError> {
+        (self.progress)(Step::Checkpoint);
+        let (start, timeline, started_at) = self.session.start(label, self.options.fast_checkpoint).await?;
+        let mut chosen = None;
+        if let Some((parent, files)) = parent {
+            match can_build_on(&parent, timeline, start, self.session.facts.version, &self.history(timeline).await?) {
+                Ok(()) => chosen = Some((parent, files)),
+                Err(why) => full_because = Some(why),
+            }
+        }
+        let data = self.options.data_dir.clone();
+        let scan = crate::blocking(move || scan::scan(&data)).await?;
+        let (control, mut files): (Vec<_>, Vec<_>) = scan.files.iter().cloned().partition(|f| f.path == CONTROL_FILE);
+        files.extend(control);
+        let lengths: Vec<u64> = files.iter().map(|file| file.bytes).collect();
+        // the control file comes last, in a pack of its own
+        let mut packs =
+            pack::plan(lengths.get(..lengths.len().saturating_sub(1)).unwrap_or_default(), self.options.threads);
+        let last = files.len().saturating_sub(1);
+        packs.push(vec![pack::Extent { file: last, at: 0, bytes: lengths.last().copied().unwrap_or(0) }]);
+        let total = lengths.iter().sum();
+        let job = Arc::new(Job {
+            data: self.options.data_dir.clone(),
+            files,
+            sealing: self.repo.sealing.clone(),
+            start,
+            check_pages: self.session.facts.checksums,
+            parent: chosen.as_ref().map(|(manifest, list)| Parent {
+                start: manifest.start,
+                files: list.files.iter().map(|file| (file.path.clone(), file.clone())).collect(),
+            }),
+            throttle: self.options.bytes_per_second_max.map(Throttle::new),
+            stop: self.stop.clone(),
+            read: AtomicU64::new(0),
+        });
+        let mut done = self.copy(&job, label, packs, total).await?;
+        let stopped = self.session.stop().await?;
+        let timeline = timeline_of(&stopped.backup_label).unwrap_or(timeline);
+
+        let mut entries = join(&job.files, std::mem::take(&mut done.outcomes));
+        let names = pack_names(&mut entries, &done.objects);
+        let manifest = Manifest {
+            format: FORMAT,
+            label: label.to_owned(),
+            kind: if chosen.is_some() { Kind::Incremental } else { Kind::Full },
+            parent: chosen.map(|(parent, _)| parent.label),
+            system_id: self.system_id,
+            timeline,
+            start,
+            stop: stopped.lsn,
+            started_at,
+            stopped_at: stopped.at,
+            postgres_version: self.session.facts.version,
+            wal_segment_bytes: self.session.facts.wal_segment_bytes,
+            from_replica: self.session.facts.in_recovery,
+            pages_checked: self.session.facts.checksums,
+            pages_damaged: done.damaged,
+            tablespaces: scan.tablespaces.clone(),
+            files: u64::try_from(entries.len()).unwrap_or(u64::MAX),
+            data_bytes: entries.iter().map(|entry| entry.bytes).sum(),
+            packed_bytes: done.bytes,
+            stored_bytes: 0,
+            objects: done.objects,
+        };
+        self.finish(manifest, entries, names, scan, stopped, full_because).await
+    }
+
+    /// The history of the timeline that the server is on: from its own folder, else from the repository.
+    async fn history(&self, timeline: u32) -> Result<History, BackupError> {
+        let path = self.options.data_dir.join("pg_wal").join(wal::history_name(timeline));
+        match std::fs::read_to_string(&path) {
+            Ok(text) => History::parse(&text).map_err(|error| BackupError::Unfit(error.to_string())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(wal::inventory(self.repo, self.system_id).await?.history(timeline))
+            }
+            Err(error) => Err(BackupError::io("read", path)(error)),
+        }
+    }
+
+    async fn copy(
+        &self,
+        job: &Arc<Job>,
+        label: &str,
+        packs: Vec<Vec<pack::Extent>>,
+        bytes_total: u64,
+    ) -> Result<Done, BackupError> {
+        let threads = self.options.threads.max(1);
+        let (first, last) = packs.split_at(packs.len().saturating_sub(1));
+        let mut done = Done::default();
+        let mut number = 0;
+        for (packs, threads) in [(first, threads), (last, 1)] {
+            let numbered: Vec<_> = packs
+                .iter()
+                .cloned()
+                .map(|pack| {
+                    number += 1;
+                    (number - 1, pack)
+                })
+                .collect();
+            let mut made = futures::stream::iter(numbered)
+                .map(|(number, extents)| async move {
+                    let (at, job) = (number, job.clone());
+                    let mut packed = crate::blocking(move || pack::make(&job, at, &extents)).await?;
+                    if let Some((object, bytes)) = packed.object.take() {
+                        self.repo.create(&format!("{}/{}", folder(self.system_id, label), object.name), bytes).await?;
+                        packed.object = Some((object, Vec::new()));
+                    }
+                    Ok::<_, BackupError>(packed)
+                })
+                .buffer_unordered(threads)
+                .boxed();
+            while let Some(packed) = made.try_next().await? {
+                done.outcomes.extend(packed.outcomes);
+                done.damaged.extend(packed.damaged);
+                done.bytes += packed.bytes;
+                done.objects.extend(packed.object.map(|(object, _)| object));
+                (self.progress)(Step::Copy { bytes: job.read.load(Ordering::Relaxed), bytes_total });
+            }
+        }
+        done.damaged.sort();
+        if !done.damaged.is_empty() {
+            let pages = done.damaged.len();
+            tracing::error!(
+                label,
+                pages,
+                first = done.damaged.first(),
+                "pages of the server are damaged: their checksums are wrong"
+            );
+        }
+        done.damaged.truncate(100);
+        done.objects.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(done)
+    }
+
+    async fn finish(
+        &self,
+        mut manifest: Manifest,
+        files: Vec<FileEntry>,
+        packs: Vec<String>,
+        scan: Scan,
+        stopped: Stopped,
+        full_because: Option<String>,
+    ) -> Result<Created, BackupError> {
+        let list = FileList {
+            format: FORMAT,
+            backup_label: stopped.backup_label,
+            tablespace_map: stopped.tablespace_map,
+            folders: scan.folders,
+            files,
+            packs,
+        };
+        let sealed = self.repo.sealing.seal(&manifest::to_document(&list)?)?;
+        let object = Object {
+            name: format!("files.json.{}", self.repo.sealing.extension()),
+            bytes: u64::try_from(sealed.len()).unwrap_or(u64::MAX),
+            blake3: blake3::hash(&sealed).to_hex().to_string(),
+        };
+        let place = folder(self.system_id, &manifest.label);
+        self.repo.create(&format!("{place}/{}", object.name), sealed).await?;
+        manifest.objects.push(object);
+        manifest.stored_bytes = manifest.objects.iter().map(|object| object.bytes).sum();
+        if let Some(deadline) = self.options.wal_wait {
+            (self.progress)(Step::WaitForLog { until: manifest.stop });
+            self.wait_for_log(&manifest, deadline).await?;
+        }
+        self.repo.create(&format!("{place}/manifest.json"), manifest::to_document(&manifest)?).await?;
+        tracing::info!(label = manifest.label, kind = ?manifest.kind, bytes = manifest.stored_bytes, "backup made");
+        Ok(Created { manifest, full_because })
+    }
+
+    /// Waits until all of the log from the backup's start to its stop is in the repository.
+    async fn wait_for_log(&self, manifest: &Manifest, deadline: Duration) -> Result<(), BackupError> {
+        let until = tokio::time::Instant::now() + deadline;
+        loop {
+            let inventory = wal::inventory(self.repo, self.system_id).await?;
+            if plan::missing(&inventory, manifest.timeline, manifest.start, manifest.stop).is_none() {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() >= until {
+                return Err(BackupError::WalNotArchived {
+                    label: manifest.label.clone(),
+                    timeline: manifest.timeline,
+                    needed: manifest.stop,
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
+#[derive(Default)]
+struct Done {
+    outcomes: Vec<Outcome>,
+    damaged: Vec<String>,
+    bytes: u64,
+    objects: Vec<Object>,
+}
+
+/// Whether what has changed since the parent's start is all that a new backup must hold. Pure; says why not.
+fn can_build_on(parent: &Manifest, timeline: u32, start: Lsn, version: u32, history: &History) -> Result<(), String> {
+    let label = &parent.label;
+    if parent.postgres_version / 10_000 != version / 10_000 {
+        return Err(format!("{label} is of PostgreSQL {}", parent.postgres_version / 10_000));
+    }
+    if parent.timeline != timeline && history.left(parent.timeline).is_none_or(|left| left < parent.stop) {
+        return Err(format!("{label} is of timeline {}, which this server has not come from", parent.timeline));
+    }
+    if start < parent.start {
+        return Err(format!("{label} begins later in the log than this server stands"));
+    }
+    if !parent.pages_damaged.is_empty() {
+        return Err(format!("{label} holds damaged pages"));
+    }
+    Ok(())
+}
+
+/// The files as they were found, with all of their pieces. Pure.
+fn join(files: &[scan::Found], outcomes: Vec<Outcome>) -> Vec<FileEntry> {
+    let mut of_file: HashMap<usize, Vec<Outcome>> = HashMap::new();
+    for outcome in outcomes {
+        of_file.entry(outcome.file).or_default().push(outcome);
+    }
+    let entry = |(index, found): (usize, &scan::Found)| {
+        let outcomes = of_file.remove(&index).unwrap_or_default();
+        // it had gone when its beginning was to be read: what was read of its rest is of no use
+        let gone = found.bytes > 0 && !outcomes.iter().any(|o| o.end.is_some() && o.begins);
+        if gone {
+            return None;
+        }
+        let mut pieces: Vec<Piece> = outcomes.iter().filter_map(|outcome| outcome.piece.clone()).collect();
+        pieces.sort_by_key(|piece| piece.at);
+        Some(FileEntry {
+            path: found.path.clone(),
+            mode: found.mode,
+            bytes: outcomes.iter().filter_map(|outcome| outcome.end).max().unwrap_or(0),
+            on_parent: outcomes.iter().any(|outcome| outcome.on_parent),
+            blake3: outcomes.iter().find_map(|outcome| outcome.blake3.clone()),
+            pieces,
+        })
+    };
+    files.iter().enumerate().filter_map(entry).collect()
+}
+
+/// Numbers the packs anew, because empty ones were not written; gives their names.
+fn pack_names(entries: &mut [FileEntry], objects: &[Object]) -> Vec<String> {
+    let number = |name: &str| name.strip_prefix("pack-")?.split('.').next()?.parse::<usize>().ok();
+    let places: HashMap<usize, usize> =
+        objects.iter().enumerate().filter_map(|(place, object)| Some((number(&object.name)?, place))).collect();
+    for piece in entries.iter_mut().flat_map(|entry| &mut entry.pieces) {
+        piece.pack = places.get(&piece.pack).copied().unwrap_or(usize::MAX);
+    }
+    objects.iter().map(|object| object.name.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::backup;
+
+    #[test]
+    fn an_incremental_needs_an_ancestor() {
+        let parent = backup("a", 1, 100, 200);
+        let history = History::parse("1\t0/C8\tx\n").unwrap();
+        let none = History::default();
+        let check = |timeline, start, history: &History| can_build_on(&parent, timeline, Lsn(start), 150_002, history);
+        assert_eq!(check(1, 300, &none), Ok(()));
+        assert_eq!(check(2, 300, &history), Ok(()), "left just at the parent's stop");
+        assert!(check(2, 300, &none).unwrap_err().contains("timeline 1"));
+        let early = History::parse("1\t0/C7\tx\n").unwrap();
+        assert!(check(2, 300, &early).is_err(), "left before the parent was consistent");
+        assert!(check(1, 50, &none).is_err());
+        assert!(can_build_on(&parent, 1, Lsn(300), 160_000, &none).is_err());
+    }
+
+    #[test]
+    fn labels_differ_and_sort() {
+        let label = label();
+        assert_eq!(label.len(), 21, "{label}");
+        assert!(label.starts_with("20") && label.get(15..17) == Some("Z-"));
+    }
+
+    #[test]
+    fn files_that_vanished_are_no_entries() {
+        let found = |path: &str, bytes| scan::Found { path: path.to_owned(), mode: 0o600, bytes, pages: None };
+        let outcome = |file, begins, end| Outcome { file, begins, end, blake3: None, on_parent: false, piece: None };
+        let files = [found("empty", 0), found("gone", 5), found("half", 70 << 20), found("there", 9)];
+        let outcomes = vec![
+            outcome(1, true, None),
+            outcome(2, true, None),
+            outcome(2, false, Some(70 << 20)),
+            outcome(3, true, Some(7)),
+        ];
+        let entries: Vec<_> = join(&files, outcomes).into_iter().map(|e| (e.path, e.bytes)).collect();
+        assert_eq!(entries, [("empty".to_owned(), 0), ("there".to_owned(), 7)]);
+    }
+}

@@ -1,0 +1,324 @@
+//! Packs: what the files of a data directory are bundled into, and how one is made.
+//!
+//! Large files are split into chunks, small ones put together, so that every pack is about as much work as another
+//! and workers never wait for one large file. A pack's content is the chunks one after the other, sealed as one.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::Write,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use millrace_base::Lsn;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::BackupError,
+    manifest::{FileEntry, Object, Piece},
+    page::{self, BLOCKS_PER_FILE, PAGE, Verdict},
+    scan::{Found, there},
+    seal::Sealing,
+};
+
+/// Chunks of a file; whole pages.
+pub(crate) const CHUNK: u64 = 32 << 20;
+const PACK_MAX: u64 = 64 << 20;
+const PACK_MIN: u64 = 8 << 20;
+/// Read at once.
+const STEP: usize = 1 << 20;
+/// A page that looks torn is read again so often before it counts as damaged.
+const READS_MAX: u32 = 6;
+const REREAD_AFTER: Duration = Duration::from_millis(20);
+
+/// A part of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) file: usize,
+    pub(crate) at: u64,
+    pub(crate) bytes: u64,
+}
+
+/// Bundles files, by their lengths, into packs for `threads` workers. Pure; empty files are in none.
+pub(crate) fn plan(lengths: &[u64], threads: usize) -> Vec<Vec<Extent>> {
+    let total: u64 = lengths.iter().sum();
+    let share = total / u64::try_from(threads.max(1) * 4).unwrap_or(4);
+    let size = share.clamp(PACK_MIN, PACK_MAX);
+    let (mut packs, mut open, mut filled) = (Vec::new(), Vec::new(), 0);
+    for (file, length) in lengths.iter().enumerate() {
+        let mut at = 0;
+        while at < *length {
+            let bytes = (length - at).min(CHUNK);
+            if filled > 0 && filled + bytes > size {
+                packs.push(std::mem::take(&mut open));
+                filled = 0;
+            }
+            open.push(Extent { file, at, bytes });
+            filled += bytes;
+            at += bytes;
+        }
+    }
+    if !open.is_empty() {
+        packs.push(open);
+    }
+    packs
+}
+
+/// What all workers of a backup share.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) data: std::path::PathBuf,
+    pub(crate) files: Vec<Found>,
+    pub(crate) sealing: Sealing,
+    /// Where this backup's replay begins.
+    pub(crate) start: Lsn,
+    /// The server has page checksums.
+    pub(crate) check_pages: bool,
+    pub(crate) parent: Option<Parent>,
+    pub(crate) throttle: Option<Throttle>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) read: AtomicU64,
+}
+
+/// What an incremental backup builds on.
+#[derive(Debug)]
+pub(crate) struct Parent {
+    /// Where the parent's replay begins: what has changed since may not be in it.
+    pub(crate) start: Lsn,
+    pub(crate) files: HashMap<String, FileEntry>,
+}
+
+/// Bytes a second, all workers together.
+#[derive(Debug)]
+pub(crate) struct Throttle {
+    bytes_per_second: u64,
+    begun: Instant,
+    taken: AtomicU64,
+}
+
+impl Throttle {
+    pub(crate) fn new(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second: bytes_per_second.max(1), begun: Instant::now(), taken: AtomicU64::new(0) }
+    }
+
+    fn take(&self, bytes: u64) {
+        let taken = self.taken.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let due = Duration::from_micros(taken.saturating_mul(1_000_000) / self.bytes_per_second);
+        std::thread::sleep(due.saturating_sub(self.begun.elapsed()));
+    }
+}
+
+/// What became of an extent's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) file: usize,
+    /// It is about the file's first bytes.
+    pub(crate) begins: bool,
+    /// How far it was there: `None` if it had gone.
+    pub(crate) end: Option<u64>,
+    /// Of a file that is one chunk.
+    pub(crate) blake3: Option<String>,
+    /// Rests on the parent.
+    pub(crate) on_parent: bool,
+    pub(crate) piece: Option<Piece>,
+}
+
+/// A finished pack.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    /// `None` if nothing was in it.
+    pub(crate) object: Option<(Object, Vec<u8>)>,
+    pub(crate) outcomes: Vec<Outcome>,
+    pub(crate) damaged: Vec<String>,
+    pub(crate) bytes: u64,
+}
+
+/// Reads, checks, compresses and encrypts one pack. Blocking.
+pub(crate) fn make(job: &Arc<Job>, number: usize, extents: &[Extent]) -> Result<Packed, BackupError> {
+    let name = format!("pack-{number:05}.{}", job.sealing.extension());
+    let mut writer = job.sealing.writer()?;
+    let mut packed = Packed { object: None, outcomes: Vec::new(), damaged: Vec::new(), bytes: 0 };
+    for extent in extents {
+        let Some(found) = job.files.get(extent.file) else { continue };
+        let place = job.data.join(&found.path);
+        let mut outcome = Outcome {
+            file: extent.file,
+            begins: extent.at == 0,
+            end: None,
+            blake3: None,
+            on_parent: false,
+            piece: None,
+        };
+        let Some((file, mut bytes)) = read(job, &place, extent)? else {
+            packed.outcomes.push(outcome);
+            continue;
+        };
+        let mut pages = None;
+        if let Some(kind) = found.pages {
+            bytes.truncate(bytes.len() / PAGE * PAGE);
+            if job.check_pages {
+                check(job, &file, &place, found, kind.number, extent.at, &mut bytes, &mut packed.damaged)?;
+            }
+        }
+        outcome.end = Some(extent.at + len(&bytes));
+        if found.pages.is_none() && extent.at == 0 && extent.bytes == found.bytes {
+            outcome.blake3 = Some(blake3::hash(&bytes).to_hex().to_string());
+        }
+        if let Some((parent, before)) = job.parent.as_ref().and_then(|p| Some((p, p.files.get(&found.path)?))) {
+            if found.pages.is_some() {
+                outcome.on_parent = true;
+                let (changed, runs) = changed(&bytes, extent.at, before.bytes, parent.start);
+                if runs.is_empty() {
+                    bytes.clear();
+                } else if changed.len() < bytes.len() {
+                    bytes = changed;
+                    pages = Some(runs);
+                }
+            } else if outcome.blake3.is_some() && outcome.blake3 == before.blake3 {
+                outcome.on_parent = true;
+                bytes.clear();
+            }
+        }
+        if !bytes.is_empty() {
+            writer.write_all(&bytes).map_err(|error| BackupError::Encrypt(error.to_string()))?;
+            outcome.piece = Some(Piece {
+                pack: number,
+                offset: packed.bytes,
+                bytes: len(&bytes),
+                blake3: blake3::hash(&bytes).to_hex().to_string(),
+                at: extent.at,
+                pages,
+            });
+            packed.bytes += len(&bytes);
+        }
+        packed.outcomes.push(outcome);
+    }
+    if packed.bytes > 0 {
+        let sealed = writer.finish()?;
+        let blake3 = blake3::hash(&sealed).to_hex().to_string();
+        packed.object = Some((Object { name, bytes: len(&sealed), blake3 }, sealed));
+    }
+    Ok(packed)
+}
+
+fn len(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+/// The bytes of an extent, as many as there are; `None` if the file has gone.
+fn read(job: &Job, place: &Path, extent: &Extent) -> Result<Option<(File, Vec<u8>)>, BackupError> {
+    let Some(file) = there(File::open(place), "open", place)? else { return Ok(None) };
+    let mut bytes = vec![0; usize::try_from(extent.bytes).unwrap_or(usize::MAX)];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        if job.stop.is_cancelled() {
+            return Err(BackupError::Cancelled);
+        }
+        let until = bytes.len().min(filled + STEP);
+        let Some(room) = bytes.get_mut(filled..until) else { break };
+        let got = file
+            .read_at(room, extent.at + u64::try_from(filled).unwrap_or(u64::MAX))
+            .map_err(BackupError::io("read", place))?;
+        if got == 0 {
+            break;
+        }
+        filled += got;
+        let got = u64::try_from(got).unwrap_or(0);
+        job.read.fetch_add(got, Ordering::Relaxed);
+        if let Some(throttle) = &job.throttle {
+            throttle.take(got);
+        }
+    }
+    bytes.truncate(filled);
+    Ok(Some((file, bytes)))
+}
+
+/// Checks the pages of a chunk; one that looks torn is read again and replaced.
+fn check(
+    job: &Job,
+    file: &File,
+    place: &Path,
+    found: &Found,
+    number: u32,
+    at: u64,
+    bytes: &mut [u8],
+    damaged: &mut Vec<String>,
+) -> Result<(), BackupError> {
+    let first = u32::try_from(at / u64::try_from(PAGE).unwrap_or(1)).unwrap_or(0);
+    for (in_file, page) in (first..).zip(bytes.chunks_exact_mut(PAGE)) {
+        let block = number.wrapping_mul(BLOCKS_PER_FILE).wrapping_add(in_file);
+        let mut reads = 1;
+        while page::judge(page, block, job.start) == Verdict::Wrong {
+            if reads == READS_MAX {
+                damaged.push(format!("{}:{in_file}", found.path));
+                break;
+            }
+            // the server writes this page just now
+            std::thread::sleep(REREAD_AFTER);
+            match file.read_exact_at(page, u64::from(in_file) * u64::try_from(PAGE).unwrap_or(1)) {
+                Ok(()) => reads += 1,
+                // cut off meanwhile, which replay will do as well
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                    page.fill(0);
+                }
+                Err(error) => return Err(BackupError::io("read", place)(error)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The pages that an incremental backup needs of a chunk, and which they are.
+fn changed(bytes: &[u8], at: u64, parent_bytes: u64, since: Lsn) -> (Vec<u8>, Vec<(u64, u64)>) {
+    let size = u64::try_from(PAGE).unwrap_or(1);
+    let known = parent_bytes / size;
+    let needed = |(block, page): &(u64, &[u8])| *block >= known || page::is_changed(page, since);
+    let chosen: Vec<(u64, &[u8])> = (at / size..).zip(bytes.chunks_exact(PAGE)).filter(needed).collect();
+    let runs = page::runs(chosen.iter().map(|(block, _)| *block));
+    let pages: Vec<&[u8]> = chosen.into_iter().map(|(_, page)| page).collect();
+    (pages.concat(), runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_byte_is_in_one_pack(lengths in proptest::collection::vec(0u64..200 << 20, 0..40), threads in 1usize..8) {
+            let packs = plan(&lengths, threads);
+            let mut ends = vec![0; lengths.len()];
+            for pack in &packs {
+                let filled: u64 = pack.iter().map(|extent| extent.bytes).sum();
+                prop_assert!(filled > 0 && filled <= PACK_MAX);
+                for extent in pack {
+                    prop_assert_eq!(ends[extent.file], extent.at);
+                    prop_assert!(extent.bytes <= CHUNK);
+                    ends[extent.file] += extent.bytes;
+                }
+            }
+            prop_assert_eq!(ends, lengths);
+        }
+    }
+
+    #[test]
+    fn changed_pages_of_a_chunk() {
+        let mut bytes = vec![1u8; PAGE * 4];
+        for (page, lsn) in bytes.chunks_exact_mut(PAGE).zip([5u32, 50, 5, 5]) {
+            page[0..4].copy_from_slice(&0u32.to_le_bytes());
+            page[4..8].copy_from_slice(&lsn.to_le_bytes());
+        }
+        let at = u64::try_from(PAGE * 8).unwrap();
+        let (pages, runs) = changed(&bytes, at, at + u64::try_from(PAGE * 3).unwrap(), Lsn(10));
+        assert_eq!(runs, [(9, 1), (11, 1)], "a newer one, and one beyond the parent's end");
+        assert_eq!(pages.len(), PAGE * 2);
+    }
+}

@@ -1,0 +1,129 @@
+//! Plans over small archives.
+
+use std::fmt::Write;
+
+use super::*;
+use crate::{
+    manifest::{FORMAT, Kind},
+    repo::Listed,
+};
+
+const MIB16: u64 = 16 << 20;
+
+pub(crate) fn backup(label: &str, timeline: u32, start: u64, stop: u64) -> Manifest {
+    Manifest {
+        format: FORMAT,
+        label: label.to_owned(),
+        kind: Kind::Full,
+        parent: None,
+        system_id: 7,
+        timeline,
+        start: Lsn(start),
+        stop: Lsn(stop),
+        started_at: Micros(i64::try_from(start).unwrap()),
+        stopped_at: Micros(i64::try_from(stop).unwrap()),
+        postgres_version: 150_002,
+        wal_segment_bytes: MIB16,
+        from_replica: false,
+        pages_checked: true,
+        pages_damaged: Vec::new(),
+        tablespaces: Vec::new(),
+        files: 0,
+        data_bytes: 5,
+        packed_bytes: 0,
+        stored_bytes: 0,
+        objects: Vec::new(),
+    }
+}
+
+/// Whole segments, each written at the time of its end's position.
+pub(crate) fn archive(segments: &[(u32, u64)], histories: &[(u32, u32, u64)]) -> Inventory {
+    let hash = "a".repeat(32);
+    let listed = |(timeline, number): &(u32, u64)| {
+        let segment = Segment { timeline: *timeline, number: *number };
+        let name = segment.file_name(MIB16);
+        let written = Micros(i64::try_from(segment.end(MIB16).0).unwrap());
+        Listed { name: format!("7/wal/{timeline:08X}/{name}.{hash}.{hash}.zst"), bytes: 1, written }
+    };
+    let mut inventory = Inventory::from_listing(MIB16, &segments.iter().map(listed).collect::<Vec<_>>());
+    for (timeline, _, _) in histories {
+        let mut text = String::new();
+        for (_, parent, left) in histories.iter().filter(|(other, ..)| other <= timeline) {
+            writeln!(text, "{parent}\t{}\tx", Lsn(*left)).unwrap();
+        }
+        inventory.parsed.insert(*timeline, History::parse(&text).unwrap());
+    }
+    inventory
+}
+
+fn numbers(plan: &Plan) -> Vec<(u32, u64)> {
+    plan.segments.iter().map(|segment| (segment.timeline, segment.number)).collect()
+}
+
+#[test]
+fn the_newest_backup_before_the_target() {
+    let backups = [backup("a", 1, MIB16, MIB16 + 100), backup("b", 1, 3 * MIB16, 3 * MIB16 + 100)];
+    let inventory = archive(&[(1, 1), (1, 2), (1, 3), (1, 4)], &[]);
+    let of = |target| plan(&backups, &inventory, &target, None, None);
+    let latest = of(Target::Latest).unwrap();
+    assert_eq!((latest.backups.as_slice(), numbers(&latest)), (["b".to_owned()].as_slice(), vec![(1, 3), (1, 4)]));
+    let early = of(Target::Lsn { at: Lsn(2 * MIB16 + 1), inclusive: true }).unwrap();
+    assert_eq!(
+        (early.backups.as_slice(), numbers(&early)),
+        (["a".to_owned()].as_slice(), vec![(1, 1), (1, 2), (1, 3)])
+    );
+    let time = of(Target::Time { at: Micros(i64::try_from(3 * MIB16 + 99).unwrap()), inclusive: true }).unwrap();
+    assert_eq!(time.backups, ["a"]);
+    let beyond = of(Target::Lsn { at: Lsn(9 * MIB16), inclusive: true }).unwrap_err();
+    assert_eq!(
+        beyond.to_string(),
+        "the position 0/9000000 lies outside of what can be restored: 0/3000064 (1970-01-01T00:00:50Z) to 0/5000000 \
+         (1970-01-01T00:01:23Z) on timeline 1, from backup b; 0/1000064 (1970-01-01T00:00:16Z) to 0/5000000 \
+         (1970-01-01T00:01:23Z) on timeline 1, from backup a"
+    );
+    assert_eq!(plan(&[], &inventory, &Target::Latest, None, None), Err(PlanError::NoBackup));
+}
+
+#[test]
+fn a_gap_ends_the_window_and_is_named() {
+    let backups = [backup("a", 1, MIB16, MIB16 + 100), backup("b", 1, 3 * MIB16, 3 * MIB16 + 100)];
+    let inventory = archive(&[(1, 1), (1, 2), (1, 4)], &[]);
+    let plan_of = |label| plan(&backups, &inventory, &Target::Latest, label, None);
+    let error = plan_of(Some("b")).unwrap_err();
+    let PlanError::LogMissing { segment, .. } = &error else { panic!("{error}") };
+    assert_eq!(segment, "000000010000000000000003");
+    let other = plan_of(None).unwrap();
+    assert_eq!((other.backups.as_slice(), other.window.to), (["a".to_owned()].as_slice(), Lsn(3 * MIB16)));
+    assert_eq!(missing(&inventory, 1, Lsn(MIB16), Lsn(2 * MIB16)), None);
+    assert_eq!(missing(&inventory, 1, Lsn(2 * MIB16), Lsn(3 * MIB16 + 1)).unwrap().number, 3);
+}
+
+#[test]
+fn a_switch_of_timelines_is_followed() {
+    // promoted within segment 3: it begins anew on timeline 2
+    let backups = [backup("a", 1, MIB16, MIB16 + 100), backup("z", 1, 4 * MIB16, 4 * MIB16 + 100)];
+    let all = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (2, 5)];
+    let inventory = archive(&all, &[(2, 1, 3 * MIB16 + 500)]);
+    let latest = plan(&backups, &inventory, &Target::Latest, None, None).unwrap();
+    assert_eq!(latest.backups, ["a"], "the other is of the branch that was left");
+    assert_eq!(latest.timeline, 2);
+    assert_eq!(numbers(&latest), [(1, 1), (1, 2), (2, 3), (2, 4), (2, 5)]);
+    let old = plan(&backups, &inventory, &Target::Latest, None, Some(1)).unwrap();
+    assert_eq!((old.backups.as_slice(), numbers(&old)), (["z".to_owned()].as_slice(), vec![(1, 4)]));
+    assert_eq!(plan(&backups, &inventory, &Target::Latest, None, Some(9)), Err(PlanError::NoSuchTimeline(9)));
+    // the old primary never finished its last segment; the new timeline's has the same bytes up to the branch
+    let inventory = archive(&[(1, 1), (1, 2), (2, 3)], &[(2, 1, 3 * MIB16 + 500)]);
+    assert_eq!(missing(&inventory, 1, Lsn(2 * MIB16), Lsn(3 * MIB16 + 400)), None);
+}
+
+#[test]
+fn a_broken_chain_is_no_backup() {
+    let mut backups = vec![backup("a", 1, MIB16, MIB16 + 100), backup("b", 1, 2 * MIB16, 2 * MIB16 + 100)];
+    backups[1].parent = Some("a".to_owned());
+    let inventory = archive(&[(1, 1), (1, 2)], &[]);
+    assert_eq!(plan(&backups, &inventory, &Target::Latest, None, None).unwrap().backups, ["a", "b"]);
+    let error = plan(&backups[1..], &inventory, &Target::Latest, None, None).unwrap_err();
+    assert_eq!(error.to_string(), "backup b builds on a, which is not there");
+    let (windows, errors) = windows(&backups[1..], &inventory);
+    assert_eq!((windows.len(), errors.len()), (0, 1));
+}

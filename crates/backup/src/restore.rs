@@ -1,0 +1,329 @@
+//! From a repository to a data directory that a server can be started on.
+//!
+//! Invariants: nothing that is there is overwritten; every byte is checked before it is written; the control file comes
+//! last, so that no server starts on an unfinished restore.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use futures::{StreamExt, TryStreamExt};
+use millrace_pg::RunAs;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    ProgressFn, Step,
+    catalog::{self, folder},
+    error::BackupError,
+    manifest::{FileList, Manifest},
+    plan::{self, Plan, Target},
+    recovery::{self, WalSource},
+    repo::Repository,
+    scan::{CONTROL_FILE, RESTORE_WAL},
+    unpack::{self, Wanted},
+    wal::{self, Inventory},
+};
+
+/// What is restored, and where to.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// Made if it is not there; must be empty.
+    pub data_dir: PathBuf,
+    pub target: Target,
+    /// `None`: the newest backup from which the target can be reached.
+    pub backup: Option<String>,
+    /// `None`: the newest in the repository.
+    pub timeline: Option<u32>,
+    pub threads: usize,
+    /// Whose the files are to be; `None`: whoever runs this.
+    pub owner: Option<RunAs>,
+    /// Other places for tablespaces, by their oids; those not named go where they were.
+    pub tablespaces: BTreeMap<u32, PathBuf>,
+    pub wal: WalSource,
+}
+
+/// Says what [`restore`] would do, without touching anything.
+///
+/// # Errors
+/// If the repository cannot be read or the target cannot be reached.
+pub async fn plan(
+    repo: &Repository,
+    system_id: u64,
+    target: &Target,
+    backup: Option<&str>,
+    timeline: Option<u32>,
+) -> Result<Plan, BackupError> {
+    let catalog = catalog::list(repo, system_id).await?;
+    let inventory = wal::inventory(repo, system_id).await?;
+    Ok(plan::plan(&catalog.backups, &inventory, target, backup, timeline)?)
+}
+
+/// Restores a data directory. The server that is started on it replays log up to the target and then takes writes, on a
+/// timeline of its own.
+///
+/// # Errors
+/// If the target cannot be reached, the folder is not empty, or anything in the repository is damaged. What has been
+/// written by then stays; no server starts on it.
+pub async fn restore(
+    repo: &Repository,
+    system_id: u64,
+    options: &RestoreOptions,
+    progress: &ProgressFn,
+    stop: &CancellationToken,
+) -> Result<Plan, BackupError> {
+    let catalog = catalog::list(repo, system_id).await?;
+    let inventory = wal::inventory(repo, system_id).await?;
+    let backup = options.backup.as_deref();
+    let plan = plan::plan(&catalog.backups, &inventory, &options.target, backup, options.timeline)?;
+    let label = plan.backups.last().map(String::as_str).unwrap_or_default();
+    let chain = catalog::chain(&catalog.backups, label)?;
+    let mut lists = Vec::new();
+    for backup in &chain {
+        lists.push(catalog::files(repo, backup).await?);
+    }
+    let (Some(last), Some(list)) = (chain.last(), lists.last()) else {
+        return Err(BackupError::NoSuchBackup(label.to_owned()));
+    };
+    let run = Run { repo, options, progress, stop, system_id, backup: last };
+    run.lay_out(list)?;
+    let wanted = unpack::wanted(&lists)?;
+    run.write_packs(&chain, &lists, wanted, list.files.iter().map(|file| file.bytes).sum()).await?;
+    if options.wal == WalSource::Prefetch {
+        run.bring_log(&plan, &inventory).await?;
+    }
+    run.finish(&plan, list)?;
+    run.write_control(list).await?;
+    tracing::info!(label, folder = %options.data_dir.display(), target = %options.target, "restored");
+    Ok(plan)
+}
+
+struct Run<'a> {
+    repo: &'a Repository,
+    options: &'a RestoreOptions,
+    progress: &'a ProgressFn,
+    stop: &'a CancellationToken,
+    system_id: u64,
+    backup: &'a Manifest,
+}
+
+impl Run<'_> {
+    fn own(&self, path: &Path) -> Result<(), BackupError> {
+        match &self.options.owner {
+            Some(owner) => Ok(owner.own(path)?),
+            None => Ok(()),
+        }
+    }
+
+    fn make_folder(&self, path: &Path, mode: u32) -> Result<(), BackupError> {
+        match fs::DirBuilder::new().mode(mode).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(BackupError::io("make", path)(error));
+            }
+            _ => {}
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(BackupError::io("make", path))?;
+        self.own(path)
+    }
+
+    fn tablespace(&self, oid: u32, path: &str) -> PathBuf {
+        self.options.tablespaces.get(&oid).cloned().unwrap_or_else(|| PathBuf::from(path))
+    }
+
+    /// The folders and links. All places are looked at before the first is changed.
+    fn lay_out(&self, list: &FileList) -> Result<(), BackupError> {
+        let data = &self.options.data_dir;
+        let tablespaces: Vec<(u32, PathBuf)> =
+            self.backup.tablespaces.iter().map(|t| (t.oid, self.tablespace(t.oid, &t.path))).collect();
+        for place in std::iter::once(data).chain(tablespaces.iter().map(|(_, place)| place)) {
+            check_empty(place)?;
+        }
+        self.make_folder(data, 0o700)?;
+        let links: HashSet<String> = tablespaces.iter().map(|(oid, _)| format!("pg_tblspc/{oid}")).collect();
+        for folder in &list.folders {
+            let place = unpack::place(data, &folder.path)?;
+            match tablespaces
+                .iter()
+                .find(|(oid, _)| links.contains(&folder.path) && folder.path == format!("pg_tblspc/{oid}"))
+            {
+                Some((_, target)) => {
+                    self.make_folder(target, folder.mode)?;
+                    std::os::unix::fs::symlink(target, &place).map_err(BackupError::io("link", &place))?;
+                }
+                None => self.make_folder(&place, folder.mode)?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_packs(
+        &self,
+        chain: &[&Manifest],
+        lists: &[FileList],
+        wanted: Vec<Vec<Wanted>>,
+        bytes_total: u64,
+    ) -> Result<(), BackupError> {
+        let done = Arc::new(AtomicU64::new(0));
+        for ((backup, list), packs) in chain.iter().zip(lists).zip(wanted) {
+            let mut written = futures::stream::iter(packs)
+                .map(|wanted| {
+                    let name = list.packs.get(wanted.pack);
+                    let object = name.and_then(|name| backup.objects.iter().find(|object| object.name == *name));
+                    self.write_pack(backup, object, wanted, done.clone())
+                })
+                .buffer_unordered(self.options.threads.max(1))
+                .boxed();
+            while let Some(()) = written.try_next().await? {
+                (self.progress)(Step::Copy { bytes: done.load(Ordering::Relaxed).min(bytes_total), bytes_total });
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_pack(
+        &self,
+        backup: &Manifest,
+        object: Option<&crate::manifest::Object>,
+        mut wanted: Wanted,
+        done: Arc<AtomicU64>,
+    ) -> Result<(), BackupError> {
+        let object = object.ok_or_else(|| BackupError::damaged(&backup.label, "its manifest names a pack too few"))?;
+        let name = format!("{}/{}", folder(self.system_id, &backup.label), object.name);
+        let sealed = self.repo.get(&name).await?;
+        let (expected, keys, data) = (object.blake3.clone(), self.repo.keys.clone(), self.options.data_dir.clone());
+        // written by `finish`
+        wanted.pieces.retain(|(path, _)| path != CONTROL_FILE);
+        let stop = self.stop.clone();
+        crate::blocking(move || {
+            if blake3::hash(&sealed).to_hex().as_str() != expected {
+                return Err(BackupError::damaged(name, "its checksum is wrong"));
+            }
+            unpack::read(&name, &sealed, &keys, &wanted.pieces, &stop, |path, piece, bytes| {
+                unpack::write(&data, path, piece, bytes)?;
+                done.fetch_add(piece.bytes, Ordering::Relaxed);
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// The log that the plan names, and every history: a new timeline must not take the number of one that was.
+    async fn bring_log(&self, plan: &Plan, inventory: &Inventory) -> Result<(), BackupError> {
+        let side = self.options.data_dir.join(RESTORE_WAL);
+        self.make_folder(&side, 0o700)?;
+        for (timeline, stored) in &inventory.histories {
+            let place = side.join(wal::history_name(*timeline));
+            wal::write_file(place.clone(), wal::read(self.repo, stored).await?).await?;
+            self.own(&place)?;
+        }
+        let total = plan.segments.len();
+        let side = &side;
+        let mut brought = futures::stream::iter(plan.segments.clone())
+            .map(|segment| async move {
+                if self.stop.is_cancelled() {
+                    return Err(BackupError::Cancelled);
+                }
+                let place = side.join(segment.file_name(inventory.segment_bytes));
+                let content = wal::read_segment(self.repo, inventory, segment).await?;
+                wal::write_file(place.clone(), content).await?;
+                self.own(&place)
+            })
+            .buffer_unordered(self.options.threads.max(1))
+            .boxed();
+        let mut segments = 0;
+        while let Some(()) = brought.try_next().await? {
+            segments += 1;
+            (self.progress)(Step::Log { segments, segments_total: total });
+        }
+        Ok(())
+    }
+
+    /// Lengths, modes and owners; what recovery needs. Then all of it is on disk.
+    fn finish(&self, plan: &Plan, list: &FileList) -> Result<(), BackupError> {
+        let data = &self.options.data_dir;
+        for file in &list.files {
+            if file.path == CONTROL_FILE {
+                continue;
+            }
+            let place = unpack::place(data, &file.path)?;
+            let open = unpack::open(&place)?;
+            open.set_len(file.bytes)
+                .and_then(|()| open.set_permissions(fs::Permissions::from_mode(file.mode)))
+                .map_err(BackupError::io("finish", &place))?;
+            self.own(&place)?;
+        }
+        self.write("backup_label", list.backup_label.as_bytes())?;
+        if !list.tablespace_map.is_empty() {
+            let place = |oid| self.options.tablespaces.get(&oid).map(|place| place.display().to_string());
+            self.write("tablespace_map", recovery::remap(&list.tablespace_map, place).as_bytes())?;
+        }
+        let conf = data.join("postgresql.auto.conf");
+        let before = crate::scan::there(fs::read_to_string(&conf), "read", &conf)?.unwrap_or_default();
+        let settings = recovery::settings(plan, &self.options.wal);
+        self.write("postgresql.auto.conf", format!("{before}{settings}").as_bytes())?;
+        self.write("recovery.signal", b"")?;
+        self.sync()
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), BackupError> {
+        let place = self.options.data_dir.join(name);
+        fs::write(&place, bytes)
+            .and_then(|()| fs::set_permissions(&place, fs::Permissions::from_mode(0o600)))
+            .map_err(BackupError::io("write", &place))?;
+        self.own(&place)
+    }
+
+    /// Whole file systems at once: far cheaper than every file by itself.
+    fn sync(&self) -> Result<(), BackupError> {
+        let tablespaces = self.backup.tablespaces.iter().map(|t| self.tablespace(t.oid, &t.path));
+        for place in std::iter::once(self.options.data_dir.clone()).chain(tablespaces) {
+            let folder = fs::File::open(&place).map_err(BackupError::io("sync", &place))?;
+            rustix::fs::syncfs(&folder).map_err(|errno| BackupError::io("sync", &place)(errno.into()))?;
+        }
+        Ok(())
+    }
+
+    /// The control file, from the last backup of the chain.
+    async fn write_control(&self, list: &FileList) -> Result<(), BackupError> {
+        let damaged = |reason| BackupError::damaged(&self.backup.label, reason);
+        let entry = list.files.iter().find(|file| file.path == CONTROL_FILE);
+        let entry = entry.ok_or_else(|| damaged("it has no control file"))?;
+        let [piece] = entry.pieces.as_slice() else { return Err(damaged("its control file is in pieces")) };
+        let name = list.packs.get(piece.pack).ok_or_else(|| damaged("its control file is in no pack"))?;
+        let name = format!("{}/{name}", folder(self.system_id, &self.backup.label));
+        let sealed = self.repo.get(&name).await?;
+        let place = unpack::place(&self.options.data_dir, CONTROL_FILE)?;
+        let pieces = [(entry.path.clone(), piece.clone())];
+        unpack::read(&name, &sealed, &self.repo.keys, &pieces, self.stop, |_, _, bytes| {
+            millrace_base::files::write_atomic(&place, bytes, entry.mode).map_err(BackupError::io("write", &place))
+        })?;
+        self.own(&place)
+    }
+}
+
+/// Only what is absent or empty may be restored into.
+fn check_empty(place: &Path) -> Result<(), BackupError> {
+    let refuse = |reason: &str| Err(BackupError::Target { path: place.to_owned(), reason: reason.to_owned() });
+    let entries = match fs::read_dir(place) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return refuse("it is no folder"),
+        Err(error) => return Err(BackupError::io("list", place)(error)),
+    };
+    if entries.count() == 0 {
+        return Ok(());
+    }
+    if place.join("postmaster.pid").exists() {
+        return refuse("a server runs there, or did");
+    }
+    if place.join("PG_VERSION").exists() {
+        return refuse("there is a data directory already");
+    }
+    refuse("it is not empty")
+}

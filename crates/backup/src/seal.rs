@@ -1,0 +1,249 @@
+//! Compression and encryption of objects: zstd, then the age format (<https://age-encryption.org/v1>).
+//!
+//! Only what is public (the recipients) is needed to write. Whoever reads needs the secret of one recipient:
+//! `age -d -i key.txt object | zstd -d` gives the content without this program. age authenticates every 64 KiB.
+
+use std::{
+    fmt,
+    io::{self, Read, Write},
+    sync::Arc,
+};
+
+use age::{Decryptor, Encryptor, Identity, Recipient, x25519};
+use millrace_base::Secret;
+
+use crate::error::BackupError;
+
+/// Whom objects are encrypted for.
+#[derive(Clone)]
+pub enum Encryption {
+    /// Each of them can read; keys are rotated by adding the new and, later, dropping the old.
+    Recipients(Vec<x25519::Recipient>),
+    /// Anyone who can read the repository can read the data.
+    Off,
+}
+
+impl Encryption {
+    /// From public keys (`age1…`).
+    ///
+    /// # Errors
+    /// If there is none, or one is not a public key of age.
+    pub fn to<'a>(recipients: impl IntoIterator<Item = &'a str>) -> Result<Self, BackupError> {
+        let parse = |text: &str| {
+            text.trim().parse().map_err(|error| BackupError::BadKey(format!("`{text}` is no public key: {error}")))
+        };
+        let all = recipients.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        if all.is_empty() {
+            return Err(BackupError::BadKey("no recipient is named, and encryption is not off".to_owned()));
+        }
+        Ok(Self::Recipients(all))
+    }
+}
+
+impl fmt::Debug for Encryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Recipients(all) => f.debug_list().entries(all.iter().map(ToString::to_string)).finish(),
+            Self::Off => f.write_str("Off"),
+        }
+    }
+}
+
+/// Secret keys to read with; cheap to clone, never shown.
+#[derive(Clone, Default)]
+pub struct Keys(Arc<Vec<x25519::Identity>>);
+
+impl Keys {
+    /// From the text of key files of age: lines that begin with `#` are comments.
+    ///
+    /// # Errors
+    /// If a line is not a secret key of age.
+    pub fn parse(text: &Secret) -> Result<Self, BackupError> {
+        let lines = text.reveal().lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let keys = lines
+            .enumerate()
+            .map(|(i, line)| {
+                // the line itself must not be shown
+                line.parse().map_err(|error| BackupError::BadKey(format!("key {} of the file: {error}", i + 1)))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self(Arc::new(keys)))
+    }
+
+    /// A new secret key and its public one.
+    #[must_use]
+    pub fn generate() -> (Secret, String) {
+        use age::secrecy::ExposeSecret;
+        let key = x25519::Identity::generate();
+        (Secret::new(key.to_string().expose_secret()), key.to_public().to_string())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keys({})", self.0.len())
+    }
+}
+
+/// How objects are written.
+#[derive(Debug, Clone)]
+pub struct Sealing {
+    /// zstd's level.
+    pub level: i32,
+    pub encryption: Encryption,
+}
+
+impl Sealing {
+    /// zstd's level 3.
+    #[must_use]
+    pub fn new(encryption: Encryption) -> Self {
+        Self { level: 3, encryption }
+    }
+
+    /// The end of the names of what is sealed so.
+    pub(crate) fn extension(&self) -> &'static str {
+        match self.encryption {
+            Encryption::Recipients(_) => "zst.age",
+            Encryption::Off => "zst",
+        }
+    }
+
+    /// Something that takes content and in the end gives the object.
+    pub(crate) fn writer(&self) -> Result<SealWriter, BackupError> {
+        let failed = |error: &dyn fmt::Display| BackupError::Encrypt(error.to_string());
+        let under = match &self.encryption {
+            Encryption::Recipients(all) => {
+                let all = all.iter().map(|recipient| recipient as &dyn Recipient);
+                let encryptor = Encryptor::with_recipients(all).map_err(|e| failed(&e))?;
+                Under::Age(Box::new(encryptor.wrap_output(Vec::new()).map_err(|e| failed(&e))?))
+            }
+            Encryption::Off => Under::Plain(Vec::new()),
+        };
+        let zstd = zstd::stream::write::Encoder::new(under, self.level).map_err(|e| failed(&e))?;
+        Ok(SealWriter { zstd })
+    }
+
+    /// Seals all of `content`.
+    pub(crate) fn seal(&self, content: &[u8]) -> Result<Vec<u8>, BackupError> {
+        let mut writer = self.writer()?;
+        writer.write_all(content).map_err(|error| BackupError::Encrypt(error.to_string()))?;
+        writer.finish()
+    }
+}
+
+enum Under {
+    Age(Box<age::stream::StreamWriter<Vec<u8>>>),
+    Plain(Vec<u8>),
+}
+
+impl Write for Under {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Age(writer) => writer.write(bytes),
+            Self::Plain(writer) => writer.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(crate) struct SealWriter {
+    zstd: zstd::stream::write::Encoder<'static, Under>,
+}
+
+impl SealWriter {
+    pub(crate) fn finish(self) -> Result<Vec<u8>, BackupError> {
+        let failed = |error: io::Error| BackupError::Encrypt(error.to_string());
+        match self.zstd.finish().map_err(failed)? {
+            Under::Age(writer) => writer.finish().map_err(failed),
+            Under::Plain(bytes) => Ok(bytes),
+        }
+    }
+}
+
+impl Write for SealWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.zstd.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.zstd.flush()
+    }
+}
+
+/// The content of a sealed object, piece by piece. `object` is its name: it says how it is sealed, and errors name it.
+pub(crate) fn open<'a>(object: &str, sealed: &'a [u8], keys: &Keys) -> Result<Box<dyn Read + 'a>, BackupError> {
+    let zstd = |reader: Box<dyn Read + 'a>| match zstd::stream::read::Decoder::new(reader) {
+        Ok(decoder) => Ok(Box::new(decoder) as Box<dyn Read + 'a>),
+        Err(error) => Err(BackupError::damaged(object, error)),
+    };
+    if !object.ends_with(".age") {
+        return zstd(Box::new(sealed));
+    }
+    if keys.is_empty() {
+        return Err(BackupError::NoKey { object: object.to_owned() });
+    }
+    let decryptor = Decryptor::new_buffered(sealed).map_err(|error| BackupError::damaged(object, error))?;
+    let plain = decryptor.decrypt(keys.0.iter().map(|key| key as &dyn Identity)).map_err(|error| match error {
+        age::DecryptError::NoMatchingKeys => BackupError::WrongKey { object: object.to_owned() },
+        other => BackupError::damaged(object, other),
+    })?;
+    zstd(Box::new(plain))
+}
+
+/// All of the content of a sealed object.
+pub(crate) fn unseal(object: &str, sealed: &[u8], keys: &Keys) -> Result<Vec<u8>, BackupError> {
+    let mut content = Vec::new();
+    open(object, sealed, keys)?.read_to_end(&mut content).map_err(|error| BackupError::damaged(object, error))?;
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_recipient_reads_and_nobody_else() {
+        let (old, old_public) = Keys::generate();
+        let (new, new_public) = Keys::generate();
+        let (other, _) = Keys::generate();
+        let sealing = Sealing::new(Encryption::to([old_public.as_str(), &new_public]).unwrap());
+        let content = vec![7u8; 300_000];
+        let sealed = sealing.seal(&content).unwrap();
+        for key in [&old, &new] {
+            assert_eq!(unseal("x.zst.age", &sealed, &Keys::parse(key).unwrap()).unwrap(), content);
+        }
+        let wrong = unseal("x.zst.age", &sealed, &Keys::parse(&other).unwrap()).unwrap_err();
+        assert!(matches!(&wrong, BackupError::WrongKey { object } if object == "x.zst.age"), "{wrong}");
+        let none = unseal("x.zst.age", &sealed, &Keys::default()).unwrap_err();
+        assert!(matches!(none, BackupError::NoKey { .. }), "{none}");
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_is_noticed() {
+        let (key, public) = Keys::generate();
+        let sealed = Sealing::new(Encryption::to([public.as_str()]).unwrap()).seal(b"some content").unwrap();
+        let keys = Keys::parse(&key).unwrap();
+        for at in 0..sealed.len() {
+            let mut damaged = sealed.clone();
+            damaged[at] ^= 1;
+            assert!(unseal("x.age", &damaged, &keys).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn keys_are_never_shown() {
+        let (key, _) = Keys::generate();
+        let text = Secret::new(format!("# made for a test\n{}\n", key.reveal()));
+        assert_eq!(format!("{:?}", Keys::parse(&text).unwrap()), "Keys(1)");
+        let bad = Keys::parse(&Secret::new("hunter2")).unwrap_err().to_string();
+        assert!(!bad.contains("hunter2"), "{bad}");
+        assert!(Encryption::to([]).is_err());
+    }
+}

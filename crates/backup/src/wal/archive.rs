@@ -1,0 +1,391 @@
+//! The log in the repository: names of its objects, what is there, putting and getting.
+//!
+//! An object's name says what it is and carries two checksums (the first 32 digits of blake3): of the content, and of
+//! the stored bytes. So a listing alone shows gaps and conflicts, and damage is found without a key.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use millrace_base::{Lsn, Micros};
+use serde::{Deserialize, Serialize};
+
+use super::segment::{History, Segment, history_name, parse_history_name};
+use crate::{
+    error::BackupError,
+    manifest,
+    repo::{Listed, Repository},
+    seal,
+};
+
+/// Digits of a checksum in a name: 128 bits.
+const HASH: usize = 32;
+const USUAL_SEGMENT_BYTES: u64 = 16 << 20;
+
+/// One stored file of the log, or a piece of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(crate) object: String,
+    pub(crate) content_hash: String,
+    pub(crate) stored_hash: String,
+    pub(crate) bytes: u64,
+    pub(crate) written: Micros,
+}
+
+/// The beginning of a segment that is still being written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) stored: Stored,
+}
+
+/// What of the log is in a repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    pub(crate) segment_bytes: u64,
+    pub(crate) segments: BTreeMap<Segment, Stored>,
+    pub(crate) parts: BTreeMap<Segment, Vec<Part>>,
+    pub(crate) histories: BTreeMap<u32, Stored>,
+    /// Read from `histories`.
+    pub(crate) parsed: BTreeMap<u32, History>,
+    /// Segments that are there with two contents.
+    pub(crate) conflicts: Vec<Segment>,
+    /// Objects with names that no version of this crate gives.
+    pub(crate) unknown: Vec<String>,
+}
+
+/// `wal/archive.json`: what cannot be seen from names.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Archive {
+    format: u32,
+    system_id: u64,
+    segment_bytes: u64,
+}
+
+pub(crate) fn folder(system_id: u64) -> String {
+    format!("{system_id}/wal")
+}
+
+fn archive_object(system_id: u64) -> String {
+    format!("{system_id}/wal/archive.json")
+}
+
+impl Inventory {
+    /// Sorts a listing.
+    pub(crate) fn from_listing(segment_bytes: u64, listing: &[Listed]) -> Self {
+        let mut inventory = Self { segment_bytes, ..Self::default() };
+        for listed in listing {
+            if !inventory.take(listed) && !listed.name.ends_with("/wal/archive.json") {
+                inventory.unknown.push(listed.name.clone());
+            }
+        }
+        for parts in inventory.parts.values_mut() {
+            parts.sort_by_key(|part| (part.from, part.to));
+        }
+        inventory
+    }
+
+    fn take(&mut self, listed: &Listed) -> bool {
+        let Some((above, file)) = listed.name.rsplit_once('/') else { return false };
+        let Some((what, stored)) = parse_name(file, listed) else { return false };
+        if let Some(timeline) = parse_history_name(what) {
+            self.histories.insert(timeline, stored);
+        } else if let Some(segment) = Segment::parse(what, self.segment_bytes) {
+            match self.segments.get(&segment) {
+                Some(other) if other.content_hash != stored.content_hash => self.conflicts.push(segment),
+                _ => drop(self.segments.insert(segment, stored)),
+            }
+        } else {
+            let segment = above.rsplit('/').next().and_then(|name| name.strip_suffix(".partial"));
+            let segment = segment.and_then(|name| Segment::parse(name, self.segment_bytes));
+            let range = what
+                .split_once('-')
+                .and_then(|(from, to)| Some((u64::from_str_radix(from, 16).ok()?, u64::from_str_radix(to, 16).ok()?)));
+            let (Some(segment), Some((from, to))) = (segment, range) else { return false };
+            self.parts.entry(segment).or_default().push(Part { from, to, stored });
+        }
+        true
+    }
+
+    /// The parts of an unfinished segment that follow each other from its beginning, and how far they reach.
+    pub(crate) fn beginning(&self, segment: Segment) -> (Vec<&Part>, u64) {
+        let parts = self.parts.get(&segment).map(Vec::as_slice).unwrap_or_default();
+        let (mut chosen, mut reached) = (Vec::new(), 0);
+        while let Some(best) =
+            parts.iter().filter(|part| part.from <= reached && part.to > reached).max_by_key(|part| part.to)
+        {
+            chosen.push(best);
+            reached = best.to;
+        }
+        (chosen, reached)
+    }
+
+    /// How far the log of a segment reaches here, if it is here at all.
+    pub(crate) fn reach(&self, segment: Segment) -> Option<Lsn> {
+        if self.segments.contains_key(&segment) {
+            return Some(segment.end(self.segment_bytes));
+        }
+        let (_, reached) = self.beginning(segment);
+        (reached > 0).then(|| Lsn(segment.start(self.segment_bytes).0 + reached))
+    }
+
+    /// When the newest of a segment's objects was written.
+    pub(crate) fn written(&self, segment: Segment) -> Micros {
+        let parts = self.parts.get(&segment).into_iter().flatten().map(|part| part.stored.written);
+        parts.chain(self.segments.get(&segment).map(|stored| stored.written)).max().unwrap_or_default()
+    }
+
+    /// Timelines that have anything here.
+    pub(crate) fn timelines(&self) -> Vec<u32> {
+        let all = self.segments.keys().chain(self.parts.keys()).map(|segment| segment.timeline);
+        let mut all: Vec<u32> = all.chain(self.histories.keys().copied()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Empty for timeline 1 and where the history file is missing.
+    pub(crate) fn history(&self, timeline: u32) -> History {
+        self.parsed.get(&timeline).cloned().unwrap_or_default()
+    }
+
+    /// All objects that are known, for their checksums.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &Stored> {
+        let parts = self.parts.values().flatten().map(|part| &part.stored);
+        self.segments.values().chain(parts).chain(self.histories.values())
+    }
+}
+
+/// `<what>.<content>.<stored>.zst[.age]`.
+fn parse_name<'a>(file: &'a str, listed: &Listed) -> Option<(&'a str, Stored)> {
+    let rest = file.strip_suffix(".zst.age").or_else(|| file.strip_suffix(".zst"))?;
+    let (rest, stored_hash) = rest.rsplit_once('.')?;
+    let (what, content_hash) = rest.rsplit_once('.')?;
+    let is_hash = |text: &str| text.len() == HASH && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (is_hash(stored_hash) && is_hash(content_hash)).then(|| {
+        let stored = Stored {
+            object: listed.name.clone(),
+            content_hash: content_hash.to_owned(),
+            stored_hash: stored_hash.to_owned(),
+            bytes: listed.bytes,
+            written: listed.written,
+        };
+        (what, stored)
+    })
+}
+
+pub(crate) fn short_hash(bytes: &[u8]) -> String {
+    let mut hex = blake3::hash(bytes).to_hex().to_string();
+    hex.truncate(HASH);
+    hex
+}
+
+/// Says what the archive is of, or checks that it says the same already.
+pub(crate) async fn begin(repo: &Repository, system_id: u64, segment_bytes: u64) -> Result<(), BackupError> {
+    let object = archive_object(system_id);
+    let archive = Archive { format: manifest::FORMAT, system_id, segment_bytes };
+    match repo.create(&object, manifest::to_document(&archive)?).await {
+        Err(error) if error.already_exists() => {
+            let found: Archive = manifest::from_document(&object, &repo.get(&object).await?)?;
+            if found.segment_bytes == segment_bytes {
+                return Ok(());
+            }
+            Err(BackupError::Unfit(format!(
+                "its log has segments of {segment_bytes} bytes, and the repository those of {}",
+                found.segment_bytes
+            )))
+        }
+        other => other,
+    }
+}
+
+/// What of the log of a cluster is in the repository, histories read.
+///
+/// # Errors
+/// If the repository cannot be read, or a history file is damaged.
+pub async fn inventory(repo: &Repository, system_id: u64) -> Result<Inventory, BackupError> {
+    let listing = repo.list(&folder(system_id)).await?;
+    let object = archive_object(system_id);
+    let segment_bytes = if listing.iter().any(|listed| listed.name == object) {
+        manifest::from_document::<Archive>(&object, &repo.get(&object).await?)?.segment_bytes
+    } else {
+        USUAL_SEGMENT_BYTES
+    };
+    let mut inventory = Inventory::from_listing(segment_bytes, &listing);
+    for (timeline, stored) in &inventory.histories {
+        let content = read(repo, stored).await?;
+        let history = History::parse(&String::from_utf8_lossy(&content))
+            .map_err(|error| BackupError::damaged(&stored.object, error))?;
+        inventory.parsed.insert(*timeline, history);
+    }
+    Ok(inventory)
+}
+
+/// Seals and uploads a file of the log, or a piece of one; returns once it is durable.
+pub(crate) async fn put(
+    repo: &Repository,
+    timeline: u32,
+    system_id: u64,
+    what: &str,
+    content: Bytes,
+) -> Result<(), BackupError> {
+    let sealing = repo.sealing.clone();
+    let (hash, stored_hash, sealed) = crate::blocking(move || {
+        let sealed = sealing.seal(&content)?;
+        Ok((short_hash(&content), short_hash(&sealed), sealed))
+    })
+    .await?;
+    let object = format!("{system_id}/wal/{timeline:08X}/{what}.{hash}.{stored_hash}.{}", repo.sealing.extension());
+    repo.put(&object, sealed.into()).await
+}
+
+/// The content of a stored file, both checksums checked.
+pub(crate) async fn read(repo: &Repository, stored: &Stored) -> Result<Vec<u8>, BackupError> {
+    let sealed = repo.get(&stored.object).await?;
+    let (stored, keys) = (stored.clone(), repo.keys.clone());
+    crate::blocking(move || {
+        if short_hash(&sealed) != stored.stored_hash {
+            return Err(BackupError::damaged(&stored.object, "its checksum is wrong"));
+        }
+        let content = seal::unseal(&stored.object, &sealed, &keys)?;
+        if short_hash(&content) != stored.content_hash {
+            return Err(BackupError::damaged(&stored.object, "the checksum of its content is wrong"));
+        }
+        Ok(content)
+    })
+    .await
+}
+
+/// A whole segment; an unfinished one is filled up with zeros, as the server itself does.
+pub(crate) async fn read_segment(
+    repo: &Repository,
+    inventory: &Inventory,
+    segment: Segment,
+) -> Result<Vec<u8>, BackupError> {
+    let name = || segment.file_name(inventory.segment_bytes);
+    if inventory.conflicts.contains(&segment) {
+        return Err(BackupError::WalConflict { name: name() });
+    }
+    if let Some(stored) = inventory.segments.get(&segment) {
+        return read(repo, stored).await;
+    }
+    let (parts, reached) = inventory.beginning(segment);
+    if reached == 0 {
+        return Err(BackupError::WalAbsent { name: name() });
+    }
+    let length = usize::try_from(inventory.segment_bytes).unwrap_or(usize::MAX);
+    let mut content = vec![0; length];
+    for part in parts {
+        let bytes = read(repo, &part.stored).await?;
+        let place = usize::try_from(part.from).unwrap_or(usize::MAX);
+        content
+            .get_mut(place..place.saturating_add(bytes.len()))
+            .ok_or_else(|| BackupError::damaged(&part.stored.object, "it is longer than a segment"))?
+            .copy_from_slice(&bytes);
+    }
+    Ok(content)
+}
+
+/// Brings a file of the log (a segment or a history, by PostgreSQL's name) from the repository to `to`, for a
+/// `restore_command`. The file appears whole or not at all.
+///
+/// # Errors
+/// [`BackupError::WalAbsent`] if the repository does not have it: the end of the log, for a server.
+pub async fn fetch(repo: &Repository, system_id: u64, name: &str, to: &Path) -> Result<(), BackupError> {
+    let inventory = inventory(repo, system_id).await?;
+    let absent = || BackupError::WalAbsent { name: name.to_owned() };
+    let content = match parse_history_name(name) {
+        Some(timeline) => read(repo, inventory.histories.get(&timeline).ok_or_else(absent)?).await?,
+        None => {
+            let segment = Segment::parse(name, inventory.segment_bytes).ok_or_else(absent)?;
+            read_segment(repo, &inventory, segment).await?
+        }
+    };
+    write_file(to.to_owned(), content).await
+}
+
+pub(crate) async fn write_file(to: PathBuf, content: Vec<u8>) -> Result<(), BackupError> {
+    crate::blocking(move || {
+        let mut temporary = to.clone().into_os_string();
+        temporary.push(".fetching");
+        let temporary = PathBuf::from(temporary);
+        let written = std::fs::File::create(&temporary).and_then(|mut file| {
+            file.write_all(&content)?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, &to)
+        });
+        written.map_err(BackupError::io("write", to))
+    })
+    .await
+}
+
+/// Keeps a history file of a timeline; again the same is fine.
+pub(crate) async fn put_history(
+    repo: &Repository,
+    inventory: &Inventory,
+    system_id: u64,
+    timeline: u32,
+    content: String,
+) -> Result<(), BackupError> {
+    let name = history_name(timeline);
+    match inventory.histories.get(&timeline) {
+        Some(stored) if stored.content_hash == short_hash(content.as_bytes()) => Ok(()),
+        Some(_) => Err(BackupError::WalConflict { name }),
+        None => put(repo, timeline, system_id, &name, content.into()).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB16: u64 = 16 << 20;
+
+    fn listed(name: &str) -> Listed {
+        Listed { name: name.to_owned(), bytes: 1, written: Micros(0) }
+    }
+
+    fn inventory(names: &[&str]) -> Inventory {
+        let (a, b) = ("a".repeat(32), "b".repeat(32));
+        let full = |name: &&str| listed(&format!("7/wal/{}", name.replace('#', &format!("{a}.{b}.zst.age"))));
+        Inventory::from_listing(MIB16, &names.iter().map(full).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn names_say_what_is_there() {
+        let inventory = inventory(&[
+            "archive.json",
+            "00000001/000000010000000000000001.#",
+            "00000001/000000010000000000000002.partial/00000000-00000100.#",
+            "00000001/000000010000000000000002.partial/00000100-00000180.#",
+            "00000001/000000010000000000000002.partial/00000200-00000280.#",
+            "00000002/00000002.history.#",
+            "00000001/something",
+        ]);
+        let at = |number| Segment { timeline: 1, number };
+        assert_eq!(inventory.reach(at(1)), Some(Lsn(2 * MIB16)));
+        assert_eq!(inventory.reach(at(2)), Some(Lsn(2 * MIB16 + 0x180)), "what follows a hole does not count");
+        assert_eq!(inventory.reach(at(3)), None);
+        assert_eq!(inventory.timelines(), [1, 2]);
+        assert_eq!(inventory.unknown, ["7/wal/00000001/something"]);
+        assert_eq!(inventory.objects().count(), 5);
+    }
+
+    #[test]
+    fn two_contents_of_one_segment_are_a_conflict() {
+        let names = ["00000001/000000010000000000000001.#"];
+        let mut listing = vec![listed(&format!("7/wal/{}", names[0].replace('#', &"x".repeat(3))))];
+        let (a, b, c) = ("a".repeat(32), "b".repeat(32), "c".repeat(32));
+        for (content, stored) in [(&a, &b), (&c, &b), (&a, &c)] {
+            listing.push(listed(&format!("7/wal/00000001/000000010000000000000001.{content}.{stored}.zst")));
+        }
+        let inventory = Inventory::from_listing(MIB16, &listing);
+        assert_eq!(inventory.conflicts, [Segment { timeline: 1, number: 1 }]);
+        assert_eq!(inventory.segments.len(), 1);
+        assert_eq!(inventory.unknown.len(), 1);
+    }
+}
