@@ -77,6 +77,12 @@ pub(crate) enum Command {
     /// Who is the primary: see it, change it, what happened to it
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Backups: make, list, check, restore, remove
+    #[command(subcommand)]
+    Backup(BackupCommand),
+    /// The log in the backup repository
+    #[command(subcommand)]
+    Wal(WalCommand),
     /// The address of the databases for applications
     #[command(subcommand)]
     Proxy(ProxyCommand),
@@ -265,6 +271,76 @@ pub(crate) struct AddNode {
     /// It applies what it receives so many seconds later, and never becomes the primary
     #[arg(long, value_name = "SECONDS", conflicts_with = "failover_priority")]
     pub(crate) apply_delay: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BackupCommand {
+    /// Make one now: what has changed since the newest, or everything if there is none
+    Create {
+        /// Everything
+        #[arg(long)]
+        full: bool,
+    },
+    /// What there is
+    List,
+    /// Read the whole repository, and compare everything with its checksums
+    Verify {
+        /// Do not decrypt and unpack
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Remove what [backup] does not keep, with the log that nothing needs any more
+    Expire {
+        /// Only say it
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Restore into a new folder; without --to it says what it would do, and which points can be reached
+    Restore(RestoreTo),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreTo {
+    /// A folder that is not there yet, or empty
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) to: Option<PathBuf>,
+    /// Up to this time, such as 2026-11-22T10:00:00Z [default: the latest point]
+    #[arg(long, group = "target")]
+    pub(crate) time: Option<String>,
+    /// Up to this position of the log
+    #[arg(long, group = "target")]
+    pub(crate) lsn: Option<String>,
+    /// Up to this transaction
+    #[arg(long, group = "target")]
+    pub(crate) xid: Option<u64>,
+    /// Up to a point made by pg_create_restore_point
+    #[arg(long, group = "target")]
+    pub(crate) name: Option<String>,
+    /// Stop before the target, not after it
+    #[arg(long)]
+    pub(crate) before: bool,
+    /// From this backup [default: the newest from which the target can be reached]
+    #[arg(long)]
+    pub(crate) backup: Option<String>,
+    /// Along this timeline [default: the newest]
+    #[arg(long)]
+    pub(crate) timeline: Option<u32>,
+    /// Of which cluster, if the repository holds several and this platform has lost its own record
+    #[arg(long)]
+    pub(crate) system_id: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WalCommand {
+    /// Timelines, ranges and gaps
+    Status,
+    /// Bring one file, for a restore_command: millrace wal fetch %f %p
+    Fetch {
+        /// A segment or a history file
+        name: String,
+        /// Where to
+        to: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -9,7 +9,10 @@ use millrace_contract::status::{CaptureState, Finding, NodeRole, NodeState, Plat
 
 use millrace_warehouse::{HeldModel, Kept};
 
-use crate::{output::bytes_text, platform::model_state as state};
+use crate::{
+    output::bytes_text,
+    platform::{ARCHIVE_SLOT, model_state as state},
+};
 
 /// Lag of a replica worth a warning, in bytes (64 MiB).
 const REPLICA_LAG_BYTES_MAX: u64 = 64 << 20;
@@ -25,6 +28,9 @@ const POOL_WAIT_MS_MAX: u64 = 5_000;
 const FREE_BYTES_WARN: u64 = 5 << 30;
 const FREE_BYTES_CRITICAL: u64 = 1 << 30;
 
+/// Log that is not in the backup repository worth a warning.
+const BACKLOG_BYTES_MAX: u64 = 1 << 30;
+
 /// All findings, worst first: those that parts have about themselves, and what the rest shows.
 /// `since` is filled by [`Book`] where it is not known.
 pub(crate) fn assess(status: &PlatformStatus, of_parts: Vec<Finding>) -> Vec<Finding> {
@@ -34,6 +40,7 @@ pub(crate) fn assess(status: &PlatformStatus, of_parts: Vec<Finding>) -> Vec<Fin
     capture(status, &mut found);
     disks(status, &mut found);
     pools(status, &mut found);
+    backups(status, &mut found);
     if let Some(run) = &status.last_run
         && run.status == "failed"
     {
@@ -84,6 +91,8 @@ fn slots(status: &PlatformStatus, found: &mut Vec<Finding>) {
         if slot.wal_status.as_deref() == Some("lost") {
             let what_to_do = if slot.slot_type == "logical" {
                 "the warehouse needs a fresh copy: stop the platform and run `millrace up --recopy`"
+            } else if slot.name == ARCHIVE_SLOT {
+                "log is missing in the archive: `millrace backup create --full`"
             } else {
                 "the replica is rebuilt from a base backup by itself"
             };
@@ -104,6 +113,26 @@ fn slots(status: &PlatformStatus, found: &mut Vec<Finding>) {
                 "find out why its consumer is behind, or raise slot_retention_max in millrace.toml".into(),
             ));
         }
+    }
+}
+
+fn backups(status: &PlatformStatus, found: &mut Vec<Finding>) {
+    let Some(backup) = &status.backup else { return };
+    let subject = || "backups".to_owned();
+    let repository = &backup.repository;
+    if let Some(why) = &backup.failing {
+        let what = format!("the log is not archived to {repository}: {why}");
+        let what_to_do = "what is committed now is lost with the servers; is the repository there, and has it room?";
+        found.push(finding(Severity::Critical, subject(), what, what_to_do.into()));
+    } else if backup.backlog_bytes > BACKLOG_BYTES_MAX {
+        let what = format!("{} of log are not in {repository} yet", bytes_text(backup.backlog_bytes));
+        let what_to_do = "wait if a large load runs; else look at the way to the repository".into();
+        found.push(finding(Severity::Warning, subject(), what, what_to_do));
+    }
+    if let Some(why) = &backup.failed {
+        let what = format!("the last one could not be made: {why}");
+        let what_to_do = "it is tried again; by hand: `millrace backup create`".into();
+        found.push(finding(Severity::Critical, subject(), what, what_to_do));
     }
 }
 
@@ -274,6 +303,7 @@ pub(crate) mod tests {
             disks: vec![DiskStatus { path: "/".into(), free_bytes: 50 << 30, total_bytes: 100 << 30, used_bytes: 0 }],
             listeners: vec![],
             proxy: millrace_contract::status::ProxyStatus { up: true, ..Default::default() },
+            backup: None,
             memory_bytes: 0,
             findings: vec![],
         }

@@ -24,6 +24,10 @@ impl Output {
         }
     }
 
+    pub(crate) fn is_json(self) -> bool {
+        self.json
+    }
+
     /// As it is, in every mode.
     pub(crate) fn raw(self, text: impl AsRef<str>) {
         let mut out = io::stdout().lock();

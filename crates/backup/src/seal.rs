@@ -78,6 +78,14 @@ impl Keys {
         (Secret::new(key.to_string().expose_secret()), key.to_public().to_string())
     }
 
+    /// The public keys that belong to a text as [`Keys::parse`] takes it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn public(text: &Secret) -> Result<Vec<String>, BackupError> {
+        Ok(Self::parse(text)?.0.iter().map(|key| key.to_public().to_string()).collect())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -406,6 +406,12 @@ impl Case<'_> {
         if self.turns_away(view) && view.vote != Some(self.intent.term) {
             return self.vote();
         }
+        if self.lets_go(view) {
+            return NodePlan::act(
+                Action::LetGo,
+                format!("{primary} has had no agent for a while: takes no more log from it"),
+            );
+        }
         if view.vote == Some(self.intent.term) {
             let vacant = matches!(self.observed.office, Office::Vacant { .. });
             return match server.deaf || !vacant {

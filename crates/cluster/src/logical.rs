@@ -39,7 +39,8 @@ enum Step {
 fn steps(primary: &[Slot], known: &BTreeSet<String>, replica: &[Slot], replayed: Lsn) -> Vec<Step> {
     let step = |slot: &Slot| {
         if slot.slot_type == "physical" {
-            return (!slot.active && slot.name.starts_with("node_")).then(|| Step::Drop(slot.name.clone()));
+            let ours = ["node_", "millrace_"].iter().any(|prefix| slot.name.starts_with(prefix));
+            return (!slot.active && ours).then(|| Step::Drop(slot.name.clone()));
         }
         let Some(other) = primary.iter().find(|other| other.name == slot.name) else {
             return known.contains(&slot.name).then(|| Step::Drop(slot.name.clone()));

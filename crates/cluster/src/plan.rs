@@ -53,6 +53,8 @@ pub enum Action {
     Vote {
         term: u64,
     },
+    /// Take no log from the primary for now, without a vote.
+    LetGo,
     /// Take the primary's log from `from` instead.
     Follow {
         from: NodeName,
@@ -83,6 +85,7 @@ impl Action {
             | Self::HandOver => true,
             Self::Promote
             | Self::Vote { .. }
+            | Self::LetGo
             | Self::Follow { .. }
             | Self::SetPromise(_)
             | Self::EnsureRoles

@@ -23,8 +23,10 @@ use crate::{
     table::{Reader, identifier, kind, parse_document},
 };
 
+mod backup;
 mod nodes;
 
+pub use backup::{Backup, BackupRepository};
 pub use nodes::Node;
 use nodes::nodes;
 
@@ -47,6 +49,7 @@ pub struct Config {
     pub capture: Capture,
     pub warehouse: Warehouse,
     pub console: Console,
+    pub backup: Option<Backup>,
 }
 
 /// `[platform]`
@@ -349,6 +352,9 @@ fn read(path: &Path, text: &str, folders: Folders) -> Result<Config, ConfigError
         max_connections: count(&table, "max_connections", 10_000),
     };
 
+    let table = root.table("backup", &schema::BACKUP);
+    let backup = table.is_present().then(|| backup::backup(&table, &folder));
+
     let table = root.table("console", &schema::CONSOLE);
     let port = ports.take(&table, "port", || "the console".to_owned());
     let console = Console { listen: address(&table), port };
@@ -358,7 +364,7 @@ fn read(path: &Path, text: &str, folders: Folders) -> Result<Config, ConfigError
     if !found.is_empty() {
         return Err(ConfigError::Invalid(Diagnostics(found)));
     }
-    Ok(Config { folder, platform, postgres, cluster, etcd, pack_dir, proxy, capture, warehouse, console })
+    Ok(Config { folder, platform, postgres, cluster, etcd, pack_dir, proxy, capture, warehouse, console, backup })
 }
 
 const CONNECTIONS_MAX: u64 = 1_000_000;

@@ -65,7 +65,7 @@ impl ConfigError {
             Self::NoPack { known, .. } => {
                 Some(format!("a pack's folder holds a pack.toml; packs that come with millrace: {}", known.join(", ")))
             }
-            Self::Edit { .. } => Some("change [[cluster.nodes]] by hand, then: millrace cluster reload".to_owned()),
+            Self::Edit { .. } => Some("change the file by hand".to_owned()),
             Self::NotText { .. } => Some("save the file as UTF-8".to_owned()),
             Self::SecretsOpen { path, .. } => Some(format!("close it with: chmod 600 {}", path.display())),
             Self::UnknownPack { known, near, .. } => Some(match near {

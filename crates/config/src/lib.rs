@@ -18,8 +18,8 @@ mod table;
 mod units;
 
 pub use config::{
-    Capture, Cluster, Config, Console, Durability, Engine, Etcd, FILE_NAME, Node, Platform, PoolMode, PoolSettings,
-    Postgres, Proxy, ProxyDatabase, ProxyUser, Warehouse,
+    Backup, BackupRepository, Capture, Cluster, Config, Console, Durability, Engine, Etcd, FILE_NAME, Node, Platform,
+    PoolMode, PoolSettings, Postgres, Proxy, ProxyDatabase, ProxyUser, Warehouse,
 };
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use environment::Environment;

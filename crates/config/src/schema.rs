@@ -57,6 +57,7 @@ pub(crate) const ROOT: Table = Table {
         key("capture", "table", Nothing, "changes on their way to the warehouse"),
         key("warehouse", "table", Nothing, "the analytical database"),
         key("console", "table", Nothing, "the web pages"),
+        key("backup", "table", Nothing, "backups and the log's archive; if absent, there are none"),
     ],
 };
 
@@ -370,6 +371,38 @@ pub(crate) const CONSOLE: Table = Table {
     ],
 };
 
+pub(crate) const BACKUP: Table = Table {
+    header: "[backup]",
+    about: "Where backups and the log are kept, and when they are made. See docs/backup.md.",
+    keys: &[
+        key(
+            "repository",
+            "text",
+            Required,
+            "a folder, better on another disk, or `s3://BUCKET/PREFIX`; the keys of S3 are `s3_access_key` and `s3_secret_key` in secrets.toml",
+        ),
+        key("endpoint", "text", Nothing, "of what speaks S3 and is not AWS: `https://host:port`"),
+        key("region", "text", Nothing, "of the bucket; `us-east-1` if absent"),
+        key("compression_level", "integer", Default("3"), "of zstd, 1 to 19"),
+        key("threads", "integer", Default("2"), "that read, compress and encrypt, 1 to 64"),
+        key("throttle", "size", Nothing, "a backup reads no more than this in a second"),
+        key("full_every_hours", "integer", Default("168"), "between full backups, up to 8,760; 0: only by hand"),
+        key(
+            "incremental_every_hours",
+            "integer",
+            Default("24"),
+            "between backups of what has changed since the one before, up to 8,760; 0: only by hand",
+        ),
+        key("keep_full", "integer", Default("2"), "so many full backups stay, with what builds on them, 1 to 1,000"),
+        key(
+            "window_days",
+            "integer",
+            Default("7"),
+            "any point so far back can be restored, up to 3,650; 0: no promise",
+        ),
+    ],
+};
+
 pub(crate) const SECRETS: Table = Table {
     header: "secrets.toml",
     about: "Passwords and keys, made by `millrace init`; the file must be closed to group and others (mode 0600).",
@@ -379,6 +412,14 @@ pub(crate) const SECRETS: Table = Table {
         key("warehouse_reader", "text", Required, "password of `warehouse_reader` on the warehouse's port"),
         key("console_session_key", "text", Required, "signs the console's sessions; a new one ends them all"),
         key("etcd", "text", Nothing, "password of `[etcd] user`"),
+        key(
+            "backup_key",
+            "text",
+            Nothing,
+            "opens the backups (an age identity); made with the first backup. Keep a copy elsewhere",
+        ),
+        key("s3_access_key", "text", Nothing, "of `[backup] repository`"),
+        key("s3_secret_key", "text", Nothing, "of `[backup] repository`"),
         key("roles", "table", Required, "role of the pack → password"),
     ],
 };
@@ -509,6 +550,7 @@ pub fn reference() -> String {
                 &CAPTURE,
                 &WAREHOUSE,
                 &CONSOLE,
+                &BACKUP,
             ],
         ),
         ("Secrets: `secrets.toml`", &[&SECRETS]),

@@ -31,6 +31,10 @@ pub struct Secrets {
     pub console_session_key: Secret,
     /// Of `[etcd] user`.
     pub etcd: Option<Secret>,
+    /// Opens backups: an age identity.
+    pub backup_key: Option<Secret>,
+    /// Of a bucket of S3: the access key and its secret.
+    pub s3: Option<(Secret, Secret)>,
     /// Of the pack's roles that may log in.
     pub roles: BTreeMap<String, Secret>,
 }
@@ -45,6 +49,8 @@ impl Secrets {
             warehouse_reader: Secret::generate(),
             console_session_key: Secret::generate(),
             etcd: None,
+            backup_key: None,
+            s3: None,
             roles: BTreeMap::new(),
         };
         secrets.complete(roles);
@@ -107,6 +113,10 @@ impl Secrets {
         let (superuser, replicator) = (secret("superuser"), secret("replicator"));
         let (warehouse_reader, console_session_key) = (secret("warehouse_reader"), secret("console_session_key"));
         let etcd = table.text_maybe("etcd").map(Secret::new);
+        let backup_key = table.text_maybe("backup_key").map(Secret::new);
+        let s3 = ["s3_access_key", "s3_secret_key"].map(|name| table.text_maybe(name).map(Secret::new));
+        let [access, key] = s3;
+        let s3 = access.zip(key);
         let mut roles = BTreeMap::new();
         for (role, _, value) in table.free_table("roles") {
             match text(value.get_ref()) {
@@ -124,7 +134,20 @@ impl Secrets {
             }
             return Err(ConfigError::Invalid(Diagnostics(found)));
         }
-        Ok(Self { superuser, replicator, warehouse_reader, console_session_key, etcd, roles })
+        Ok(Self { superuser, replicator, warehouse_reader, console_session_key, etcd, backup_key, s3, roles })
+    }
+
+    /// Adds the key of backups to the file, in which everything else stays as it is.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn add_backup_key(path: &Path, key: &Secret) -> Result<(), ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let why = |error: toml_edit::TomlError| ConfigError::Edit { path: path.to_owned(), why: error.to_string() };
+        let mut document: toml_edit::DocumentMut = text.parse().map_err(why)?;
+        document.insert("backup_key", toml_edit::value(key.reveal()));
+        files::write_atomic(path, document.to_string().as_bytes(), 0o600)
+            .map_err(|source| ConfigError::Write { path: path.to_owned(), source })
     }
 
     /// Writes the file with mode 0600, whole or not at all.

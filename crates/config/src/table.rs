@@ -154,6 +154,12 @@ impl<'a> Reader<'a> {
 
     /// Bytes within `range`.
     pub(crate) fn size(&self, name: &'static str, range: std::ops::RangeInclusive<u64>) -> u64 {
+        let least = *range.start();
+        self.size_maybe(name, range).unwrap_or(least)
+    }
+
+    /// As [`Reader::size`], where there need not be one.
+    pub(crate) fn size_maybe(&self, name: &'static str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
         let convert = |v: &DeValue<'_>| {
             let written = match v {
                 DeValue::String(s) => s.as_ref(),
@@ -173,7 +179,7 @@ impl<'a> Reader<'a> {
                 if *range.end() == u64::MAX { format!("at least {least}") } else { format!("{least} to {most}") };
             Err(Problem::new(format!("{written} is out of range"), hint))
         };
-        self.read(name, convert).map_or(*range.start(), |b| b.value)
+        self.read(name, convert).map(|b| b.value)
     }
 
     /// A port that an unprivileged program may listen on.

@@ -119,6 +119,36 @@ pub struct SlotStatus {
     pub wal_status: Option<String>,
 }
 
+/// Backups, and the log on its way to them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupStatus {
+    /// Where they are.
+    pub repository: String,
+    /// The log is received.
+    pub connected: bool,
+    /// Log before this is in the repository.
+    pub durable: Lsn,
+    /// Log that the primary has and the repository has not.
+    pub backlog_bytes: u64,
+    /// Why the log is not archived, while that is so.
+    pub failing: Option<String>,
+    pub backups: usize,
+    pub last: Option<LastBackup>,
+    /// Why the last try to make one failed.
+    pub failed: Option<String>,
+}
+
+/// The newest backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastBackup {
+    pub label: String,
+    /// Else only what had changed.
+    pub full: bool,
+    /// When it was made.
+    pub at: Micros,
+    pub stored_bytes: u64,
+}
+
 /// What capture is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
@@ -215,6 +245,9 @@ pub struct PlatformStatus {
     pub disks: Vec<DiskStatus>,
     pub listeners: Vec<ListenerStatus>,
     pub proxy: ProxyStatus,
+    /// `None`: none are configured.
+    #[serde(default)]
+    pub backup: Option<BackupStatus>,
     /// Resident memory of the platform process.
     pub memory_bytes: u64,
     /// Worst first.

@@ -1,6 +1,7 @@
 //! What each word does: most ask the running platform over its control socket, the others work on
 //! the files or on the primary directly.
 
+mod backup;
 mod cluster;
 mod lifecycle;
 pub(crate) mod load;
@@ -87,6 +88,8 @@ async fn dispatch(cli: Cli, environment: Environment, output: Output) -> anyhow:
         Command::Load(options) => load::run(&load()?, &options).await,
         Command::Simulate(options) => load::simulate(&load()?, &options).await,
         Command::Cluster(command) => cluster::run(&agent()?.of_cluster()?, &command).await,
+        Command::Backup(command) => backup::run(&load()?, &command).await,
+        Command::Wal(command) => backup::wal(&load()?, &command).await,
         Command::Proxy(command) => proxy::run(&load()?, &command).await,
         Command::Migrate(command) => migrate(&load()?, &command).await,
         Command::Model(command) => model(&load()?, &command).await,

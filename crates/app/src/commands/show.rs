@@ -76,6 +76,16 @@ pub(crate) fn status(status: &PlatformStatus, output: Output) -> String {
             run.duration_ms.map_or_else(String::new, |ms| format!(" · took {ms} ms")),
         ));
     }
+    if let Some(backup) = &status.backup {
+        let last = backup.last.as_ref().map_or_else(
+            || "none yet".to_owned(),
+            |last| {
+                let kind = if last.full { "full" } else { "incremental" };
+                format!("last {} ago, {kind}, {}", age_text(status.now.since(last.at)), bytes_text(last.stored_bytes))
+            },
+        );
+        line(format!("backups    {}   {last} · log {} behind", backup.repository, bytes_text(backup.backlog_bytes)));
+    }
     for disk in &status.disks {
         line(format!(
             "disk       {}   {} free of {} · {} used by the platform",

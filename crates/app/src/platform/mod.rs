@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 mod api;
+mod archive;
 mod cluster;
 mod models;
 mod observe;
@@ -12,6 +13,7 @@ mod reload;
 mod run;
 mod serve;
 
+pub(crate) use archive::SLOT as ARCHIVE_SLOT;
 pub(crate) use cluster::{ClusterView, ClusterWork};
 pub(crate) use models::state as model_state;
 pub(crate) use operator::ModelReport;

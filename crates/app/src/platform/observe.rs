@@ -12,7 +12,7 @@ use millrace_cluster::ClusterStatus;
 use millrace_contract::{
     Query, QueryError, Reader, Value,
     query::RowSet,
-    status::{CaptureStatus, DiskStatus, ListenerStatus, PlatformStatus, RunStatus},
+    status::{BackupStatus, CaptureStatus, DiskStatus, ListenerStatus, PlatformStatus, RunStatus},
 };
 use millrace_warehouse::WriterHandle;
 use tokio::sync::watch;
@@ -31,6 +31,8 @@ pub(crate) struct Parts {
     pub(crate) reader: Arc<dyn Reader>,
     pub(crate) writer: WriterHandle,
     pub(crate) proxy: millrace_proxy::Handle,
+    /// If there are any.
+    pub(crate) backup: Option<watch::Receiver<BackupStatus>>,
 }
 
 /// Puts together what they say.
@@ -85,6 +87,7 @@ impl Observatory {
             disks: self.disks().await,
             listeners: self.listeners.clone(),
             proxy: super::proxy::status(&self.parts.proxy).await,
+            backup: self.parts.backup.as_ref().map(|backup| backup.borrow().clone()),
             memory_bytes: ps::own_memory_bytes(),
             findings: Vec::new(),
         };

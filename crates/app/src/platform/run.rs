@@ -236,6 +236,7 @@ async fn live(
     let cluster_token = cluster_tasks.token().clone();
     cluster_tasks.spawn("cluster", supervisor.run(cluster_token));
 
+    let backup = super::archive::spawn(context, cluster.clone(), clock.clone(), services)?;
     let (capture_status, capture_watch) = watch::channel(CaptureStatus {
         state: CaptureState::Waiting { reason: "the primary starts".into() },
         watermark: Lsn::INVALID,
@@ -257,6 +258,7 @@ async fn live(
                 reader: reader.clone(),
                 writer: writer.clone(),
                 proxy: proxy.handle(),
+                backup,
             },
             listeners(context),
             vec![context.layout.data().to_owned(), context.layout.warehouse()],

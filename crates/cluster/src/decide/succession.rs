@@ -198,6 +198,19 @@ impl Case<'_> {
         !holds && !forced && view.busy.is_none() && lost
     }
 
+    /// Its server lives on without an agent, and writes log of its own accord (vacuum does): whoever receives that would
+    /// never vote. One that takes no more may vote when it has been so for a while. Not where too few are left to elect
+    /// anybody: the primary may be able to prove what it is by those who follow it.
+    pub(super) fn lets_go(&self, view: &NodeView) -> bool {
+        let Office::Vacant { since, .. } = self.observed.office else { return false };
+        let long = self.now.saturating_sub(since) >= self.intent.policy.silent_max;
+        let lost = self.observed.nodes.get(&self.intent.primary).is_some_and(|primary| self.loss(primary).is_some());
+        let answers =
+            self.observed.nodes.iter().filter(|(_, view)| view.server.is_some()).map(|(name, _)| name.clone());
+        let enough = self.intent.promise.still_to_see(&answers.collect()) == 0;
+        long && lost && enough && view.follows.is_some() && view.busy.is_none() && view.vote != Some(self.intent.term)
+    }
+
     pub(super) fn vote(&self) -> NodePlan {
         let primary = &self.intent.primary;
         NodePlan::act(Action::Vote { term: self.intent.term }, format!("{primary} is lost: turns away from it"))

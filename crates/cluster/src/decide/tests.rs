@@ -285,6 +285,9 @@ proptest! {
                         let resigned = matches!(observed.office, Office::Vacant { resigned: true, .. });
                         prop_assert!(again || resigned || NOW - view.heard_at >= intent.policy.hold);
                     }
+                    Action::LetGo => {
+                        prop_assert!(!is_primary && vacant && view.follows.is_some() && view.vote != Some(intent.term));
+                    }
                     Action::CopySlots { from } => prop_assert!(!is_primary && from == &intent.primary),
                     Action::HandOver => {
                         let wished = matches!(intent.wish, Some(Wish::Switchover { .. }));

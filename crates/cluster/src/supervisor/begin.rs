@@ -176,6 +176,14 @@ impl Supervisor {
                 (node.vote, node.voted_at) = (Some(*term), Some(now));
                 Ok(())
             }
+            Action::LetGo => {
+                node.follows = None;
+                node.configured().configure(None).map_err(ClusterError::node(name))?;
+                if let Some(postmaster) = &node.postmaster {
+                    postmaster.reload();
+                }
+                Ok(())
+            }
             Action::Follow { from } => {
                 node.follows = Some(from.clone());
                 if node.configured().configure(upstream.as_ref()).map_err(ClusterError::node(name))?

@@ -630,6 +630,7 @@ impl Operator for Source {
                 pools: vec![pool("app", false, 180, 2), pool("reporting", true, 34, 0)],
                 time_bounds_us: (0..20).map(|at| 50 << at).collect(),
             },
+            backup: None,
             memory_bytes: 412_000_000,
             findings: if self.beat() % 40 < 20 {
                 vec![]

@@ -585,6 +585,10 @@ impl Agent {
                 (server.vote, self.voted_at, self.follows) = (Some(term), Some(clock), None);
                 server.turns = Some((None, shortly));
             }
+            Action::LetGo => {
+                self.follows = None;
+                server.turns = Some((None, shortly));
+            }
             Action::Follow { from } => {
                 self.follows = Some(from.clone());
                 server.turns = Some((Some(place_of(&from)), shortly));

@@ -1,0 +1,337 @@
+//! `millrace backup` and `millrace wal`.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use millrace_backup::{
+    Kind, Manifest, RestoreOptions, Step, VerifyOptions, WalSource, create, list,
+    plan::{Plan, Target},
+    repo::Repository,
+    restore, retention, wal,
+};
+use millrace_base::{Clock as _, Lsn, Micros, SystemClock};
+use millrace_config::format_size;
+use millrace_pg::RunAs;
+use tokio_util::sync::CancellationToken;
+
+use super::{SHORT, client};
+use crate::{
+    backup::{self, retention_of},
+    cli::{BackupCommand, RestoreTo, WalCommand},
+    context::Context,
+    explain::{Explained as _, Usage},
+    output::table,
+    platform::ClusterView,
+};
+
+pub(super) async fn run(context: &Context, command: &BackupCommand) -> anyhow::Result<u8> {
+    let repo = backup::open(context)?;
+    match command {
+        BackupCommand::Create { full } => {
+            make(context, &repo, if *full { Kind::Full } else { Kind::Incremental }).await
+        }
+        BackupCommand::List => catalog(context, &repo).await,
+        BackupCommand::Verify { quick } => verify(context, &repo, !quick).await,
+        BackupCommand::Expire { dry_run } => expire(context, &repo, *dry_run).await,
+        BackupCommand::Restore(wanted) => back(context, &repo, wanted).await,
+    }
+}
+
+pub(super) async fn wal(context: &Context, command: &WalCommand) -> anyhow::Result<u8> {
+    let repo = backup::open(context)?;
+    let system_id = backup::system_id(context, &repo).await?;
+    match command {
+        WalCommand::Status => log_status(context, &repo, system_id).await,
+        WalCommand::Fetch { name, to } => {
+            wal::fetch(&repo, system_id, name, to).await.explained()?;
+            Ok(0)
+        }
+    }
+}
+
+/// Ctrl-C ends what goes on in order.
+fn stop_on_interrupt(tasks: &mut millrace_base::Tasks) -> CancellationToken {
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    tasks.spawn("interrupt", async move {
+        let heard = tokio::signal::ctrl_c().await;
+        told.cancel();
+        heard
+    });
+    stop
+}
+
+/// A line that is written over as the work goes on, where somebody looks.
+struct Bar {
+    begun: Instant,
+    told: Mutex<Option<Instant>>,
+    shown: bool,
+}
+
+impl Bar {
+    fn new(context: &Context) -> Self {
+        let shown = std::io::stderr().is_terminal() && !context.output.is_json();
+        Self { begun: Instant::now(), told: Mutex::new(None), shown }
+    }
+
+    fn tell(&self, step: Step) {
+        if !self.shown {
+            return;
+        }
+        let Ok(mut told) = self.told.lock() else { return };
+        if told.is_some_and(|at| at.elapsed() < Duration::from_millis(200)) {
+            return;
+        }
+        *told = Some(Instant::now());
+        // a terminal that is gone is no reason to stop
+        let _unseen = write!(std::io::stderr(), "\r\x1b[K  {}", self.words(step));
+    }
+
+    fn words(&self, step: Step) -> String {
+        match step {
+            Step::Checkpoint => "waits for a checkpoint".to_owned(),
+            Step::Copy { bytes, bytes_total } => {
+                let seconds = self.begun.elapsed().as_secs_f64().max(0.001);
+                #[expect(clippy::cast_precision_loss, reason = "for people")]
+                let (done, total) = (bytes as f64, bytes_total as f64);
+                let left = if bytes > 0 { (total - done).max(0.0) * seconds / done } else { 0.0 };
+                let rate = done / seconds / f64::from(1 << 20);
+                format!("{} of {}, {rate:.0} MiB/s, {left:.0} s left", format_size(bytes), format_size(bytes_total))
+            }
+            Step::WaitForLog { until } => format!("waits for the log up to {until}"),
+            Step::Log { segments, segments_total } => format!("log: {segments} of {segments_total} files"),
+            Step::Verify { objects, objects_total } => format!("{objects} of {objects_total} objects"),
+        }
+    }
+
+    fn end(&self) {
+        if self.shown {
+            let _unseen = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+async fn make(context: &Context, repo: &Repository, kind: Kind) -> anyhow::Result<u8> {
+    let view: ClusterView = client(&context.clone().of_cluster()?).get("/cluster", SHORT).await?;
+    let (node, data_dir) = backup::source(context, &view.nodes)
+        .context("no server that could be copied runs on this host\n  hint: millrace cluster status")?;
+    let mut tasks = millrace_base::Tasks::new(CancellationToken::new());
+    let stop = stop_on_interrupt(&mut tasks);
+    let options = backup::options(context, &node, data_dir, kind, true)?;
+    let bar = Bar::new(context);
+    let made = create(repo, &options, &|step| bar.tell(step), &stop).await;
+    bar.end();
+    let made = made.explained()?;
+    let manifest = &made.manifest;
+    context.output.json(manifest)?;
+    if let Some(why) = &made.full_because {
+        context.output.line(format!("a full backup, because {why}"));
+    }
+    context.output.line(format!(
+        "{} ({}, of {}): {} of data, {} stored in {:.1} s",
+        manifest.label,
+        kind_name(manifest.kind),
+        node.name,
+        format_size(manifest.data_bytes),
+        format_size(manifest.stored_bytes),
+        bar.begun.elapsed().as_secs_f64()
+    ));
+    if !manifest.pages_damaged.is_empty() {
+        bail!("pages of {} are damaged: {}", node.name, manifest.pages_damaged.join(", "));
+    }
+    Ok(0)
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Full => "full",
+        Kind::Incremental => "incremental",
+    }
+}
+
+async fn catalog(context: &Context, repo: &Repository) -> anyhow::Result<u8> {
+    let system_id = backup::system_id(context, repo).await?;
+    let catalog = list(repo, system_id).await.explained()?;
+    context.output.json(&catalog.backups)?;
+    if catalog.backups.is_empty() {
+        context.output.line(format!("no backups in {} yet: millrace backup create", repo.name()));
+    } else {
+        let rows: Vec<Vec<String>> = catalog.backups.iter().map(row).collect();
+        let header = ["backup", "kind", "made", "data", "stored", "from", "consistent from", "builds on"];
+        context.output.line(table(&header, &rows).trim_end());
+    }
+    for (object, reason) in &catalog.damaged {
+        context.output.line(format!("damaged: {object}: {reason}"));
+    }
+    for (label, _) in &catalog.unfinished {
+        context.output.line(format!("unfinished, or under way: {label}"));
+    }
+    Ok(u8::from(!catalog.damaged.is_empty()))
+}
+
+fn row(backup: &Manifest) -> Vec<String> {
+    vec![
+        backup.label.clone(),
+        kind_name(backup.kind).to_owned(),
+        backup.stopped_at.to_string(),
+        format_size(backup.data_bytes),
+        format_size(backup.stored_bytes),
+        if backup.from_replica { "replica" } else { "primary" }.to_owned(),
+        backup.stop.to_string(),
+        backup.parent.clone().unwrap_or_default(),
+    ]
+}
+
+async fn verify(context: &Context, repo: &Repository, deep: bool) -> anyhow::Result<u8> {
+    let system_id = backup::system_id(context, repo).await?;
+    let mut tasks = millrace_base::Tasks::new(CancellationToken::new());
+    let stop = stop_on_interrupt(&mut tasks);
+    let bar = Bar::new(context);
+    let options = VerifyOptions { threads: backup::config(context)?.threads, deep };
+    let report = millrace_backup::verify(repo, system_id, &options, &|step| bar.tell(step), &stop).await;
+    bar.end();
+    let report = report.explained()?;
+    context.output.json(&report)?;
+    for window in &report.windows {
+        context.output.line(format!(
+            "{}: can be restored to any point from {} ({}) to {} ({})",
+            window.label, window.from, window.from_time, window.to, window.to_time
+        ));
+    }
+    for finding in &report.findings {
+        context.output.line(format!("✘ {}: {}", finding.what, finding.problem));
+    }
+    let (backups, objects, bytes) = (report.backups, report.objects, format_size(report.bytes));
+    match report.findings.len() {
+        0 => context.output.line(format!("✔ {backups} backups, {objects} objects, {bytes}: all as they were written")),
+        found => context.output.line(format!("{found} things are not as they should be")),
+    }
+    Ok(u8::from(!report.findings.is_empty()))
+}
+
+async fn expire(context: &Context, repo: &Repository, dry_run: bool) -> anyhow::Result<u8> {
+    let system_id = backup::system_id(context, repo).await?;
+    let now = SystemClock::new().wall();
+    let expired =
+        retention::expire(repo, system_id, &retention_of(backup::config(context)?), now, dry_run).await.explained()?;
+    context.output.json(&expired)?;
+    for (label, why) in &expired.decision.kept {
+        context.output.line(format!("keeps {label}: {why}"));
+    }
+    let verb = if dry_run { "would remove" } else { "removed" };
+    for label in &expired.decision.expired {
+        context.output.line(format!("{verb} {label}"));
+    }
+    context.output.line(format!("{verb} {} files of log, {}", expired.log_objects, format_size(expired.log_bytes)));
+    Ok(0)
+}
+
+/// Which point is meant; at most one is said.
+fn target(wanted: &RestoreTo) -> anyhow::Result<Target> {
+    let inclusive = !wanted.before;
+    let wrong = |what: &str| Usage(format!("{what}\n  hint: --time 2026-11-22T10:00:00Z, --lsn 0/3000148"));
+    Ok(if let Some(time) = &wanted.time {
+        let at = time.parse::<jiff::Timestamp>().map_err(|error| wrong(&format!("`{time}` is no time: {error}")))?;
+        Target::Time { at: Micros(at.as_microsecond()), inclusive }
+    } else if let Some(lsn) = &wanted.lsn {
+        Target::Lsn { at: lsn.parse::<Lsn>().map_err(|_| wrong(&format!("`{lsn}` is no position")))?, inclusive }
+    } else if let Some(xid) = wanted.xid {
+        Target::Xid { xid, inclusive }
+    } else if let Some(name) = &wanted.name {
+        Target::Name(name.clone())
+    } else {
+        Target::Latest
+    })
+}
+
+async fn back(context: &Context, repo: &Repository, wanted: &RestoreTo) -> anyhow::Result<u8> {
+    let system_id = match wanted.system_id {
+        Some(id) => id,
+        None => backup::system_id(context, repo).await?,
+    };
+    let target = target(wanted)?;
+    let label = wanted.backup.as_deref();
+    let Some(to) = &wanted.to else {
+        let plan = millrace_backup::plan_restore(repo, system_id, &target, label, wanted.timeline).await.explained()?;
+        context.output.json(&plan)?;
+        tell(context, &plan);
+        context.output.line("nothing was restored; --to FOLDER does it");
+        return Ok(0);
+    };
+    let mut tasks = millrace_base::Tasks::new(CancellationToken::new());
+    let stop = stop_on_interrupt(&mut tasks);
+    let bar = Bar::new(context);
+    let data_dir = std::path::absolute(to)?;
+    let root = rustix::process::geteuid().is_root();
+    let owner = RunAs::resolve(root.then_some(context.config.platform.user.as_str())).explained()?;
+    let options = RestoreOptions {
+        data_dir: data_dir.clone(),
+        target,
+        backup: wanted.backup.clone(),
+        timeline: wanted.timeline,
+        threads: backup::config(context)?.threads,
+        owner: root.then_some(owner),
+        tablespaces: Default::default(),
+        wal: WalSource::Prefetch,
+    };
+    let plan = restore(repo, system_id, &options, &|step| bar.tell(step), &stop).await;
+    bar.end();
+    let plan = plan.explained()?;
+    context.output.json(&plan)?;
+    tell(context, &plan);
+    context.output.line(format!("restored to {} in {:.1} s", data_dir.display(), bar.begun.elapsed().as_secs_f64()));
+    context.output.line(format!(
+        "next: as {}: {} -D {} -o '-p 5499 -k /tmp' start; it replays the log, and then takes writes",
+        context.config.platform.user,
+        program(context, "pg_ctl"),
+        data_dir.display()
+    ));
+    Ok(0)
+}
+
+fn program(context: &Context, name: &str) -> String {
+    let binaries = millrace_pg::Binaries::find(context.config.postgres.bin_dir.as_deref());
+    binaries.map_or_else(|_| name.to_owned(), |binaries| binaries.program(name).display().to_string())
+}
+
+fn tell(context: &Context, plan: &Plan) {
+    let output = context.output;
+    output.line(format!("backups   {}", plan.backups.join(" + ")));
+    output.line(format!("log       {} files, from {} on timeline {}", plan.segments.len(), plan.start, plan.timeline));
+    output.line(format!("data      {}", format_size(plan.data_bytes)));
+    output.line(format!("target    {}", plan.target));
+    let window = &plan.window;
+    output.line(format!("window    {} ({}) to {} ({})", window.from, window.from_time, window.to, window.to_time));
+}
+
+async fn log_status(context: &Context, repo: &Repository, system_id: u64) -> anyhow::Result<u8> {
+    let status = wal::status(repo, system_id).await.explained()?;
+    context.output.json(&status)?;
+    if status.timelines.is_empty() {
+        context.output.line(format!("no log in {} yet", repo.name()));
+    }
+    let mut whole = status.conflicts.is_empty();
+    for timeline in &status.timelines {
+        context.output.line(format!(
+            "timeline {}: {} to {}, {} files, {}, the last at {}",
+            timeline.timeline,
+            timeline.first,
+            timeline.last,
+            timeline.segments,
+            format_size(timeline.stored_bytes),
+            timeline.last_at
+        ));
+        for gap in &timeline.gaps {
+            whole = false;
+            context.output.line(format!("✘ {} to {} are missing: no restore can pass them", gap.first, gap.last));
+        }
+    }
+    for name in &status.conflicts {
+        context.output.line(format!("✘ {name} is there with two contents: two servers archive to one place"));
+    }
+    Ok(u8::from(!whole))
+}

@@ -1,0 +1,229 @@
+//! The log's archive and the backups by schedule, as long as the platform runs.
+//!
+//! Not here: what a backup is, which the `backup` crate knows.
+
+use std::{sync::Arc, time::Duration};
+
+use millrace_backup::{
+    Kind, create, list,
+    repo::Repository,
+    retention,
+    wal::{self, ReceiveOptions, ReceiveStatus},
+};
+use millrace_base::{Clock, Tasks};
+use millrace_cluster::{ClusterStatus, spec::REPLICATOR};
+use millrace_config::Backup;
+use millrace_contract::status::{BackupStatus, LastBackup, NodeRole, NodeStatus};
+use millrace_pg::ConnectParams;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backup::{self, retention_of},
+    context::Context,
+    explain::{Explained as _, chain},
+};
+
+/// The slot on the primary.
+pub(crate) const SLOT: &str = "millrace_archive";
+/// What may be lost with the whole cluster.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
+/// Files of log on their way at a time.
+const UPLOADS_MAX: usize = 2;
+/// Between looks at whether a backup is due.
+const LOOK: Duration = Duration::from_secs(30);
+/// After one that failed.
+const AGAIN: Duration = Duration::from_secs(600);
+
+/// Begins both, if there is a `[backup]`.
+///
+/// # Errors
+/// If the repository cannot be opened.
+pub(super) fn spawn(
+    context: &Arc<Context>,
+    cluster: watch::Receiver<ClusterStatus>,
+    clock: Arc<dyn Clock>,
+    services: &mut Tasks,
+) -> anyhow::Result<Option<watch::Receiver<BackupStatus>>> {
+    let Some(config) = context.config.backup.clone() else { return Ok(None) };
+    let repo = backup::open(context)?;
+    let (status, told) = watch::channel(BackupStatus { repository: repo.name().to_owned(), ..BackupStatus::default() });
+    let status = Arc::new(status);
+    let archive = Archive { context: context.clone(), repo: repo.clone(), status: status.clone() };
+    let (of, token) = (cluster.clone(), services.token().clone());
+    services.spawn("log archive", async move { archive.follow(of, token).await });
+    let schedule = Schedule { context: context.clone(), config, repo, status, clock };
+    let token = services.token().clone();
+    services.spawn("backups", async move { schedule.keep(cluster, token).await });
+    Ok(Some(told))
+}
+
+struct Archive {
+    context: Arc<Context>,
+    repo: Repository,
+    status: Arc<watch::Sender<BackupStatus>>,
+}
+
+impl Archive {
+    /// Receives the log of whoever is the primary.
+    async fn follow(self, mut cluster: watch::Receiver<ClusterStatus>, token: CancellationToken) -> anyhow::Result<()> {
+        loop {
+            let is_ready = |status: &ClusterStatus| status.primary_ready && primary(status).is_some();
+            let found = tokio::select! {
+                // neither loses anything when dropped
+                () = token.cancelled() => return Ok(()),
+                found = cluster.wait_for(is_ready) => match found {
+                    Ok(status) => primary(&status).cloned(),
+                    Err(_) => return Ok(()),
+                },
+            };
+            let Some(node) = found else { continue };
+            let ends = token.child_token();
+            let other = async {
+                // one that only restarts is waited for by the receiver itself
+                let other = |status: &ClusterStatus| primary(status).is_some_and(|now| now.name != node.name);
+                // the supervisor has ended: so will this
+                if cluster.wait_for(other).await.is_err() {
+                    token.cancelled().await;
+                }
+                ends.cancel();
+            };
+            let receiving = self.receive(&node, &ends);
+            tokio::pin!(receiving);
+            tokio::select! {
+                ended = &mut receiving => ended,
+                () = other => receiving.await,
+            }
+            // what waiting cannot mend is told, and tried again
+            tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                () = tokio::time::sleep(Duration::from_secs(5)), if !ends.is_cancelled() => {}
+                () = ends.cancelled() => {}
+            }
+        }
+    }
+
+    async fn receive(&self, node: &NodeStatus, ends: &CancellationToken) {
+        let superuser = match self.context.superuser_at(node) {
+            Ok(superuser) => superuser,
+            Err(error) => return self.fails(chain(error.as_ref())),
+        };
+        let params = ConnectParams {
+            user: REPLICATOR.to_owned(),
+            password: self.context.secrets.replicator.clone(),
+            application_name: "millrace archive".to_owned(),
+            ..superuser
+        };
+        let options =
+            ReceiveOptions { params, slot: SLOT.to_owned(), flush_every: FLUSH_EVERY, uploads_max: UPLOADS_MAX };
+        let (tell, mut told) = watch::channel(ReceiveStatus::default());
+        let following = async {
+            while told.changed().await.is_ok() {
+                let now = told.borrow_and_update().clone();
+                self.status.send_modify(|status| {
+                    status.connected = now.connected;
+                    status.durable = now.durable;
+                    status.backlog_bytes = now.backlog_bytes();
+                    status.failing.clone_from(&now.failing);
+                });
+            }
+            std::future::pending::<()>().await;
+        };
+        tracing::info!(node = node.name, repository = self.repo.name(), "the log is archived");
+        tokio::select! {
+            ended = wal::receive(&self.repo, &options, &tell, ends) => {
+                if let Err(error) = ended.explained() {
+                    tracing::error!(error = chain(error.as_ref()), "the log is not archived");
+                    self.fails(chain(error.as_ref()));
+                }
+            }
+            () = following => {}
+        }
+        self.status.send_modify(|status| status.connected = false);
+    }
+
+    fn fails(&self, why: String) {
+        self.status.send_modify(|status| status.failing = Some(why));
+    }
+}
+
+fn primary(status: &ClusterStatus) -> Option<&NodeStatus> {
+    status.nodes.iter().find(|node| node.role == NodeRole::Primary)
+}
+
+struct Schedule {
+    context: Arc<Context>,
+    config: Backup,
+    repo: Repository,
+    status: Arc<watch::Sender<BackupStatus>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Schedule {
+    async fn keep(self, cluster: watch::Receiver<ClusterStatus>, token: CancellationToken) -> anyhow::Result<()> {
+        loop {
+            let (system_id, pause) = {
+                let status = cluster.borrow();
+                (status.system_id.filter(|_| status.primary_ready), LOOK)
+            };
+            let mut pause = pause;
+            if let Some(system_id) = system_id {
+                match self.look(system_id, &cluster, &token).await {
+                    Ok(()) => {}
+                    Err(_) if token.is_cancelled() => return Ok(()),
+                    Err(error) => {
+                        let why = chain(error.as_ref());
+                        tracing::error!(error = why, "no backup was made");
+                        self.status.send_modify(|status| status.failed = Some(why));
+                        pause = AGAIN;
+                    }
+                }
+            }
+            tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                () = tokio::time::sleep(if system_id.is_some() { pause } else { Duration::from_secs(1) }) => {}
+            }
+        }
+    }
+
+    /// Makes a backup if one is due, and removes what is kept no longer.
+    async fn look(
+        &self,
+        system_id: u64,
+        cluster: &watch::Receiver<ClusterStatus>,
+        token: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let backups = list(&self.repo, system_id).await.explained()?.backups;
+        let newest = |full: bool| {
+            let of = backups.iter().filter(|backup| !full || backup.kind == Kind::Full);
+            of.max_by_key(|backup| backup.stopped_at)
+        };
+        self.status.send_modify(|status| {
+            status.last = newest(false).map(|backup| LastBackup {
+                label: backup.label.clone(),
+                full: backup.kind == Kind::Full,
+                at: backup.stopped_at,
+                stored_bytes: backup.stored_bytes,
+            });
+            status.backups = backups.len();
+        });
+        let now = self.clock.wall();
+        let due = |every: Option<Duration>, full: bool| {
+            every.is_some_and(|every| newest(full).is_none_or(|backup| now.since(backup.stopped_at) >= every))
+        };
+        let kind = match (due(self.config.full_every, true), due(self.config.incremental_every, false)) {
+            (true, _) => Kind::Full,
+            (false, true) => Kind::Incremental,
+            (false, false) => return Ok(()),
+        };
+        let nodes = cluster.borrow().nodes.clone();
+        let Some((node, data_dir)) = backup::source(&self.context, &nodes) else { return Ok(()) };
+        let options = backup::options(&self.context, &node, data_dir, kind, false)?;
+        let made = create(&self.repo, &options, &|_| {}, token).await.explained()?;
+        tracing::info!(label = made.manifest.label, node = node.name, "a backup was made");
+        self.status.send_modify(|status| status.failed = None);
+        let retention = retention_of(&self.config);
+        retention::expire(&self.repo, system_id, &retention, self.clock.wall(), false).await.explained()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,84 @@
+//! `[backup]`: where backups and the log are kept, and when they are made.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::table::{Problem, Reader, text};
+
+/// `[backup]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backup {
+    pub repository: BackupRepository,
+    /// zstd's, 1 to 19.
+    pub compression_level: i32,
+    pub threads: usize,
+    /// Read no more than this from the disk.
+    pub bytes_per_second_max: Option<u64>,
+    /// `None`: only by hand.
+    pub full_every: Option<Duration>,
+    pub incremental_every: Option<Duration>,
+    /// So many full backups stay.
+    pub keep_full: usize,
+    /// Any point so far back can be restored.
+    pub window: Option<Duration>,
+}
+
+/// Where backups are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackupRepository {
+    Folder(PathBuf),
+    S3 { bucket: String, prefix: String, endpoint: Option<String>, region: String },
+}
+
+pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
+    let endpoint = table.text_maybe("endpoint");
+    let region = table.text_maybe("region").unwrap_or_else(|| "us-east-1".to_owned());
+    let repository = table.read("repository", |value| {
+        let written = text(value)?;
+        match written.strip_prefix("s3://") {
+            None if written.contains("://") => Err(Problem::new(
+                "only folders and s3:// are known",
+                "a folder, or s3://BUCKET/PREFIX with `endpoint` for what speaks S3",
+            )),
+            None if written.is_empty() => Err(Problem::new("must not be empty", "name a folder, or s3://BUCKET")),
+            None => Ok(BackupRepository::Folder(folder.join(written))),
+            Some(rest) => {
+                let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+                if bucket.is_empty() {
+                    return Err(Problem::new("there is no bucket in it", "s3://BUCKET or s3://BUCKET/PREFIX"));
+                }
+                let prefix = prefix.trim_matches('/').to_owned();
+                Ok(BackupRepository::S3 { bucket: bucket.to_owned(), prefix, endpoint: None, region: String::new() })
+            }
+        }
+    });
+    let repository = match repository.map(|at| at.value) {
+        Some(BackupRepository::S3 { bucket, prefix, .. }) => BackupRepository::S3 { bucket, prefix, endpoint, region },
+        Some(folder) => {
+            if endpoint.is_some() {
+                let hint = Some("remove it, or write s3://BUCKET as the repository".to_owned());
+                table.wrong(None, "`endpoint` is for s3://, and the repository is a folder", hint);
+            }
+            folder
+        }
+        // which has been said
+        None => BackupRepository::Folder(PathBuf::new()),
+    };
+    let hours = |name| {
+        let hours = table.integer(name, 0..=8_760);
+        (hours > 0).then(|| Duration::from_secs(hours * 3600))
+    };
+    let days = table.integer("window_days", 0..=3_650);
+    Backup {
+        repository,
+        compression_level: i32::try_from(table.integer("compression_level", 1..=19)).unwrap_or(3),
+        threads: usize::try_from(table.integer("threads", 1..=64)).unwrap_or(1),
+        bytes_per_second_max: table.size_maybe("throttle", 1 << 20..=u64::MAX >> 1),
+        full_every: hours("full_every_hours"),
+        incremental_every: hours("incremental_every_hours"),
+        keep_full: usize::try_from(table.integer("keep_full", 1..=1_000)).unwrap_or(1),
+        window: (days > 0).then(|| Duration::from_secs(days * 86_400)),
+    }
+}
