@@ -290,6 +290,7 @@ impl Supervisor {
             if let Some(deaf) = self.deafness() {
                 told.findings.insert(0, deaf);
             }
+            told.findings.extend(self.disagreement());
             for node in told.nodes.iter_mut().filter(|node| self.leaves(&node.name)) {
                 node.leaving = true;
             }
@@ -512,6 +513,9 @@ impl Supervisor {
         for (name, planned) in &plan.nodes {
             let own = self.nodes.contains_key(name);
             for action in planned.actions.iter().filter(|_| own) {
+                if self.is_left_alone(name, action) {
+                    continue;
+                }
                 tracing::info!(node = %name, ?action, "{}", planned.sentence);
                 match self.begin(name, action).await {
                     Ok(()) => acted = true,

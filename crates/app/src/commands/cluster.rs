@@ -44,7 +44,7 @@ pub(super) async fn run(context: &Context, command: &ClusterCommand) -> anyhow::
             ClusterWork::Reinit { node: node.clone() }
         }
         ClusterCommand::Reload => {
-            let said = match reload(context).await? {
+            let said = match reload(context, ClusterWork::Reload).await? {
                 Some(said) => said,
                 // it says what is missing
                 None => client(context).post("/cluster", &ClusterWork::Reload, LONG).await?,
@@ -63,18 +63,30 @@ pub(super) async fn run(context: &Context, command: &ClusterCommand) -> anyhow::
     Ok(0)
 }
 
-/// Tells who runs on this host, the platform or an agent or both, that millrace.toml has changed. `None`: nobody does.
-async fn reload(context: &Context) -> anyhow::Result<Option<String>> {
-    let mut places = vec![(context.layout.clone(), ClusterWork::Reload)];
+/// Tells who runs on this host, the platform or an agent or both, that millrace.toml has changed: `work` to whoever runs
+/// the servers, the nodes alone to a platform beside it. `None`: nobody runs.
+async fn reload(context: &Context, work: ClusterWork) -> anyhow::Result<Option<String>> {
+    let mut places = vec![(context.layout.clone(), work)];
     let beside = context.clone().of_platform().layout;
     if beside.lock() != context.layout.lock() {
         places.push((beside, ClusterWork::TurnOver));
     }
-    let mut said = None;
+    let mut said: Option<String> = None;
     for (layout, work) in places {
-        if lock::holder(&layout.lock())?.is_some() {
-            let answer: String = Client::new(layout.run()).post("/cluster", &work, LONG).await?;
-            said.get_or_insert(answer);
+        if lock::holder(&layout.lock())?.is_none() {
+            continue;
+        }
+        let answer: anyhow::Result<String> = Client::new(layout.run()).post("/cluster", &work, LONG).await;
+        match (answer, &mut said) {
+            (Ok(answer), None) => said = Some(answer),
+            (Ok(_), Some(_)) => {}
+            (Err(error), None) => return Err(error),
+            // the file is right for the first: it stays
+            (Err(error), Some(said)) => {
+                said.push_str(&format!(
+                    "\nbut the platform beside the agent has not heard it: {error:#}\n  hint: millrace cluster reload"
+                ));
+            }
         }
     }
     Ok(said)

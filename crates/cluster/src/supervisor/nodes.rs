@@ -7,9 +7,14 @@
 //! harm: an election goes by the promise of the record, and a node that is promised of and not known counts as one that
 //! has not been heard.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
-use millrace_pg::{Processes, StopMode, catalog};
+use millrace_contract::status::NodeStatus;
+use millrace_pg::{
+    Processes,
+    catalog::{self, Slot},
+    control_file,
+};
 use tokio::time::timeout;
 
 use super::{DRAIN_MAX, Done, Supervisor};
@@ -19,8 +24,9 @@ use crate::{
     history::Event as Happening,
     node::Node,
     observe,
-    observed::{Goal, Observed},
+    observed::{Durability, Goal, Observed},
     operate::Reply,
+    plan::Action,
     promise::Promise,
     spec::{ClusterSpec, NodeName, NodeSpec},
 };
@@ -88,11 +94,15 @@ impl Supervisor {
     /// # Errors
     /// Why it cannot be.
     pub(super) fn turnover(&self, wanted: &ClusterSpec) -> Result<Turnover, String> {
-        if let Some(node) = wanted.nodes.iter().find(|node| self.leavers.waiting.contains(&node.name)) {
+        if self.intent.goal == Goal::Stop {
+            return Err("the cluster stops: what is written is taken at the next start".to_owned());
+        }
+        let leaves = |name: &NodeName| self.nodes.get(name).is_some_and(|node| node.busy.is_some());
+        if let Some(node) = wanted.nodes.iter().find(|node| self.leaves(node.name.as_str()) && leaves(&node.name)) {
             return Err(format!("{} is still leaving: say it again when it is gone", node.name));
         }
         let turnover = turnover(&self.spec.nodes, &wanted.nodes)?;
-        if (turnover.added.is_empty() && turnover.removed.is_empty()) || self.intent.goal == Goal::Stop {
+        if turnover.added.is_empty() && turnover.removed.is_empty() {
             return Ok(turnover);
         }
         if self.intent.promoting || self.intent.wish.is_some() || self.wisher.is_some() {
@@ -101,12 +111,26 @@ impl Supervisor {
         for name in &turnover.removed {
             self.may_go(name)?;
         }
+        self.may_do_without(&turnover.removed)?;
         for name in &turnover.added {
             if let Some(node) = wanted.node(name).filter(|_| self.spec.is_own(name.as_str())) {
                 observe::check_node(wanted, node).map_err(|error| ClusterError::node(name)(error).to_string())?;
             }
         }
         Ok(turnover)
+    }
+
+    /// Where commits wait for replicas whatever happens, there must be enough others.
+    fn may_do_without(&self, removed: &[NodeName]) -> Result<(), String> {
+        let Durability::Quorum { quorum, strict: true } = self.spec.limits.durability else { return Ok(()) };
+        let status = self.status.borrow();
+        let stays = |name: &str| !removed.iter().any(|gone| gone.as_str() == name) && !self.leaves(name);
+        let streams = |node: &&NodeStatus| node.streaming == Some(true) && node.failover_priority > 0;
+        let left = status.nodes.iter().filter(streams).filter(|node| stays(&node.name)).count();
+        match left < quorum && !removed.is_empty() {
+            true => Err(format!("commits wait for {quorum} replicas (wait_for_replicas), and {left} others stream")),
+            false => Ok(()),
+        }
     }
 
     fn may_go(&self, name: &NodeName) -> Result<(), String> {
@@ -119,6 +143,9 @@ impl Supervisor {
         }
         if others.peers.heard_at(name).is_some() {
             return Err(format!("the agent of {name} still runs: stop it first"));
+        }
+        if self.status.borrow().slots.iter().any(|slot| slot.active && slot.name == name.slot()) {
+            return Err(format!("the server of {name} still receives the primary's log: stop it first"));
         }
         if self.intent.promise.members.contains(name) {
             return Err(format!(
@@ -146,9 +173,11 @@ impl Supervisor {
         let stays = self.spec.nodes.iter().filter(|node| waiting.contains(&node.name));
         let stays: Vec<NodeSpec> = stays.map(|node| NodeSpec { priority: 0, ..node.clone() }).collect();
         self.spec.nodes = wanted.nodes.iter().cloned().chain(stays).collect();
-        for (name, node) in comes {
-            self.leavers.gone.remove(&name);
-            self.nodes.insert(name, node);
+        self.nodes.extend(comes);
+        for node in &wanted.nodes {
+            // it comes back, or stays after all
+            self.leavers.gone.remove(&node.name);
+            self.leavers.waiting.remove(&node.name);
         }
         for node in &self.spec.nodes {
             if let Some(held) = self.nodes.get_mut(&node.name) {
@@ -157,9 +186,6 @@ impl Supervisor {
         }
         self.leavers.waiting.extend(waiting);
         self.leavers.gone.extend(gone.iter().cloned());
-        if let Some(others) = &self.others {
-            others.are(&self.spec);
-        }
         let added = turnover.added.iter().map(|node| Happening::Added { node: node.to_string() });
         let removed = gone.iter().map(|node| Happening::Removed { node: node.to_string() });
         for happening in added.chain(removed) {
@@ -233,65 +259,74 @@ impl Supervisor {
         self.note(Happening::Removed { node: name.to_string() }).await;
     }
 
-    fn end_server(&mut self, name: &NodeName, node: &Node) {
-        match node.server.adopt() {
-            Ok(Some(postmaster)) => {
-                let stopping = act::stop(name.clone(), postmaster, StopMode::Fast, self.spec.limits.stop_timeout);
-                self.tasks.spawn("end of a server that left", async { stopping.await.map(drop) });
-            }
-            Ok(None) => {}
-            Err(error) => tracing::error!(node = %name, %error, "the server of a node that left is not stopped"),
-        }
+    /// What is not to be done to a node that leaves: its data stays as it is, unless a commit may be there alone.
+    pub(super) fn is_left_alone(&self, name: &NodeName, action: &Action) -> bool {
+        let makes = matches!(
+            action,
+            Action::MakeReplica { .. } | Action::Rewind { .. } | Action::CopySlots { .. } | Action::Start { .. }
+        );
+        makes && self.leaves(name.as_str()) && !self.intent.promise.members.contains(name)
     }
 
     /// A slot of a node that is gone would keep log for nobody.
     async fn drop_slots(&mut self, observed: &Observed) {
-        let Some(slots) = observed.slots.as_ref().filter(|_| !self.leavers.gone.is_empty()) else { return };
+        let Some(slots) = &observed.slots else { return };
         let Some(primary) = self.nodes.get(&self.intent.primary) else { return };
         let Some(connection) = &primary.connection else { return };
-        let patience = self.spec.limits.probe_timeout;
-        let mut done = Vec::new();
-        for name in &self.leavers.gone {
-            match slots.iter().find(|slot| slot.name == name.slot()) {
-                None => done.push(name.clone()),
-                // its server is on its way out
-                Some(slot) if slot.active => {}
-                Some(slot) => match timeout(patience, catalog::drop_slot(connection, &slot.name)).await {
-                    Ok(Ok(())) => tracing::info!(slot = slot.name, "the slot of a node that left is removed"),
-                    Ok(Err(error)) => tracing::debug!(%error, slot = slot.name, "a slot is not removed yet"),
-                    Err(_) => return,
-                },
+        let slot_of = |name: &NodeName| slots.iter().find(|slot| slot.name == name.slot());
+        self.leavers.gone.retain(|name| slot_of(name).is_some());
+        // who decides for all knows all; of several each knows whom it was told to remove
+        let known = |slot: &Slot| self.spec.nodes.iter().any(|node| node.name.slot() == slot.name);
+        let gone = |slot: &Slot| match &self.others {
+            None => slot.slot_type == "physical" && slot.name.starts_with("node_"),
+            Some(_) => self.leavers.gone.iter().any(|name| name.slot() == slot.name),
+        };
+        // one that is active is on its way out
+        for slot in slots.iter().filter(|slot| !slot.active && !known(slot) && gone(slot)) {
+            match timeout(self.spec.limits.probe_timeout, catalog::drop_slot(connection, &slot.name)).await {
+                Ok(Ok(())) => tracing::info!(slot = slot.name, "the slot of a node that left is removed"),
+                Ok(Err(error)) => tracing::debug!(%error, slot = slot.name, "a slot is not removed yet"),
+                Err(_) => return,
             }
         }
-        self.leavers.gone.retain(|name| !done.contains(name));
     }
 
-    /// Servers in this platform's folders that are no nodes: removed while nobody looked, or while a supervisor was
-    /// killed.
+    /// Servers of this cluster that run here and are no nodes, because the list was changed while nobody looked, or the
+    /// supervisor killed: they leave like others.
     pub(super) fn find_strangers(&mut self) {
-        let folders: BTreeSet<_> =
-            self.spec.own().filter_map(|node| node.folder.parent()).map(ToOwned::to_owned).collect();
-        let known: BTreeSet<_> = self.spec.nodes.iter().map(|node| node.folder.clone()).collect();
         let Some(like) = self.spec.own().next().cloned().filter(|_| self.others.is_none()) else { return };
-        for entry in folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten() {
-            let folder = entry.path();
-            let name = entry.file_name();
-            let Some(name) = name.to_str().map(NodeName::new).filter(|_| !known.contains(&folder)) else { continue };
-            if !folder.join("data").join("PG_VERSION").exists() {
+        let Some(entries) = like.folder.parent().and_then(|folder| std::fs::read_dir(folder).ok()) else { return };
+        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            let Some(name) = entry.file_name().to_str().map(NodeName::new) else { continue };
+            if self.spec.node(&name).is_some() {
                 continue;
             }
-            self.leavers.gone.insert(name.clone());
-            let spec = NodeSpec { name: name.clone(), folder, ..like.clone() };
-            if self.spec.server(&spec).processes() != Processes::Alive {
+            let mut spec =
+                NodeSpec { name: name.clone(), folder: entry.path(), priority: 0, apply_delay: None, ..like.clone() };
+            let server = self.spec.server(&spec);
+            let control = control_file::read(&server.data_dir());
+            let ours = control.is_ok_and(|control| self.intent.system_id == Some(control.system_id));
+            let Some(port) = port_of(&server.data_dir()).filter(|_| ours && server.processes() == Processes::Alive)
+            else {
                 continue;
-            }
-            tracing::warn!(node = %name, "its server runs, and it is no node any more: it is stopped");
+            };
+            spec.port = port;
+            tracing::warn!(node = %name, "its server runs, and it is no node any more: it leaves");
             match Node::new(&self.spec, &spec, &self.clock) {
-                Ok(node) => self.end_server(&name, &node),
+                Ok(node) => {
+                    self.nodes.insert(name.clone(), node);
+                    self.spec.nodes.push(spec);
+                    self.leavers.waiting.insert(name);
+                }
                 Err(error) => tracing::error!(node = %name, %error, "the server of a node that left is not stopped"),
             }
         }
     }
+}
+
+/// The port of a server that runs, as its `postmaster.pid` has it (fourth line; src/include/utils/pidfile.h).
+fn port_of(data: &Path) -> Option<u16> {
+    std::fs::read_to_string(data.join("postmaster.pid")).ok()?.lines().nth(3)?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::{
     promise::Promise,
     spec::{AgentSpec, ClusterSpec, NodeName},
     store::{
-        Claim, Member,
+        Claim, Member, Shared,
         etcd::{Keeper, Store, open},
     },
 };
@@ -95,7 +95,7 @@ impl Others {
             armed: armed.clone(),
             clock: clock.clone(),
         };
-        self.are(spec);
+        self.are(known(spec, &self.store.shared()));
         let proof = Proof {
             params: ConnectParams { application_name: "millrace proof".to_owned(), ..own.params.clone() },
             others: self.names.subscribe(),
@@ -108,10 +108,10 @@ impl Others {
         (guard, proof)
     }
 
-    /// The other nodes are those of `spec`.
-    pub(super) fn are(&self, spec: &ClusterSpec) {
-        let names = spec.nodes.iter().map(|node| node.name.clone());
-        self.names.send_replace(names.filter(|name| !self.peers.is_own(name)).collect());
+    /// Who there is, this one among them.
+    fn are(&self, mut names: BTreeSet<NodeName>) {
+        names.retain(|name| !self.peers.is_own(name));
+        self.names.send_if_modified(|known| std::mem::replace(known, names.clone()) != names);
     }
 
     /// Waits until something else has been heard.
@@ -127,14 +127,21 @@ impl Others {
     }
 }
 
+/// The nodes of this host's list, and all whose agents are heard: another host's list may have more.
+fn known(spec: &ClusterSpec, shared: &Shared) -> BTreeSet<NodeName> {
+    spec.nodes.iter().map(|node| &node.name).chain(shared.members.keys()).cloned().collect()
+}
+
 impl Supervisor {
     /// Takes what has been heard for what is wanted. The record's word is the law.
     pub(super) fn hear(&mut self, now: Duration) {
         let hangs = self.disk_hangs();
         let Some(others) = &mut self.others else { return };
         others.store.turn(now);
-        let names = self.spec.nodes.iter().map(|node| &node.name);
-        let word = others.peers.hear(others.store.shared(), names, &self.intent, now);
+        let shared = others.store.shared();
+        let names = known(&self.spec, &shared);
+        others.are(names.clone());
+        let word = others.peers.hear(shared, names.iter(), &self.intent, now);
         others.deaf_since = match others.peers.is_connected() {
             true => None,
             false => Some(others.deaf_since.unwrap_or_else(|| self.clock.wall())),
@@ -229,8 +236,7 @@ impl Supervisor {
             Some(Err(_)) | None => {}
         }
         let leave = others.leave();
-        let names = self.spec.nodes.iter().map(|node| &node.name);
-        others.peers.add(&mut observed, names, &self.intent, leave, now);
+        others.peers.add(&mut observed, others.names.borrow().iter(), &self.intent, leave, now);
         self.primary_lsn = observed.primary_lsn;
         self.logical_slots.clone_from(&observed.logical_slots);
         others.seen = Some(observed.clone());
@@ -246,6 +252,28 @@ impl Supervisor {
             what: "is not reached; what is shown of other hosts is as it was last heard".to_owned(),
             since: Some(since),
             what_to_do: "look at etcd and at this host's network".to_owned(),
+        })
+    }
+
+    /// Agents are heard of nodes that this host's list does not have.
+    pub(super) fn disagreement(&self) -> Option<Finding> {
+        let others = self.others.as_ref()?;
+        let names = others.names.borrow();
+        let unknown: Vec<&str> =
+            names.iter().filter(|name| self.spec.node(name).is_none()).map(NodeName::as_str).collect();
+        let first = *unknown.first()?;
+        Some(Finding {
+            severity: Severity::Critical,
+            subject: format!("node {first}"),
+            what: format!(
+                "{} on other hosts, and not in millrace.toml of this one",
+                match unknown.len() {
+                    1 => "is a node".to_owned(),
+                    _ => format!("and {} are nodes", unknown[1..].join(", ")),
+                }
+            ),
+            since: None,
+            what_to_do: format!("millrace cluster add-node {first} --host …, on this host; or stop its agent"),
         })
     }
 

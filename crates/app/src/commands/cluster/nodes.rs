@@ -18,7 +18,8 @@ use crate::{
     cli::AddNode,
     context::Context,
     explain::{Explained as _, Usage},
-    platform::ClusterView,
+    lock,
+    platform::{ClusterView, ClusterWork},
 };
 
 const LOOK: Duration = Duration::from_millis(200);
@@ -58,10 +59,10 @@ pub(super) async fn add(context: &Context, wanted: &AddNode) -> anyhow::Result<u
     };
     let file = File::read(context)?;
     let text = edit::add_node(&file.path, &file.text, &new).explained()?;
+    let said = file.change(context, &text).await?;
     if let Some(host) = wanted.host {
         certify(context, host)?;
     }
-    let said = file.change(context, &text).await?;
     context.output.json(&serde_json::json!({ "added": name, "done": said }))?;
     let Some(said) = said else {
         context.output.line(format!("{name} is in millrace.toml; it is made when the platform starts"));
@@ -112,11 +113,15 @@ pub(super) async fn remove(context: &Context, name: &str, yes: bool) -> anyhow::
         return Err(Usage(format!("there is no node {name}\n  hint: one of {}", names.join(", "))).into());
     };
     let record = millrace_cluster::state::load(&context.layout.cluster());
-    let record = record.map_err(|error| crate::explain::explain(&error, error.hint()))?;
-    ensure!(
-        record.is_none_or(|record| record.primary.as_str() != name),
-        "{name} is the primary\n  hint: first: millrace cluster switchover"
-    );
+    if let Some(record) = record.map_err(|error| crate::explain::explain(&error, error.hint()))? {
+        ensure!(record.primary.as_str() != name, "{name} is the primary\n  hint: first: millrace cluster switchover");
+        let idle = lock::holder(&context.layout.lock())?.is_none();
+        let promised = record.promise.members.iter().any(|member| member.as_str() == name);
+        ensure!(
+            !idle || !promised || ended_in_order(context, record.primary.as_str()),
+            "{name} may be the only one besides the primary that has some commits, for the primary did not stop in order\n  hint: start the platform, and say it then"
+        );
+    }
     if !yes {
         confirm(context, name, "its server ends for good; its data stays where it is")?;
     }
@@ -150,6 +155,13 @@ pub(super) async fn remove(context: &Context, name: &str, yes: bool) -> anyhow::
     Ok(0)
 }
 
+/// A primary that ended so has every commit itself.
+fn ended_in_order(context: &Context, primary: &str) -> bool {
+    let node = context.config.cluster.nodes.iter().find(|node| node.name == primary);
+    let control = node.map(|node| millrace_pg::control_file::read(&context.config.node_dir(node).join("data")));
+    control.and_then(Result::ok).is_some_and(|control| control.shut_down)
+}
+
 /// millrace.toml, as it was.
 struct File {
     path: PathBuf,
@@ -169,9 +181,16 @@ impl File {
         // what other programs would read must be good as a whole
         Config::parse(&self.path, text).explained()?;
         self.write(text)?;
-        match super::reload(context).await {
+        match super::reload(context, ClusterWork::TurnOver).await {
             Ok(said) => Ok(said),
             Err(error) => {
+                let now = std::fs::read_to_string(&self.path).unwrap_or_default();
+                if now != text {
+                    bail!(
+                        "{error:#}\nand {} has been changed by somebody else meanwhile: look at it",
+                        self.path.display()
+                    );
+                }
                 if let Err(left) = self.write(&self.text) {
                     bail!("{error:#}\nand {} is left changed: {left:#}", self.path.display());
                 }
