@@ -63,7 +63,7 @@ pub struct Created {
 pub async fn create(
     repo: &Repository,
     options: &CreateOptions,
-    progress: &ProgressFn,
+    progress: &ProgressFn<'_>,
     stop: &CancellationToken,
 ) -> Result<Created, BackupError> {
     let session = Session::open(&options.params).await?;
@@ -118,7 +118,7 @@ struct Run<'a> {
     repo: &'a Repository,
     options: &'a CreateOptions,
     session: Session,
-    progress: &'a ProgressFn,
+    progress: &'a ProgressFn<'a>,
     stop: &'a CancellationToken,
     system_id: u64,
 }

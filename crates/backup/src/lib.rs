@@ -6,24 +6,29 @@ mod manifest;
 mod pack;
 mod page;
 pub mod plan;
+mod prove;
 mod recovery;
 pub mod repo;
 mod restore;
+pub mod retention;
 mod scan;
 pub mod seal;
 mod session;
 mod unpack;
+mod verify;
 pub mod wal;
 
 pub use catalog::{Catalog, list};
 pub use create::{CreateOptions, Created, create};
 pub use error::BackupError;
 pub use manifest::{Kind, Manifest, Object, Tablespace};
+pub use prove::{Proof, ProveOptions, prove};
 pub use recovery::WalSource;
 pub use restore::{RestoreOptions, plan as plan_restore, restore};
+pub use verify::{Finding, VerifyOptions, VerifyReport, verify};
 
 /// Told while work goes on; called from the task that works, so it must return soon.
-pub type ProgressFn = dyn Fn(Step) + Send + Sync;
+pub type ProgressFn<'a> = dyn Fn(Step) + Send + Sync + 'a;
 
 /// What is done just now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! Backup and restore while writers go on: what comes back is exactly what was committed.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it expects")]
+
 mod common;
 
 use std::sync::{

@@ -1,5 +1,6 @@
 //! A server whose backups and log go into a repository of the test's own.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it expects")]
 
 use std::{
     path::{Path, PathBuf},
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub const SOON: Duration = Duration::from_secs(60);
 
-pub fn quiet() -> Box<ProgressFn> {
+pub fn quiet() -> Box<ProgressFn<'static>> {
     Box::new(|_| {})
 }
 
