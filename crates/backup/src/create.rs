@@ -31,7 +31,8 @@ use crate::{
 /// How a backup is to be made.
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
-    /// A superuser, or a role that may call `pg_backup_start` and read the settings.
+    /// A superuser, or a role that may call `pg_backup_start` and read the settings. Always the same database: the lock
+    /// that keeps two backups of a server apart is one of a database.
     pub params: ConnectParams,
     /// The server's data directory, on this host.
     pub data_dir: PathBuf,

@@ -4,5 +4,6 @@
 
 mod chain;
 mod common;
+mod measure;
 mod round_trip;
 mod unhappy;
