@@ -44,7 +44,7 @@ pub(crate) struct Part {
 }
 
 /// What of the log is in a repository.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inventory {
     pub(crate) segment_bytes: u64,
     pub(crate) segments: BTreeMap<Segment, Stored>,
@@ -77,7 +77,15 @@ fn archive_object(system_id: u64) -> String {
 impl Inventory {
     /// Sorts a listing.
     pub(crate) fn from_listing(segment_bytes: u64, listing: &[Listed]) -> Self {
-        let mut inventory = Self { segment_bytes, ..Self::default() };
+        let mut inventory = Self {
+            segment_bytes,
+            segments: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            histories: BTreeMap::new(),
+            parsed: BTreeMap::new(),
+            conflicts: Vec::new(),
+            unknown: Vec::new(),
+        };
         for listed in listing {
             if !inventory.take(listed) && !listed.name.ends_with("/wal/archive.json") {
                 inventory.unknown.push(listed.name.clone());
@@ -235,6 +243,9 @@ pub(crate) async fn listed(repo: &Repository, system_id: u64) -> Result<Inventor
     } else {
         USUAL_SEGMENT_BYTES
     };
+    if !segment_bytes.is_power_of_two() || !(1 << 20..=1 << 30).contains(&segment_bytes) {
+        return Err(BackupError::damaged(object, "no server has segments of such a size"));
+    }
     Ok(Inventory::from_listing(segment_bytes, &listing))
 }
 

@@ -3,7 +3,7 @@
 use std::{fs, io::Read, path::PathBuf};
 
 use millrace_backup::{
-    BackupError, Kind, VerifyOptions, VerifyReport, create, list,
+    BackupError, CreateOptions, Kind, Step, VerifyOptions, VerifyReport, create, list,
     plan::{PlanError, Target},
     plan_restore,
     repo::{Location, Repository},
@@ -228,7 +228,7 @@ async fn over_a_switch_of_timelines_from_a_replica_and_expired() {
     // nothing is kept but the newest and what it builds on
     let (now, keep) = (SystemClock::new().wall(), Retention::default());
     let dry = expire(&kept.repo, id, &keep, now, true).await.unwrap();
-    assert_eq!(dry.decision.expired, [first.manifest.label.clone()]);
+    assert_eq!(dry.decision.expired, std::slice::from_ref(&first.manifest.label));
     assert_eq!(list(&kept.repo, id).await.unwrap().backups.len(), 3, "a dry run removes nothing");
     let done = expire(&kept.repo, id, &keep, now, false).await.unwrap();
     assert_eq!(done, dry);
@@ -284,4 +284,49 @@ async fn log_that_is_lost_is_a_gap_that_is_told() {
     receiver.stop().await;
     let restored = restore_to(&kept.repo, id, &server, |_| {}).await.unwrap();
     assert_eq!(numbers(&restored.promoted("app").await, "SELECT count(*) FROM t").await, [5]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_dies_leaves_nothing_that_counts() {
+    let server = TestServer::start().await;
+    let id = system_id(&server.client().await).await;
+    let kept = repository(&server.folder().join("repo"));
+    let receiver = Receiver::start(&kept.repo, server.params());
+    let (begun, stop) = (CancellationToken::new(), CancellationToken::new());
+    let tell = |step| {
+        if matches!(step, Step::Copy { .. }) {
+            begun.cancel();
+        }
+    };
+    let slow = CreateOptions { bytes_per_second_max: Some(6 << 20), threads: 1, ..options(&server, Kind::Full) };
+    // dropped in the midst of it, so that nothing of ours cleans up: as if the process had been killed
+    tokio::select! {
+        made = create(&kept.repo, &slow, &tell, &stop) => panic!("it was not slow enough: {made:?}"),
+        () = begun.cancelled() => {}
+    }
+    stop.cancel();
+    let catalog = list(&kept.repo, id).await.unwrap();
+    assert_eq!((catalog.backups.len(), catalog.unfinished.len()), (0, 1));
+    // the server notices that the session is gone, and with it the lock
+    let again = options(&server, Kind::Full);
+    let (quiet, go_on) = (quiet(), CancellationToken::new());
+    millrace_testkit::wait_until(SOON, || async {
+        match create(&kept.repo, &again, &*quiet, &go_on).await {
+            Ok(_) => true,
+            Err(BackupError::Busy) => false,
+            Err(error) => panic!("{error}"),
+        }
+    })
+    .await;
+    let catalog = list(&kept.repo, id).await.unwrap();
+    assert_eq!((catalog.backups.len(), catalog.unfinished.len()), (1, 1));
+    let restored = restore_to(&kept.repo, id, &server, |_| {}).await.unwrap();
+    restored.promoted("postgres").await;
+    // what it left is collected a day later, not before
+    let (now, keep) = (SystemClock::new().wall(), Retention::default());
+    assert_eq!(expire(&kept.repo, id, &keep, now, false).await.unwrap().garbage.len(), 0);
+    let later = millrace_base::Micros(now.0 + 25 * 3_600_000_000);
+    assert_eq!(expire(&kept.repo, id, &keep, later, false).await.unwrap().garbage.len(), 1);
+    assert_eq!(list(&kept.repo, id).await.unwrap().unfinished.len(), 0);
+    receiver.stop().await;
 }
