@@ -2,11 +2,28 @@
 
 use std::time::Instant;
 
-use millrace_backup::{Kind, VerifyOptions, plan::Target, restore, verify};
+use millrace_backup::{Kind, ProgressFn, Step, VerifyOptions, create, plan::Target, restore, verify};
 use millrace_testkit::TestServer;
 use tokio_util::sync::CancellationToken;
 
 use crate::common::*;
+
+/// Tells when each phase is heard of first and last.
+#[expect(clippy::print_stderr, reason = "what it measures is for whoever runs it")]
+fn phases() -> Box<ProgressFn<'static>> {
+    let begun = Instant::now();
+    Box::new(move |step| {
+        let ends = match step {
+            Step::Copy { bytes, bytes_total } => bytes == bytes_total,
+            Step::Log { segments, segments_total } => segments == segments_total,
+            Step::Checkpoint | Step::WaitForLog { .. } => true,
+            Step::Verify { .. } => false,
+        };
+        if ends {
+            eprintln!("  {step:?} at {:?}", begun.elapsed());
+        }
+    })
+}
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures, for a minute"]
@@ -37,7 +54,9 @@ async fn a_cluster_of_a_gigabyte() {
             receiver.durable(position(&client).await).await;
         }
         let begun = Instant::now();
-        let made = back_up(&kept.repo, &server, kind).await.manifest;
+        let phases = phases();
+        let options = options(&server, kind);
+        let made = create(&kept.repo, &options, &*phases, &CancellationToken::new()).await.unwrap().manifest;
         eprintln!(
             "{kind:?}: {:?}, {} MB of data, {} MB packed, {} MB stored",
             begun.elapsed(),
@@ -49,7 +68,7 @@ async fn a_cluster_of_a_gigabyte() {
     let (_sandbox, spec) = place_beside(&server);
     let begun = Instant::now();
     let to = restore_options(&spec, Target::Consistent);
-    restore(&kept.repo, id, &to, &*quiet(), &CancellationToken::new()).await.unwrap();
+    restore(&kept.repo, id, &to, &*phases(), &CancellationToken::new()).await.unwrap();
     eprintln!("restore of both: {:?}", begun.elapsed());
     let begun = Instant::now();
     let options = VerifyOptions { threads: 2, deep: false };
