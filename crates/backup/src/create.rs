@@ -31,7 +31,8 @@ use crate::{
 /// How a backup is to be made.
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
-    /// A superuser, or a role that may call `pg_backup_start` and read the settings.
+    /// A superuser, or a role that may call `pg_backup_start` and read the settings. Always the same database: the lock
+    /// that keeps two backups of a server apart is one of a database.
     pub params: ConnectParams,
     /// The server's data directory, on this host.
     pub data_dir: PathBuf,
@@ -63,7 +64,7 @@ pub struct Created {
 pub async fn create(
     repo: &Repository,
     options: &CreateOptions,
-    progress: &ProgressFn,
+    progress: &ProgressFn<'_>,
     stop: &CancellationToken,
 ) -> Result<Created, BackupError> {
     let session = Session::open(&options.params).await?;
@@ -118,7 +119,7 @@ struct Run<'a> {
     repo: &'a Repository,
     options: &'a CreateOptions,
     session: Session,
-    progress: &'a ProgressFn,
+    progress: &'a ProgressFn<'a>,
     stop: &'a CancellationToken,
     system_id: u64,
 }

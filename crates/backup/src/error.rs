@@ -132,7 +132,8 @@ impl BackupError {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Repository { source, .. } => !matches!(**source, object_store::Error::AlreadyExists { .. }),
-            Self::Sql(error) => error.is_transient(),
+            // a slot that a session before us still holds: its server has not noticed yet that it is gone
+            Self::Sql(error) => error.is_transient() || error.sqlstate() == Some("55006"),
             Self::BadRepository { .. }
             | Self::Damaged { .. }
             | Self::LaterFormat { .. }

@@ -1,4 +1,86 @@
-//! Backups of a PostgreSQL cluster: stub.
+//! Backups of a PostgreSQL cluster (15 and later): data, log, restore, proof.
+//!
+//! [`create`] copies a running server's data directory into a [`repo::Repository`], [`wal::receive`] brings its log
+//! there, [`restore()`] makes a data directory of both again, [`verify()`] and [`prove()`] show that this would work,
+//! [`retention::expire`] removes what is not needed any more.
+//!
+//! # Layout of a repository
+//!
+//! ```text
+//! <system id>/                                   of the cluster, as in pg_control; in decimal
+//!   backups/<label>/                             label: time of the start, and four random characters
+//!     manifest.json                              written last: without it there is no backup
+//!     files.json.zst[.age]                       the files with modes, lengths and places; backup_label
+//!     pack-<number>.zst[.age]                    the content of files
+//!   wal/
+//!     archive.json                               the size of a segment
+//!     <timeline>/<segment>.<content>.<stored>.zst[.age]
+//!     <timeline>/<segment>.partial/<from>-<to>.<content>.<stored>.zst[.age]
+//!     <timeline>/<timeline>.history.<content>.<stored>.zst[.age]
+//! ```
+//!
+//! Nothing but the repository and a key is needed to restore. Every object is compressed with zstd and then encrypted
+//! in the [age](https://age-encryption.org/v1) format for one or more X25519 recipients, so that
+//! `age -d -i key.txt pack-00000.zst.age | zstd -d` gives its content; the names of unencrypted ones do not end with
+//! `.age`. The two manifests of JSON are not sealed: they hold labels, positions, times, sizes, checksums and the paths of
+//! tablespaces.
+//!
+//! `manifest.json`, `archive.json` and the list of files are `{"blake3":"…","content":{…}}`, where the checksum is of the
+//! very bytes of the content; `content.format` is 1. The manifest names each object of its backup with the BLAKE3 of its
+//! stored bytes. A file of the log carries its checksums in its name, 32 hexadecimal digits of BLAKE3 each, of the content
+//! and of the stored bytes; `from` and `to` are where in the segment a part lies.
+//!
+//! A pack's content is parts of files, one after the other; the list of files says where each begins, how long it is, its
+//! BLAKE3, and where in the file it belongs. In an incremental backup a part may be single pages (`pages`: first block and
+//! number), and a file that rests on its parent (`on_parent`) is the parent's with these written over it, cut to length.
+//!
+//! # Invariants
+//!
+//! - A backup counts once its manifest is there, and the manifest is written after all else, the needed log included.
+//! - An object never changes. The same file of the log twice is fine; the same name with other content is an error.
+//! - The server is told that log is safe after the repository has it durably, never before.
+//! - Whoever only writes full backups and log needs no secret, only the recipients. An incremental backup needs a key: it reads
+//!   its parent's list of files.
+//! - Everything is checked before it is written into a data directory, and `pg_control` is written last.
+//! - A page is judged by its checksum unless it is newer than the backup's start, and taken into an incremental backup if
+//!   it is not older than the *parent's* start. Files that the parent does not have are taken whole (`CREATE DATABASE …
+//!   STRATEGY FILE_COPY` leaves old positions), forks without positions (`_vm`, `_fsm`) and all other files by checksum.
+//! - What decides is pure: [`plan`](mod@plan), [`retention::decide`], the choice of files, packs, pages and chains.
+//!
+//! # Not here
+//!
+//! Logical backups; several repositories at once (make one call for each); resuming an interrupted backup (it is begun
+//! anew); servers whose data directory is on another host.
+//!
+//! # Example
+//!
+//! ```no_run
+//! # async fn example(params: millrace_pg::ConnectParams, key: millrace_base::Secret) -> Result<(), millrace_backup::BackupError> {
+//! use millrace_backup::{
+//!     CreateOptions, Kind, create, list,
+//!     repo::{Location, Repository},
+//!     seal::{Encryption, Keys, Sealing},
+//! };
+//! use tokio_util::sync::CancellationToken;
+//!
+//! let sealing = Sealing::new(Encryption::to(["age1…"])?);
+//! let repo = Repository::open(&Location::Folder("/backups".into()), sealing, Keys::parse(&key)?)?;
+//! let options = CreateOptions {
+//!     params,
+//!     data_dir: "/var/lib/postgresql/15/main".into(),
+//!     kind: Kind::Incremental,
+//!     threads: 2,
+//!     bytes_per_second_max: None,
+//!     fast_checkpoint: true,
+//!     wal_wait: Some(std::time::Duration::from_secs(300)),
+//! };
+//! let created = create(&repo, &options, &|step| tracing::info!(?step), &CancellationToken::new()).await?;
+//! let catalog = list(&repo, created.manifest.system_id).await?;
+//! assert_eq!(catalog.backups.last(), Some(&created.manifest));
+//! # Ok(())
+//! # }
+//! ```
+
 mod catalog;
 mod create;
 mod error;
@@ -6,24 +88,29 @@ mod manifest;
 mod pack;
 mod page;
 pub mod plan;
+mod prove;
 mod recovery;
 pub mod repo;
 mod restore;
+pub mod retention;
 mod scan;
 pub mod seal;
 mod session;
 mod unpack;
+mod verify;
 pub mod wal;
 
 pub use catalog::{Catalog, list};
 pub use create::{CreateOptions, Created, create};
 pub use error::BackupError;
 pub use manifest::{Kind, Manifest, Object, Tablespace};
+pub use prove::{Proof, ProveOptions, prove};
 pub use recovery::WalSource;
 pub use restore::{RestoreOptions, plan as plan_restore, restore};
+pub use verify::{Finding, VerifyOptions, VerifyReport, verify};
 
 /// Told while work goes on; called from the task that works, so it must return soon.
-pub type ProgressFn = dyn Fn(Step) + Send + Sync;
+pub type ProgressFn<'a> = dyn Fn(Step) + Send + Sync + 'a;
 
 /// What is done just now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

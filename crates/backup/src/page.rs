@@ -68,14 +68,14 @@ pub(crate) fn is_new(page: &[u8]) -> bool {
 /// What the checksum of the page should be, as block `block` of its relation.
 pub(crate) fn checksum(page: &[u8], block: u32) -> u16 {
     let mut sums = OFFSETS;
-    for (row, bytes) in page.chunks_exact(LANES * 4).enumerate() {
-        for (lane, (sum, bytes)) in sums.iter_mut().zip(bytes.chunks_exact(4)).enumerate() {
-            let mut value = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            if row == 0 && lane == 2 {
-                // the checksum's own place counts as zero
-                value &= 0xFFFF_0000;
-            }
-            mix(sum, value);
+    let (head, rest) = page.split_at(page.len().min(LANES * 4));
+    // the checksum's own place counts as zero
+    let mut first = [0; LANES * 4];
+    first.iter_mut().zip(head).for_each(|(to, from)| *to = *from);
+    first[8..10].fill(0);
+    for row in std::iter::once(first.as_slice()).chain(rest.chunks_exact(LANES * 4)) {
+        for (sum, bytes) in sums.iter_mut().zip(row.chunks_exact(4)) {
+            mix(sum, u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
         }
     }
     for _ in 0..2 {

@@ -75,7 +75,7 @@ pub async fn restore(
     repo: &Repository,
     system_id: u64,
     options: &RestoreOptions,
-    progress: &ProgressFn,
+    progress: &ProgressFn<'_>,
     stop: &CancellationToken,
 ) -> Result<Plan, BackupError> {
     let catalog = catalog::list(repo, system_id).await?;
@@ -107,7 +107,7 @@ pub async fn restore(
 struct Run<'a> {
     repo: &'a Repository,
     options: &'a RestoreOptions,
-    progress: &'a ProgressFn,
+    progress: &'a ProgressFn<'a>,
     stop: &'a CancellationToken,
     system_id: u64,
     backup: &'a Manifest,

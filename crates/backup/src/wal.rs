@@ -6,8 +6,9 @@ mod segment;
 mod status;
 
 pub use archive::{Inventory, fetch, inventory};
-pub(crate) use archive::{put_history, read, read_segment, write_file};
+pub(crate) use archive::{listed, put_history, read, read_segment, short_hash, write_file};
 pub use receive::{ReceiveOptions, ReceiveStatus, receive};
 pub(crate) use segment::history_name;
 pub use segment::{History, HistoryError, Segment};
+pub(crate) use status::describe;
 pub use status::{Gap, TimelineStatus, WalStatus, status};

@@ -44,7 +44,7 @@ pub(crate) struct Part {
 }
 
 /// What of the log is in a repository.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inventory {
     pub(crate) segment_bytes: u64,
     pub(crate) segments: BTreeMap<Segment, Stored>,
@@ -77,7 +77,15 @@ fn archive_object(system_id: u64) -> String {
 impl Inventory {
     /// Sorts a listing.
     pub(crate) fn from_listing(segment_bytes: u64, listing: &[Listed]) -> Self {
-        let mut inventory = Self { segment_bytes, ..Self::default() };
+        let mut inventory = Self {
+            segment_bytes,
+            segments: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            histories: BTreeMap::new(),
+            parsed: BTreeMap::new(),
+            conflicts: Vec::new(),
+            unknown: Vec::new(),
+        };
         for listed in listing {
             if !inventory.take(listed) && !listed.name.ends_with("/wal/archive.json") {
                 inventory.unknown.push(listed.name.clone());
@@ -131,6 +139,14 @@ impl Inventory {
         }
         let (_, reached) = self.beginning(segment);
         (reached > 0).then(|| Lsn(segment.start(self.segment_bytes).0 + reached))
+    }
+
+    /// Objects of segments that end before `lsn`, with their sizes. Histories are never among them.
+    pub(crate) fn before(&self, lsn: Lsn) -> Vec<(String, u64)> {
+        let old = |segment: &Segment| segment.end(self.segment_bytes) <= lsn;
+        let whole = self.segments.iter().filter(|(segment, _)| old(segment)).map(|(_, stored)| stored);
+        let parts = self.parts.iter().filter(|(segment, _)| old(segment)).flat_map(|(_, parts)| parts);
+        whole.chain(parts.map(|part| &part.stored)).map(|stored| (stored.object.clone(), stored.bytes)).collect()
     }
 
     /// When the newest of a segment's objects was written.
@@ -208,14 +224,7 @@ pub(crate) async fn begin(repo: &Repository, system_id: u64, segment_bytes: u64)
 /// # Errors
 /// If the repository cannot be read, or a history file is damaged.
 pub async fn inventory(repo: &Repository, system_id: u64) -> Result<Inventory, BackupError> {
-    let listing = repo.list(&folder(system_id)).await?;
-    let object = archive_object(system_id);
-    let segment_bytes = if listing.iter().any(|listed| listed.name == object) {
-        manifest::from_document::<Archive>(&object, &repo.get(&object).await?)?.segment_bytes
-    } else {
-        USUAL_SEGMENT_BYTES
-    };
-    let mut inventory = Inventory::from_listing(segment_bytes, &listing);
+    let mut inventory = listed(repo, system_id).await?;
     for (timeline, stored) in &inventory.histories {
         let content = read(repo, stored).await?;
         let history = History::parse(&String::from_utf8_lossy(&content))
@@ -223,6 +232,21 @@ pub async fn inventory(repo: &Repository, system_id: u64) -> Result<Inventory, B
         inventory.parsed.insert(*timeline, history);
     }
     Ok(inventory)
+}
+
+/// The same without the histories: no key is needed.
+pub(crate) async fn listed(repo: &Repository, system_id: u64) -> Result<Inventory, BackupError> {
+    let listing = repo.list(&folder(system_id)).await?;
+    let object = archive_object(system_id);
+    let segment_bytes = if listing.iter().any(|listed| listed.name == object) {
+        manifest::from_document::<Archive>(&object, &repo.get(&object).await?)?.segment_bytes
+    } else {
+        USUAL_SEGMENT_BYTES
+    };
+    if !segment_bytes.is_power_of_two() || !(1 << 20..=1 << 30).contains(&segment_bytes) {
+        return Err(BackupError::damaged(object, "no server has segments of such a size"));
+    }
+    Ok(Inventory::from_listing(segment_bytes, &listing))
 }
 
 /// Seals and uploads a file of the log, or a piece of one; returns once it is durable.

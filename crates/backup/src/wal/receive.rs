@@ -81,12 +81,13 @@ pub async fn receive(
     let mut skip_lost = false;
     loop {
         let mut session = Session { repo, options, status, stop, system_id: 0 };
-        let ended = session.run(skip_lost).await;
+        let skip = std::mem::take(&mut skip_lost);
+        let ended = session.run(skip).await;
         status.send_modify(|now| now.connected = false);
         match ended {
             Ok(()) | Err(BackupError::Cancelled) if stop.is_cancelled() => return Ok(()),
             Ok(()) => backoff.reset(),
-            Err(BackupError::WalLost { from, to }) => {
+            Err(BackupError::WalLost { from, to }) if !skip => {
                 tracing::error!(%from, %to, slot = options.slot, "log is lost: no restore can pass this gap; make a full backup now");
                 skip_lost = true;
                 continue;
@@ -161,12 +162,13 @@ impl<'a> Session<'a> {
         loop {
             let from = next.start(segment_bytes);
             let wanted = PhysicalOptions { slot: &self.options.slot, from, timeline: next.timeline };
-            let started =
-                connection.start_physical(&wanted, COMMAND).await.map_err(|error| match error.sqlstate() {
-                    // "requested WAL segment … has already been removed"
-                    Some("58P01") => BackupError::WalLost { from, to: slot },
-                    _ => error.into(),
-                })?;
+            // the server may notice only when it reads the file, after the stream has begun
+            let lost = |error: BackupError| match &error {
+                // "requested WAL segment … has already been removed"
+                BackupError::Sql(sql) if sql.sqlstate() == Some("58P01") => BackupError::WalLost { from, to: slot },
+                _ => error,
+            };
+            let started = connection.start_physical(&wanted, COMMAND).await.map_err(|error| lost(error.into()))?;
             let switch = match started {
                 PhysicalStart::Ended(open, switch) => {
                     connection = open;
@@ -178,7 +180,7 @@ impl<'a> Session<'a> {
                         now.failing = None;
                     });
                     tracing::info!(timeline = next.timeline, %from, "receiving the log");
-                    match self.stream(stream, next, &inventory).await? {
+                    match self.stream(stream, next, &inventory).await.map_err(lost)? {
                         None => return Ok(()),
                         Some((open, switch)) => {
                             connection = open;

@@ -103,6 +103,16 @@ impl PhysicalStream {
         Transport::within(&address, deadline, async {
             self.connection.transport.outgoing.put_slice(b"c\0\0\0\x04");
             self.connection.transport.flush().await?;
+            // answers to our last reports may still be under way
+            loop {
+                match self.connection.transport.first_tag()? {
+                    None => self.connection.transport.fill().await?,
+                    Some(backend::COPY_DATA_TAG | backend::COPY_DONE_TAG) => {
+                        drop(self.connection.transport.next().await?)
+                    }
+                    Some(_) => break,
+                }
+            }
             let rows = self.connection.rows_to_the_end().await?;
             let next = rows.first().map(next_timeline).transpose()?;
             Ok((self.connection, next))

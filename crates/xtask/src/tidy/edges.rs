@@ -25,6 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("proxy", &["base", "wire", "config", "contract", "pg"]),
     ("migrate", GROUND),
     ("prove", GROUND),
+    ("backup", &["base", "wire", "pg"]),
     ("workload", GROUND),
     ("console", &["base", "config", "contract"]),
     (

@@ -1,13 +1,11 @@
 //! Backup and restore while writers go on: what comes back is exactly what was committed.
 
-mod common;
-
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
 
-use common::*;
+use crate::common::*;
 use millrace_backup::{BackupError, Kind, create, list, plan::PlanError, plan::Target, wal};
 use millrace_base::{Lsn, Micros};
 use millrace_testkit::{TestServer, wait_until};

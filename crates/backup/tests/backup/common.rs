@@ -1,9 +1,7 @@
 //! A server whose backups and log go into a repository of the test's own.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -23,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 pub const SOON: Duration = Duration::from_secs(60);
 
-pub fn quiet() -> Box<ProgressFn> {
+pub fn quiet() -> Box<ProgressFn<'static>> {
     Box::new(|_| {})
 }
 
@@ -71,7 +69,10 @@ impl Receiver {
     /// Waits until everything before `lsn` is in the repository.
     pub async fn durable(&mut self, lsn: Lsn) {
         let waiting = self.status.wait_for(|status| status.durable >= lsn);
-        tokio::time::timeout(SOON, waiting).await.expect("the log is archived in time").unwrap();
+        let ended = tokio::time::timeout(SOON, waiting).await.expect("the log is archived in time").is_err();
+        if ended {
+            panic!("the receiver ended: {:?}", self.tasks.join_next().await);
+        }
     }
 
     pub async fn stop(self) {
@@ -103,7 +104,7 @@ pub async fn back_up(repo: &Repository, server: &TestServer, kind: Kind) -> Crea
 
 /// A server made from a repository.
 pub struct Restored {
-    pub sandbox: Sandbox,
+    _sandbox: Sandbox,
     pub spec: ServerSpec,
     postmaster: Postmaster,
     params: ConnectParams,
@@ -149,7 +150,7 @@ pub async fn restore_to(
         panic!("{error}\n{}", std::fs::read_to_string(&spec.log_file).unwrap_or_default());
     }
     let params = ConnectParams { port: spec.port, ..server.params() };
-    Ok(Restored { sandbox, spec, postmaster, params })
+    Ok(Restored { _sandbox: sandbox, spec, postmaster, params })
 }
 
 impl Restored {
@@ -175,8 +176,4 @@ impl Restored {
 
 pub async fn numbers(client: &Connection, sql: &str) -> Vec<i64> {
     client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
-}
-
-pub fn shared<T>(value: T) -> Arc<T> {
-    Arc::new(value)
 }

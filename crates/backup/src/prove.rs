@@ -1,0 +1,280 @@
+//! A backup that has not been restored is not a backup: this restores one into a scratch folder, starts a server on it
+//! that nobody else can reach, waits for the end of recovery, and has every table and index checked by `pg_amcheck`.
+
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use millrace_base::Secret;
+use millrace_pg::{Binaries, ConnectParams, PgError, RunAs, connect};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    ProgressFn, catalog,
+    error::BackupError,
+    plan::{Plan, Target},
+    recovery::WalSource,
+    repo::Repository,
+    restore::{RestoreOptions, plan, restore},
+};
+
+/// The scratch server has no network: the number only names its socket.
+const PORT: u16 = 5432;
+/// A socket's path is no longer than 107 bytes; `/.s.PGSQL.5432` is a part of it.
+const SCRATCH_PATH_MAX: usize = 90;
+
+/// What is proven, and where.
+#[derive(Debug, Clone)]
+pub struct ProveOptions {
+    /// Made, and removed at the end; must be empty. Needs room for the data.
+    pub scratch: PathBuf,
+    pub binaries: Binaries,
+    pub run_as: RunAs,
+    /// A superuser's name; no password is needed.
+    pub superuser: String,
+    pub target: Target,
+    pub backup: Option<String>,
+    pub threads: usize,
+    /// How long replay may take, and the check of tables after it.
+    pub deadline: Duration,
+}
+
+/// A proof that came out well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    pub plan: Plan,
+    pub restore_ms: u64,
+    /// From the start of the server to its first write.
+    pub replay_ms: u64,
+    /// `None`: there is no `pg_amcheck` on this machine.
+    pub check_ms: Option<u64>,
+    pub databases: usize,
+}
+
+/// Restores, starts, checks, stops, removes.
+///
+/// # Errors
+/// [`BackupError::Proof`] says at what it failed; others as [`restore`].
+pub async fn prove(
+    repo: &Repository,
+    system_id: u64,
+    options: &ProveOptions,
+    progress: &ProgressFn<'_>,
+    stop: &CancellationToken,
+) -> Result<Proof, BackupError> {
+    let scratch = Scratch::make(options)?;
+    let plan = plan(repo, system_id, &options.target, options.backup.as_deref(), None).await?;
+    let catalog = catalog::list(repo, system_id).await?;
+    let label = plan.backups.last().cloned().unwrap_or_default();
+    let backup = catalog.backups.iter().find(|backup| backup.label == label);
+    let tablespaces = backup.into_iter().flat_map(|backup| &backup.tablespaces);
+    let restore_options = RestoreOptions {
+        data_dir: scratch.data(),
+        target: options.target.clone(),
+        backup: Some(label),
+        timeline: Some(plan.timeline),
+        threads: options.threads,
+        owner: Some(options.run_as.clone()),
+        tablespaces: tablespaces.map(|t| (t.oid, options.scratch.join(format!("tablespace-{}", t.oid)))).collect(),
+        wal: WalSource::Prefetch,
+    };
+    let begun = Instant::now();
+    let plan = restore(repo, system_id, &restore_options, progress, stop).await?;
+    let restore_ms = millis(begun);
+    let server = Server { options, scratch: &scratch };
+    let proven = tokio::select! {
+        proven = server.run() => proven,
+        () = stop.cancelled() => Err(BackupError::Cancelled),
+    };
+    server.stop().await?;
+    let (replay_ms, check_ms, databases) = proven?;
+    tracing::info!(label = ?plan.backups.last(), restore_ms, replay_ms, "backup proven by restoring it");
+    Ok(Proof { plan, restore_ms, replay_ms, check_ms, databases })
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The folder, removed when dropped.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn make(options: &ProveOptions) -> Result<Self, BackupError> {
+        let path = options.scratch.clone();
+        if path.as_os_str().len() > SCRATCH_PATH_MAX {
+            let reason = format!("its name is longer than {SCRATCH_PATH_MAX} bytes, too long for a server's socket");
+            return Err(BackupError::Target { path, reason });
+        }
+        // a folder of our own making: removing it can remove nothing else
+        fs::DirBuilder::new().mode(0o700).create(&path).map_err(BackupError::io("make", &path))?;
+        let scratch = Self { path };
+        options.run_as.own(&scratch.path)?;
+        options.run_as.check_reachable(&scratch.path)?;
+        let hba = scratch.path.join("hba.conf");
+        fs::write(&hba, "local all all trust\n").map_err(BackupError::io("write", &hba))?;
+        options.run_as.own(&hba)?;
+        Ok(scratch)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.path.join("data")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a scratch folder");
+        }
+    }
+}
+
+struct Server<'a> {
+    options: &'a ProveOptions,
+    scratch: &'a Scratch,
+}
+
+impl Server<'_> {
+    async fn run(&self) -> Result<(u64, Option<u64>, usize), BackupError> {
+        let begun = Instant::now();
+        self.start().await?;
+        let databases = self.recovered().await?;
+        let replay_ms = millis(begun);
+        let check = self.options.binaries.program("pg_amcheck");
+        if !check.is_file() {
+            return Ok((replay_ms, None, databases));
+        }
+        let begun = Instant::now();
+        let mut command = self.command("pg_amcheck");
+        command
+            .args(["--all", "--install-missing", "--heapallindexed", "--no-password"])
+            .arg("--host")
+            .arg(&self.scratch.path)
+            .args(["--port", &PORT.to_string(), "--username", &self.options.superuser]);
+        self.finish(command, "pg_amcheck").await?;
+        Ok((replay_ms, Some(millis(begun)), databases))
+    }
+
+    /// With nothing of the original's surroundings: no network, no TLS files, no libraries, no archive.
+    async fn start(&self) -> Result<(), BackupError> {
+        let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', "'\\''"));
+        let scratch = &self.scratch.path;
+        let mut settings = String::new();
+        for (name, value) in [
+            ("listen_addresses", "''".to_owned()),
+            ("unix_socket_directories", quoted(scratch)),
+            ("port", PORT.to_string()),
+            ("hba_file", quoted(&scratch.join("hba.conf"))),
+            ("ssl", "off".to_owned()),
+            ("archive_mode", "off".to_owned()),
+            ("logging_collector", "off".to_owned()),
+            ("log_destination", "stderr".to_owned()),
+            ("shared_preload_libraries", "''".to_owned()),
+            ("synchronous_standby_names", "''".to_owned()),
+            ("fsync", "off".to_owned()),
+        ] {
+            settings.push_str(&format!("-c {name}={value} "));
+        }
+        let mut command = self.command("pg_ctl");
+        command
+            .args(["start", "--wait", "--silent", "--timeout"])
+            .arg(self.options.deadline.as_secs().to_string())
+            .arg("--pgdata")
+            .arg(self.scratch.data())
+            .arg("--log")
+            .arg(scratch.join("log"))
+            .arg("--options")
+            .arg(settings);
+        self.finish(command, "pg_ctl").await
+    }
+
+    /// Waits for the end of recovery, and counts the databases.
+    async fn recovered(&self) -> Result<usize, BackupError> {
+        let params = ConnectParams {
+            host: self.scratch.path.display().to_string(),
+            port: PORT,
+            database: "postgres".to_owned(),
+            user: self.options.superuser.clone(),
+            password: Secret::new(""),
+            tls: None,
+            application_name: "millrace prove".to_owned(),
+        };
+        let client = connect(&params, Duration::from_secs(30)).await?;
+        let until = Instant::now() + self.options.deadline;
+        loop {
+            let row = client.query_one("SELECT pg_is_in_recovery()", &[]).await.map_err(PgError::from)?;
+            if !row.try_get::<_, bool>(0).map_err(PgError::from)? {
+                break;
+            }
+            if Instant::now() >= until {
+                return Err(self.failed("recovery did not end in time"));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let rows = client.query("SELECT FROM pg_database WHERE datallowconn", &[]).await.map_err(PgError::from)?;
+        Ok(rows.len())
+    }
+
+    /// That it does not run is no error.
+    async fn stop(&self) -> Result<(), BackupError> {
+        if !self.scratch.data().join("postmaster.pid").exists() {
+            return Ok(());
+        }
+        let mut command = self.command("pg_ctl");
+        command.args(["stop", "--wait", "--silent", "--mode", "immediate", "--pgdata"]).arg(self.scratch.data());
+        self.finish(command, "pg_ctl").await
+    }
+
+    fn command(&self, program: &str) -> std::process::Command {
+        let mut command = std::process::Command::new(self.options.binaries.program(program));
+        self.options.run_as.apply(&mut command);
+        command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("LC_ALL", "C")
+            .current_dir(&self.scratch.path)
+            .stdin(Stdio::null())
+            // a pipe would stay open in the server that pg_ctl leaves behind
+            .stdout(Stdio::null());
+        command
+    }
+
+    async fn finish(&self, mut command: std::process::Command, program: &str) -> Result<(), BackupError> {
+        let words = self.scratch.path.join(format!("{program}.out"));
+        let file = fs::File::create(&words).map_err(BackupError::io("write", &words))?;
+        let second = file.try_clone().map_err(BackupError::io("write", &words))?;
+        command.stdout(file).stderr(second);
+        let path = PathBuf::from(command.get_program());
+        let mut command = tokio::process::Command::from(command);
+        let run = command.kill_on_drop(true).status();
+        let status = tokio::time::timeout(self.options.deadline + Duration::from_secs(30), run)
+            .await
+            .map_err(|_| self.failed(&format!("{program} did not end in time")))?
+            .map_err(BackupError::io("run", path))?;
+        if status.success() {
+            return Ok(());
+        }
+        let text = fs::read(&words).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let first: Vec<&str> = text.lines().take(6).collect();
+        Err(self.failed(&format!("{program} failed: {}", first.join("; "))))
+    }
+
+    /// With the last words of the server.
+    fn failed(&self, what: &str) -> BackupError {
+        let log = fs::read(self.scratch.path.join("log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        let last = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default().join("; ");
+        BackupError::Proof(format!("{what}; the server's log ends with: {last}"))
+    }
+}

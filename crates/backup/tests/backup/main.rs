@@ -1,0 +1,9 @@
+//! Backups of real servers. One program, because each takes long to link.
+#![allow(unreachable_pub, reason = "what the modules of a test share")]
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it expects")]
+
+mod chain;
+mod common;
+mod measure;
+mod round_trip;
+mod unhappy;
