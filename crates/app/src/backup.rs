@@ -4,12 +4,14 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use millrace_backup::{
-    BackupError, CreateOptions, Kind,
+    BackupError, CreateOptions, Kind, ProveOptions,
+    plan::Target,
     repo::{Location, Repository, S3Location},
     retention::Retention,
     seal::{Encryption, Keys, Sealing},
 };
 use millrace_base::Secret;
+use millrace_cluster::spec::SUPERUSER;
 use millrace_config::{Backup, BackupRepository, Secrets};
 use millrace_contract::status::{NodeRole, NodeState, NodeStatus};
 
@@ -20,6 +22,8 @@ use crate::{
 
 /// The log's archive brings the end of a backup within this, or the backup is of no use.
 const LOG_WAIT: Duration = Duration::from_secs(120);
+/// Replay and check of a large database.
+const PROOF_MAX: Duration = Duration::from_secs(6 * 3600);
 
 impl<T> Explained<T> for Result<T, BackupError> {
     fn explained(self) -> anyhow::Result<T> {
@@ -149,4 +153,22 @@ pub(crate) fn options(
 /// What `[backup]` promises to keep.
 pub(crate) fn retention_of(config: &Backup) -> Retention {
     Retention { full_backups: config.keep_full, window: config.window, ..Retention::default() }
+}
+
+/// How a backup is proven: restored beside the data, replayed and checked.
+///
+/// # Errors
+/// If there is no `[backup]`, or PostgreSQL's programs are not found.
+pub(crate) fn proof(context: &Context, label: Option<String>) -> anyhow::Result<ProveOptions> {
+    let spec = context.cluster_spec()?;
+    Ok(ProveOptions {
+        scratch: context.layout.data().join("proof"),
+        binaries: spec.binaries,
+        run_as: spec.run_as,
+        superuser: SUPERUSER.to_owned(),
+        target: Target::Latest,
+        backup: label,
+        threads: config(context)?.threads,
+        deadline: PROOF_MAX,
+    })
 }

@@ -289,6 +289,11 @@ pub(crate) enum BackupCommand {
         #[arg(long)]
         quick: bool,
     },
+    /// Restore the newest beside the data, replay the log, check every table and index, and remove it again
+    Prove {
+        /// Another one
+        backup: Option<String>,
+    },
     /// Remove what [backup] does not keep, with the log that nothing needs any more
     Expire {
         /// Only say it

@@ -110,7 +110,7 @@ impl Throttle {
     fn take(&self, bytes: u64) {
         let taken = self.taken.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let due = Duration::from_micros(taken.saturating_mul(1_000_000) / self.bytes_per_second);
-        std::thread::sleep(due.saturating_sub(self.begun.elapsed()));
+        std::thread::sleep(due.saturating_sub(self.begun.elapsed())); // tidy: allow, a pause is the purpose
     }
 }
 
@@ -260,7 +260,7 @@ fn check(
                 break;
             }
             // the server writes this page just now
-            std::thread::sleep(REREAD_AFTER);
+            std::thread::sleep(REREAD_AFTER); // tidy: allow, nobody tells when the server has written it
             match file.read_exact_at(page, u64::from(in_file) * u64::try_from(PAGE).unwrap_or(1)) {
                 Ok(()) => reads += 1,
                 // cut off meanwhile, which replay will do as well

@@ -393,6 +393,12 @@ pub(crate) const BACKUP: Table = Table {
             Default("24"),
             "between backups of what has changed since the one before, up to 8,760; 0: only by hand",
         ),
+        key(
+            "prove",
+            "boolean",
+            Default("true"),
+            "each backup made by these times is restored beside the data, replayed and checked; it needs as much room again",
+        ),
         key("keep_full", "integer", Default("2"), "so many full backups stay, with what builds on them, 1 to 1,000"),
         key(
             "window_days",

@@ -134,7 +134,9 @@ pub struct BackupStatus {
     pub failing: Option<String>,
     pub backups: usize,
     pub last: Option<LastBackup>,
-    /// Why the last try to make one failed.
+    /// The last that was restored and checked since the start, and when.
+    pub proven: Option<(String, Micros)>,
+    /// Why the last try to make or prove one failed.
     pub failed: Option<String>,
 }
 

@@ -14,7 +14,6 @@ use millrace_backup::{
     restore, retention, wal,
 };
 use millrace_base::{Clock as _, Lsn, Micros, SystemClock};
-use millrace_config::format_size;
 use millrace_pg::RunAs;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +23,7 @@ use crate::{
     cli::{BackupCommand, RestoreTo, WalCommand},
     context::Context,
     explain::{Explained as _, Usage},
-    output::table,
+    output::{bytes_text, table},
     platform::ClusterView,
 };
 
@@ -36,6 +35,7 @@ pub(super) async fn run(context: &Context, command: &BackupCommand) -> anyhow::R
         }
         BackupCommand::List => catalog(context, &repo).await,
         BackupCommand::Verify { quick } => verify(context, &repo, !quick).await,
+        BackupCommand::Prove { backup } => prove(context, &repo, backup.clone()).await,
         BackupCommand::Expire { dry_run } => expire(context, &repo, *dry_run).await,
         BackupCommand::Restore(wanted) => back(context, &repo, wanted).await,
     }
@@ -100,7 +100,7 @@ impl Bar {
                 let (done, total) = (bytes as f64, bytes_total as f64);
                 let left = if bytes > 0 { (total - done).max(0.0) * seconds / done } else { 0.0 };
                 let rate = done / seconds / f64::from(1 << 20);
-                format!("{} of {}, {rate:.0} MiB/s, {left:.0} s left", format_size(bytes), format_size(bytes_total))
+                format!("{} of {}, {rate:.0} MiB/s, {left:.0} s left", bytes_text(bytes), bytes_text(bytes_total))
             }
             Step::WaitForLog { until } => format!("waits for the log up to {until}"),
             Step::Log { segments, segments_total } => format!("log: {segments} of {segments_total} files"),
@@ -136,8 +136,8 @@ async fn make(context: &Context, repo: &Repository, kind: Kind) -> anyhow::Resul
         manifest.label,
         kind_name(manifest.kind),
         node.name,
-        format_size(manifest.data_bytes),
-        format_size(manifest.stored_bytes),
+        bytes_text(manifest.data_bytes),
+        bytes_text(manifest.stored_bytes),
         bar.begun.elapsed().as_secs_f64()
     ));
     if !manifest.pages_damaged.is_empty() {
@@ -178,8 +178,8 @@ fn row(backup: &Manifest) -> Vec<String> {
         backup.label.clone(),
         kind_name(backup.kind).to_owned(),
         backup.stopped_at.to_string(),
-        format_size(backup.data_bytes),
-        format_size(backup.stored_bytes),
+        bytes_text(backup.data_bytes),
+        bytes_text(backup.stored_bytes),
         if backup.from_replica { "replica" } else { "primary" }.to_owned(),
         backup.stop.to_string(),
         backup.parent.clone().unwrap_or_default(),
@@ -205,12 +205,33 @@ async fn verify(context: &Context, repo: &Repository, deep: bool) -> anyhow::Res
     for finding in &report.findings {
         context.output.line(format!("✘ {}: {}", finding.what, finding.problem));
     }
-    let (backups, objects, bytes) = (report.backups, report.objects, format_size(report.bytes));
+    let (backups, objects, bytes) = (report.backups, report.objects, bytes_text(report.bytes));
     match report.findings.len() {
         0 => context.output.line(format!("✔ {backups} backups, {objects} objects, {bytes}: all as they were written")),
         found => context.output.line(format!("{found} things are not as they should be")),
     }
     Ok(u8::from(!report.findings.is_empty()))
+}
+
+async fn prove(context: &Context, repo: &Repository, label: Option<String>) -> anyhow::Result<u8> {
+    let system_id = backup::system_id(context, repo).await?;
+    let mut tasks = millrace_base::Tasks::new(CancellationToken::new());
+    let stop = stop_on_interrupt(&mut tasks);
+    let bar = Bar::new(context);
+    let options = backup::proof(context, label)?;
+    let proof = millrace_backup::prove(repo, system_id, &options, &|step| bar.tell(step), &stop).await;
+    bar.end();
+    let proof = proof.explained()?;
+    context.output.json(&proof)?;
+    tell(context, &proof.plan);
+    let checked = match proof.check_ms {
+        Some(ms) => format!("{} databases checked by pg_amcheck in {ms} ms", proof.databases),
+        None => "not checked further: there is no pg_amcheck here".to_owned(),
+    };
+    context
+        .output
+        .line(format!("✔ restored in {} ms, replayed in {} ms, {checked}", proof.restore_ms, proof.replay_ms));
+    Ok(0)
 }
 
 async fn expire(context: &Context, repo: &Repository, dry_run: bool) -> anyhow::Result<u8> {
@@ -226,7 +247,7 @@ async fn expire(context: &Context, repo: &Repository, dry_run: bool) -> anyhow::
     for label in &expired.decision.expired {
         context.output.line(format!("{verb} {label}"));
     }
-    context.output.line(format!("{verb} {} files of log, {}", expired.log_objects, format_size(expired.log_bytes)));
+    context.output.line(format!("{verb} {} files of log, {}", expired.log_objects, bytes_text(expired.log_bytes)));
     Ok(0)
 }
 
@@ -302,7 +323,7 @@ fn tell(context: &Context, plan: &Plan) {
     let output = context.output;
     output.line(format!("backups   {}", plan.backups.join(" + ")));
     output.line(format!("log       {} files, from {} on timeline {}", plan.segments.len(), plan.start, plan.timeline));
-    output.line(format!("data      {}", format_size(plan.data_bytes)));
+    output.line(format!("data      {}", bytes_text(plan.data_bytes)));
     output.line(format!("target    {}", plan.target));
     let window = &plan.window;
     output.line(format!("window    {} ({}) to {} ({})", window.from, window.from_time, window.to, window.to_time));
@@ -322,7 +343,7 @@ async fn log_status(context: &Context, repo: &Repository, system_id: u64) -> any
             timeline.first,
             timeline.last,
             timeline.segments,
-            format_size(timeline.stored_bytes),
+            bytes_text(timeline.stored_bytes),
             timeline.last_at
         ));
         for gap in &timeline.gaps {

@@ -84,7 +84,12 @@ pub(crate) fn status(status: &PlatformStatus, output: Output) -> String {
                 format!("last {} ago, {kind}, {}", age_text(status.now.since(last.at)), bytes_text(last.stored_bytes))
             },
         );
-        line(format!("backups    {}   {last} · log {} behind", backup.repository, bytes_text(backup.backlog_bytes)));
+        line(format!(
+            "backups    {}   {last}{} · log {} behind",
+            backup.repository,
+            backup.proven.as_ref().map_or("", |_| ", proven"),
+            bytes_text(backup.backlog_bytes)
+        ));
     }
     for disk in &status.disks {
         line(format!(

@@ -5,13 +5,13 @@
 use std::{sync::Arc, time::Duration};
 
 use millrace_backup::{
-    Kind, create, list,
+    Kind, create, list, prove,
     repo::Repository,
     retention,
     wal::{self, ReceiveOptions, ReceiveStatus},
 };
 use millrace_base::{Clock, Tasks};
-use millrace_cluster::{ClusterStatus, spec::REPLICATOR};
+use millrace_cluster::ClusterStatus;
 use millrace_config::Backup;
 use millrace_contract::status::{BackupStatus, LastBackup, NodeRole, NodeStatus};
 use millrace_pg::ConnectParams;
@@ -104,16 +104,12 @@ impl Archive {
     }
 
     async fn receive(&self, node: &NodeStatus, ends: &CancellationToken) {
+        // the servers admit the replicator to no database, and the receiver asks a few things of one
         let superuser = match self.context.superuser_at(node) {
             Ok(superuser) => superuser,
             Err(error) => return self.fails(chain(error.as_ref())),
         };
-        let params = ConnectParams {
-            user: REPLICATOR.to_owned(),
-            password: self.context.secrets.replicator.clone(),
-            application_name: "millrace archive".to_owned(),
-            ..superuser
-        };
+        let params = ConnectParams { application_name: "millrace archive".to_owned(), ..superuser };
         let options =
             ReceiveOptions { params, slot: SLOT.to_owned(), flush_every: FLUSH_EVERY, uploads_max: UPLOADS_MAX };
         let (tell, mut told) = watch::channel(ReceiveStatus::default());
@@ -221,6 +217,14 @@ impl Schedule {
         let options = backup::options(&self.context, &node, data_dir, kind, false)?;
         let made = create(&self.repo, &options, &|_| {}, token).await.explained()?;
         tracing::info!(label = made.manifest.label, node = node.name, "a backup was made");
+        if self.config.prove {
+            let label = made.manifest.label;
+            let options = backup::proof(&self.context, Some(label.clone()))?;
+            prove(&self.repo, system_id, &options, &|_| {}, token).await.explained()?;
+            tracing::info!(label, "the backup was restored and checked");
+            let at = self.clock.wall();
+            self.status.send_modify(|status| status.proven = Some((label, at)));
+        }
         self.status.send_modify(|status| status.failed = None);
         let retention = retention_of(&self.config);
         retention::expire(&self.repo, system_id, &retention, self.clock.wall(), false).await.explained()?;

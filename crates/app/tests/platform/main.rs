@@ -7,6 +7,7 @@
     reason = "a test that cannot go on fails there, and its output is for whoever reads why"
 )]
 
+mod backup;
 mod bad_input;
 mod berka;
 mod browser;

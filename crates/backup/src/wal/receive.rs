@@ -78,18 +78,21 @@ pub async fn receive(
     stop: &CancellationToken,
 ) -> Result<(), BackupError> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
-    let mut skip_lost = false;
+    let mut skip_to = None;
     loop {
         let mut session = Session { repo, options, status, stop, system_id: 0 };
-        let skip = std::mem::take(&mut skip_lost);
+        let skip = skip_to.take();
+        let before = status.borrow().received;
         let ended = session.run(skip).await;
+        // not tried yet: the server was away, or still held the slot for the session before
+        skip_to = skip.filter(|_| status.borrow().received == before);
         status.send_modify(|now| now.connected = false);
         match ended {
             Ok(()) | Err(BackupError::Cancelled) if stop.is_cancelled() => return Ok(()),
             Ok(()) => backoff.reset(),
-            Err(BackupError::WalLost { from, to }) if !skip => {
+            Err(BackupError::WalLost { from, to }) if skip.is_none() => {
                 tracing::error!(%from, %to, slot = options.slot, "log is lost: no restore can pass this gap; make a full backup now");
-                skip_lost = true;
+                skip_to = Some(to);
                 continue;
             }
             Err(error) if error.is_transient() => {
@@ -145,8 +148,8 @@ struct Current {
 }
 
 impl<'a> Session<'a> {
-    /// One connection, over as many timelines as the server has.
-    async fn run(&mut self, skip_lost: bool) -> Result<(), BackupError> {
+    /// One connection, over as many timelines as the server has. What lies before `skip_to` is lost.
+    async fn run(&mut self, skip_to: Option<Lsn>) -> Result<(), BackupError> {
         let mut connection = RawConnection::connect_replication(&self.options.params, CONNECT).await?;
         let identity = connection.identify_system().await?;
         self.system_id = identity.system_id;
@@ -156,8 +159,9 @@ impl<'a> Session<'a> {
         let history = self.history(&mut connection, &inventory, identity.timeline).await?;
         let slot = self.slot(&mut connection).await?;
         let mut next = beginning(&inventory, identity.timeline, &history, slot);
-        if skip_lost {
-            next = Segment::of(identity.timeline, slot, segment_bytes);
+        if let Some(kept) = skip_to {
+            // a slot goes back to whatever position is acknowledged, and that may have been the lost one
+            next = Segment::of(identity.timeline, slot.max(kept), segment_bytes);
         }
         loop {
             let from = next.start(segment_bytes);

@@ -4,6 +4,5 @@
 
 mod chain;
 mod common;
-mod measure;
 mod round_trip;
 mod unhappy;

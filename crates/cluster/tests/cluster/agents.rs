@@ -468,20 +468,21 @@ async fn a_primary_whose_agent_is_gone_is_replaced_though_its_log_goes_on() {
     client.batch_execute("SET synchronous_commit = off").await.unwrap();
     drop(agents.running.remove("a"));
     let stop = CancellationToken::new();
-    let told = stop.clone();
-    let writing = tokio::spawn(async move {
+    let writing = async {
         // until it is stopped, or its server is killed by the agent that comes back
-        while !told.is_cancelled()
+        while !stop.is_cancelled()
             && client.batch_execute("SELECT pg_logical_emit_message(true, 'test', 'of its own accord')").await.is_ok()
         {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-    });
-    let gone = Instant::now();
-    let new = agents.another_primary("a").await;
-    assert!(gone.elapsed() < Duration::from_secs(30), "{new} after {:?}", gone.elapsed());
-    stop.cancel();
-    writing.await.unwrap();
+    };
+    let electing = async {
+        let gone = Instant::now();
+        let new = agents.another_primary("a").await;
+        stop.cancel();
+        assert!(gone.elapsed() < Duration::from_secs(30), "{new} after {:?}", gone.elapsed());
+    };
+    tokio::join!(writing, electing);
     agents.supervise("a");
     agents.ready().await;
     agents.stop().await;

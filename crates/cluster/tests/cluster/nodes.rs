@@ -69,23 +69,22 @@ async fn a_replica_joins_and_another_leaves_and_commits_wait_for_those_there_are
     // a commit at any time is on the primary and another
     let (stop, writer) = (tokio_util::sync::CancellationToken::new(), cluster.client("a").await);
     writer.batch_execute("CREATE TABLE w (i int)").await.unwrap();
-    let writing = tokio::spawn({
-        let stop = stop.clone();
-        async move {
-            let mut written = 0_i64;
-            while !stop.is_cancelled() {
-                writer.execute("INSERT INTO w VALUES (1)", &[]).await.unwrap();
-                written += 1;
-            }
-            written
+    let writing = async {
+        let mut written = 0_i64;
+        while !stop.is_cancelled() {
+            writer.execute("INSERT INTO w VALUES (1)", &[]).await.unwrap();
+            written += 1;
         }
-    });
+        written
+    };
     let (pid, before) = (cluster.node("b").pid.unwrap(), cluster.pids());
-    assert_eq!(cluster.nodes(without(&cluster.spec, "b")).await.unwrap(), "b leaves");
-    cluster.until("b's end", |status| status.nodes.len() == 2 && !has_slot(status, "node_b")).await;
-    cluster.until("a promise without it", |status| promised(status) == ["c"]).await;
-    stop.cancel();
-    let written = writing.await.unwrap();
+    let removing = async {
+        assert_eq!(cluster.nodes(without(&cluster.spec, "b")).await.unwrap(), "b leaves");
+        cluster.until("b's end", |status| status.nodes.len() == 2 && !has_slot(status, "node_b")).await;
+        cluster.until("a promise without it", |status| promised(status) == ["c"]).await;
+        stop.cancel();
+    };
+    let (written, ()) = tokio::join!(writing, removing);
     assert!(written > 0 && !is_running(pid));
     assert!(cluster.folder("b").join("data/PG_VERSION").exists(), "what it had stays");
     cluster.ready().await;

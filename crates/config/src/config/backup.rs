@@ -19,6 +19,8 @@ pub struct Backup {
     /// `None`: only by hand.
     pub full_every: Option<Duration>,
     pub incremental_every: Option<Duration>,
+    /// Each of these is restored and checked.
+    pub prove: bool,
     /// So many full backups stay.
     pub keep_full: usize,
     /// Any point so far back can be restored.
@@ -78,6 +80,7 @@ pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
         bytes_per_second_max: table.size_maybe("throttle", 1 << 20..=u64::MAX >> 1),
         full_every: hours("full_every_hours"),
         incremental_every: hours("incremental_every_hours"),
+        prove: table.boolean("prove"),
         keep_full: usize::try_from(table.integer("keep_full", 1..=1_000)).unwrap_or(1),
         window: (days > 0).then(|| Duration::from_secs(days * 86_400)),
     }

@@ -46,6 +46,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "prove",
             "workload",
             "console",
+            "backup",
         ],
     ),
     ("testkit", &["base", "wire", "config", "contract", "pg"]),
