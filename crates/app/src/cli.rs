@@ -294,7 +294,7 @@ pub(crate) enum BackupCommand {
         /// Another one
         backup: Option<String>,
     },
-    /// Remove what [backup] does not keep, with the log that nothing needs any more
+    /// Remove what the configuration does not keep, with the log that nothing needs any more
     Expire {
         /// Only say it
         #[arg(long)]
