@@ -1,6 +1,6 @@
 //! Backups of a PostgreSQL cluster (15 and later): data, log, restore, proof.
 //!
-//! [`create`] copies a running server's data directory into a [`repo::Repository`], [`wal::receive`] brings its log
+//! [`create()`] copies a running server's data directory into a [`repo::Repository`], [`wal::receive()`] brings its log
 //! there, [`restore()`] makes a data directory of both again, [`verify()`] and [`prove()`] show that this would work,
 //! [`retention::expire`] removes what is not needed any more.
 //!

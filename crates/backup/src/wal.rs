@@ -1,4 +1,4 @@
-//! The write-ahead log in the repository: [`receive`] brings it there, [`fetch`] back, [`status`] says what is there.
+//! The write-ahead log in the repository: [`receive()`] brings it there, [`fetch`] back, [`status()`] says what is there.
 
 mod archive;
 mod receive;
