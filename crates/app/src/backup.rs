@@ -4,24 +4,32 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use millrace_backup::{
-    BackupError, CreateOptions, Kind, ProveOptions,
+    BackupError, CreateOptions, Created, Kind, ProgressFn, ProveOptions, create,
     plan::Target,
     repo::{Location, Repository, S3Location},
     retention::Retention,
     seal::{Encryption, Keys, Sealing},
 };
 use millrace_base::Secret;
-use millrace_cluster::spec::SUPERUSER;
+use millrace_cluster::{ClusterStatus, spec::SUPERUSER};
 use millrace_config::{Backup, BackupRepository, Secrets};
 use millrace_contract::status::{NodeRole, NodeState, NodeStatus};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     context::Context,
+    control::Client,
     explain::{Explained, explain},
+    platform::ClusterView,
 };
 
 /// The log's archive brings the end of a backup within this, or the backup is of no use.
 const LOG_WAIT: Duration = Duration::from_secs(120);
+const ASK_MAX: Duration = Duration::from_secs(5);
+/// Of servers that go away while they are copied.
+const ATTEMPTS_MAX: u32 = 3;
+const ATTEMPT_AFTER: Duration = Duration::from_secs(2);
 /// Replay and check of a large database.
 const PROOF_MAX: Duration = Duration::from_secs(6 * 3600);
 
@@ -114,8 +122,63 @@ pub(crate) async fn system_id(context: &Context, repo: &Repository) -> anyhow::R
     }
 }
 
-/// The node that is copied: a replica on this host that streams, else the primary; and its data directory.
-pub(crate) fn source(context: &Context, nodes: &[NodeStatus]) -> Option<(NodeStatus, PathBuf)> {
+/// Who says what the nodes do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Nodes<'a> {
+    /// The running platform or agent, asked.
+    Asked(&'a Client),
+    /// The platform itself.
+    Followed(&'a watch::Receiver<ClusterStatus>),
+}
+
+impl Nodes<'_> {
+    async fn now(self) -> anyhow::Result<Vec<NodeStatus>> {
+        match self {
+            Self::Asked(client) => Ok(client.get::<ClusterView>("/cluster", ASK_MAX).await?.nodes),
+            Self::Followed(status) => Ok(status.borrow().nodes.clone()),
+        }
+    }
+}
+
+/// Makes a backup of a node on this host. One whose server goes away meanwhile (a replica that restarts to get the slots
+/// of its primary, a primary that fails) is left for another, or for later: `ATTEMPTS_MAX` times.
+///
+/// `fast`: at once, rather than with the next checkpoint.
+///
+/// # Errors
+/// If no server on this host is fit, or the backup fails.
+pub(crate) async fn make(
+    context: &Context,
+    repo: &Repository,
+    nodes: Nodes<'_>,
+    (kind, fast): (Kind, bool),
+    progress: &ProgressFn<'_>,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Created, NodeStatus)> {
+    let mut lost: Option<String> = None;
+    let mut attempt = 1;
+    loop {
+        let (node, data_dir) = source(context, &nodes.now().await?, lost.as_deref())
+            .context("no server that could be copied runs on this host\n  hint: millrace cluster status")?;
+        let options = options(context, &node, data_dir, kind, fast)?;
+        match create(repo, &options, progress, stop).await {
+            Ok(created) => return Ok((created, node)),
+            Err(error) if error.is_lost_server() && attempt < ATTEMPTS_MAX => {
+                tracing::warn!(node = node.name, %error, "the server went away in the midst of its backup: begun anew");
+                (lost, attempt) = (Some(node.name), attempt + 1);
+                tokio::select! {
+                    () = stop.cancelled() => return Err(error).explained(),
+                    () = tokio::time::sleep(ATTEMPT_AFTER) => {}
+                }
+            }
+            Err(error) => return Err(error).explained(),
+        }
+    }
+}
+
+/// The node that is copied: a replica on this host that streams, else the primary; and its data directory. One that was
+/// lost a moment ago comes last.
+fn source(context: &Context, nodes: &[NodeStatus], lost: Option<&str>) -> Option<(NodeStatus, PathBuf)> {
     let place = |node: &NodeStatus| {
         let known = context.config.cluster.nodes.iter().find(|known| known.name == node.name)?;
         Some(context.config.node_dir(known).join("data")).filter(|folder| folder.join("PG_VERSION").exists())
@@ -123,15 +186,11 @@ pub(crate) fn source(context: &Context, nodes: &[NodeStatus]) -> Option<(NodeSta
     let runs = |node: &&NodeStatus| node.state == NodeState::Running && node.apply_delay_s.is_none() && !node.leaving;
     let fit = |node: &&NodeStatus| runs(node) && (node.role == NodeRole::Primary || node.streaming == Some(true));
     let mut nodes: Vec<&NodeStatus> = nodes.iter().filter(fit).collect();
-    nodes.sort_by_key(|node| node.role == NodeRole::Primary);
+    nodes.sort_by_key(|node| (lost == Some(node.name.as_str()), node.role == NodeRole::Primary));
     nodes.into_iter().find_map(|node| Some((node.clone(), place(node)?)))
 }
 
-/// How a backup of a node is made. `fast`: at once, rather than with the next checkpoint.
-///
-/// # Errors
-/// If there is no `[backup]`, or the authority's certificate cannot be read.
-pub(crate) fn options(
+fn options(
     context: &Context,
     node: &NodeStatus,
     data_dir: PathBuf,

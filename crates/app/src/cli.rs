@@ -444,6 +444,9 @@ pub(crate) struct Bench {
     /// Rows of the largest table (capture, reports)
     #[arg(long, default_value_t = 1_000_000)]
     pub(crate) rows: u64,
+    /// Of pgbench's tables, 16 MB each (backup)
+    #[arg(long, default_value_t = 100)]
+    pub(crate) scale: u32,
     #[command(flatten)]
     pub(crate) failover: FailoverBench,
 }
@@ -507,6 +510,8 @@ pub(crate) enum PeerSettings {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BenchName {
+    /// Backups, the log's archive and restores beside pgBackRest
+    Backup,
     /// Initial copy, apply rate and freshness beside native logical replication
     Capture,
     /// The dashboard's reports beside PostgreSQL, and the time of one batch

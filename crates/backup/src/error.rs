@@ -61,6 +61,8 @@ pub enum BackupError {
     Target { path: PathBuf, reason: String },
     #[error("there is no backup {0} in the repository")]
     NoSuchBackup(String),
+    #[error("another proof goes on in {}", .0.display())]
+    ProofRuns(PathBuf),
     #[error("the restored server failed its proof: {0}")]
     Proof(String),
     #[error("cancelled")]
@@ -103,6 +105,7 @@ impl BackupError {
             | Self::WalAbsent { .. }
             | Self::Plan(_)
             | Self::NoSuchBackup(_)
+            | Self::ProofRuns(_)
             | Self::Proof(_)
             | Self::Cancelled
             | Self::Panicked(_) => return None,
@@ -126,6 +129,12 @@ impl BackupError {
     /// The object is there already.
     pub(crate) fn already_exists(&self) -> bool {
         matches!(self, Self::Repository { source, .. } if matches!(**source, object_store::Error::AlreadyExists { .. }))
+    }
+
+    /// The server went away in the midst of it: another one, or the same a little later, may do.
+    #[must_use]
+    pub fn is_lost_server(&self) -> bool {
+        matches!(self, Self::Sql(error) if error.is_transient())
     }
 
     /// Whether the repository or the server may simply be away for a while.
@@ -152,6 +161,7 @@ impl BackupError {
             | Self::Plan(_)
             | Self::Target { .. }
             | Self::NoSuchBackup(_)
+            | Self::ProofRuns(_)
             | Self::Proof(_)
             | Self::Cancelled
             | Self::Panicked(_) => false,

@@ -29,6 +29,8 @@ use crate::{
 
 /// Chunks of a file; whole pages.
 pub(crate) const CHUNK: u64 = 32 << 20;
+/// A file that is written whole and has grown since it was found is read up to here.
+const WHOLE_MAX: u64 = 2 * CHUNK;
 const PACK_MAX: u64 = 64 << 20;
 const PACK_MIN: u64 = 8 << 20;
 /// Read at once.
@@ -155,7 +157,8 @@ pub(crate) fn make(job: &Arc<Job>, number: usize, extents: &[Extent]) -> Result<
             on_parent: false,
             piece: None,
         };
-        let Some((file, mut bytes)) = read(job, &place, extent)? else {
+        let whole = found.pages.is_none() && extent.at == 0 && extent.bytes == found.bytes;
+        let Some((file, mut bytes)) = read(job, &place, extent, whole)? else {
             packed.outcomes.push(outcome);
             continue;
         };
@@ -167,7 +170,7 @@ pub(crate) fn make(job: &Arc<Job>, number: usize, extents: &[Extent]) -> Result<
             }
         }
         outcome.end = Some(extent.at + len(&bytes));
-        if found.pages.is_none() && extent.at == 0 && extent.bytes == found.bytes {
+        if whole {
             outcome.blake3 = Some(blake3::hash(&bytes).to_hex().to_string());
         }
         if let Some((parent, before)) = job.parent.as_ref().and_then(|p| Some((p, p.files.get(&found.path)?))) {
@@ -212,16 +215,24 @@ fn len(bytes: &[u8]) -> u64 {
 }
 
 /// The bytes of an extent, as many as there are; `None` if the file has gone.
-fn read(job: &Job, place: &Path, extent: &Extent) -> Result<Option<(File, Vec<u8>)>, BackupError> {
+///
+/// `whole`: the extent is a file without pages, which may be another and longer one than when it was found (settings are
+/// replaced by renaming). Half of it would be worse than none: it is read to its end.
+fn read(job: &Job, place: &Path, extent: &Extent, whole: bool) -> Result<Option<(File, Vec<u8>)>, BackupError> {
     let Some(file) = there(File::open(place), "open", place)? else { return Ok(None) };
+    let most = usize::try_from(if whole { WHOLE_MAX } else { extent.bytes }).unwrap_or(usize::MAX);
     let mut bytes = vec![0; usize::try_from(extent.bytes).unwrap_or(usize::MAX)];
     let mut filled = 0;
-    while filled < bytes.len() {
+    loop {
+        if filled == bytes.len() {
+            // one byte more tells whether it has grown
+            bytes.resize(most.min(filled + if whole { 1 + filled } else { 0 }), 0);
+        }
         if job.stop.is_cancelled() {
             return Err(BackupError::Cancelled);
         }
         let until = bytes.len().min(filled + STEP);
-        let Some(room) = bytes.get_mut(filled..until) else { break };
+        let Some(room) = bytes.get_mut(filled..until).filter(|room| !room.is_empty()) else { break };
         let got = file
             .read_at(room, extent.at + u64::try_from(filled).unwrap_or(u64::MAX))
             .map_err(BackupError::io("read", place))?;
@@ -306,6 +317,28 @@ mod tests {
                 }
             }
             prop_assert_eq!(ends, lengths);
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_by_a_longer_one_is_read_to_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("settings.conf"), "a = 'one'\n".repeat(100)).unwrap();
+        let found = |bytes| Found { path: "settings.conf".to_owned(), mode: 0o600, bytes, pages: None };
+        for (then, whole) in [(10, true), (1_000, true), (70_000, true), (40, false)] {
+            let job = Arc::new(Job {
+                data: folder.path().to_owned(),
+                files: vec![found(if whole { then } else { 4 * then })],
+                sealing: Sealing::new(crate::seal::Encryption::Off),
+                start: Lsn(0),
+                check_pages: true,
+                parent: None,
+                throttle: None,
+                stop: CancellationToken::new(),
+                read: AtomicU64::new(0),
+            });
+            let packed = make(&job, 0, &[Extent { file: 0, at: 0, bytes: then }]).unwrap();
+            assert_eq!(packed.outcomes[0].end, Some(if whole { 1_000 } else { then }), "found with {then}");
         }
     }
 

@@ -26,6 +26,9 @@ use crate::{
 
 /// The scratch server has no network: the number only names its socket.
 const PORT: u16 = 5432;
+/// What makes a folder one of ours.
+const HBA: &str = "hba.conf";
+const HBA_LINES: &str = "# of a proof: this folder is removed\nlocal all all trust\n";
 /// A socket's path is no longer than 107 bytes; `/.s.PGSQL.5432` is a part of it.
 const SCRATCH_PATH_MAX: usize = 90;
 
@@ -66,9 +69,9 @@ pub async fn prove(
     system_id: u64,
     options: &ProveOptions,
     progress: &ProgressFn<'_>,
-    stop: &CancellationToken,
+    cancel: &CancellationToken,
 ) -> Result<Proof, BackupError> {
-    let scratch = Scratch::make(options)?;
+    let scratch = Scratch::make(options).await?;
     let plan = plan(repo, system_id, &options.target, options.backup.as_deref(), None).await?;
     let catalog = catalog::list(repo, system_id).await?;
     let label = plan.backups.last().cloned().unwrap_or_default();
@@ -85,14 +88,14 @@ pub async fn prove(
         wal: WalSource::Prefetch,
     };
     let begun = Instant::now();
-    let plan = restore(repo, system_id, &restore_options, progress, stop).await?;
+    let plan = restore(repo, system_id, &restore_options, progress, cancel).await?;
     let restore_ms = millis(begun);
     let server = Server { options, scratch: &scratch };
     let proven = tokio::select! {
         proven = server.run() => proven,
-        () = stop.cancelled() => Err(BackupError::Cancelled),
+        () = cancel.cancelled() => Err(BackupError::Cancelled),
     };
-    server.stop().await?;
+    stop(options, &scratch.path).await?;
     let (replay_ms, check_ms, databases) = proven?;
     tracing::info!(label = ?plan.backups.last(), restore_ms, replay_ms, "backup proven by restoring it");
     Ok(Proof { plan, restore_ms, replay_ms, check_ms, databases })
@@ -105,23 +108,47 @@ fn millis(since: Instant) -> u64 {
 /// The folder, removed when dropped.
 struct Scratch {
     path: PathBuf,
+    /// Beside it, held as long as it is ours: what a killed proof has left is told from one that goes on.
+    _lock: fs::File,
 }
 
 impl Scratch {
-    fn make(options: &ProveOptions) -> Result<Self, BackupError> {
+    async fn make(options: &ProveOptions) -> Result<Self, BackupError> {
         let path = options.scratch.clone();
         if path.as_os_str().len() > SCRATCH_PATH_MAX {
             let reason = format!("its name is longer than {SCRATCH_PATH_MAX} bytes, too long for a server's socket");
             return Err(BackupError::Target { path, reason });
         }
-        // a folder of our own making: removing it can remove nothing else
-        fs::DirBuilder::new().mode(0o700).create(&path).map_err(BackupError::io("make", &path))?;
-        let scratch = Self { path };
+        let beside = path.with_extension("lock");
+        let lock = fs::File::create(&beside).map_err(BackupError::io("make", &beside))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(BackupError::ProofRuns(path));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(BackupError::io("lock", beside)(error)),
+        }
+        // a folder of our own making, so that removing it can remove nothing else
+        let make = || fs::DirBuilder::new().mode(0o700).create(&path);
+        let mut made = make();
+        if made.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::AlreadyExists) {
+            if fs::read(path.join(HBA)).is_ok_and(|text| text == HBA_LINES.as_bytes()) {
+                tracing::info!(path = %path.display(), "what a proof that was killed has left is removed");
+                stop(options, &path).await?;
+                fs::remove_dir_all(&path).map_err(BackupError::io("remove", &path))?;
+                made = make();
+            } else if fs::remove_dir(&path).is_ok() {
+                // it was empty
+                made = make();
+            }
+        }
+        made.map_err(BackupError::io("make", &path))?;
+        let scratch = Self { path, _lock: lock };
+        let hba = scratch.path.join(HBA);
+        fs::write(&hba, HBA_LINES).map_err(BackupError::io("write", &hba))?;
+        options.run_as.own(&hba)?;
         options.run_as.own(&scratch.path)?;
         options.run_as.check_reachable(&scratch.path)?;
-        let hba = scratch.path.join("hba.conf");
-        fs::write(&hba, "local all all trust\n").map_err(BackupError::io("write", &hba))?;
-        options.run_as.own(&hba)?;
         Ok(scratch)
     }
 
@@ -173,7 +200,7 @@ impl Server<'_> {
             ("listen_addresses", "''".to_owned()),
             ("unix_socket_directories", quoted(scratch)),
             ("port", PORT.to_string()),
-            ("hba_file", quoted(&scratch.join("hba.conf"))),
+            ("hba_file", quoted(&scratch.join(HBA))),
             ("ssl", "off".to_owned()),
             ("archive_mode", "off".to_owned()),
             ("logging_collector", "off".to_owned()),
@@ -224,57 +251,80 @@ impl Server<'_> {
         Ok(rows.len())
     }
 
-    /// That it does not run is no error.
-    async fn stop(&self) -> Result<(), BackupError> {
-        if !self.scratch.data().join("postmaster.pid").exists() {
-            return Ok(());
-        }
-        let mut command = self.command("pg_ctl");
-        command.args(["stop", "--wait", "--silent", "--mode", "immediate", "--pgdata"]).arg(self.scratch.data());
-        self.finish(command, "pg_ctl").await
-    }
-
     fn command(&self, program: &str) -> std::process::Command {
-        let mut command = std::process::Command::new(self.options.binaries.program(program));
-        self.options.run_as.apply(&mut command);
-        command
-            .env_clear()
-            .env("PATH", "/usr/bin:/bin")
-            .env("LC_ALL", "C")
-            .current_dir(&self.scratch.path)
-            .stdin(Stdio::null())
-            // a pipe would stay open in the server that pg_ctl leaves behind
-            .stdout(Stdio::null());
-        command
+        command(self.options, &self.scratch.path, program)
     }
 
-    async fn finish(&self, mut command: std::process::Command, program: &str) -> Result<(), BackupError> {
-        let words = self.scratch.path.join(format!("{program}.out"));
-        let file = fs::File::create(&words).map_err(BackupError::io("write", &words))?;
-        let second = file.try_clone().map_err(BackupError::io("write", &words))?;
-        command.stdout(file).stderr(second);
-        let path = PathBuf::from(command.get_program());
-        let mut command = tokio::process::Command::from(command);
-        let run = command.kill_on_drop(true).status();
-        let status = tokio::time::timeout(self.options.deadline + Duration::from_secs(30), run)
-            .await
-            .map_err(|_| self.failed(&format!("{program} did not end in time")))?
-            .map_err(BackupError::io("run", path))?;
-        if status.success() {
-            return Ok(());
-        }
-        let text = fs::read(&words).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let first: Vec<&str> = text.lines().take(6).collect();
-        Err(self.failed(&format!("{program} failed: {}", first.join("; "))))
+    async fn finish(&self, command: std::process::Command, program: &str) -> Result<(), BackupError> {
+        finish(self.options, &self.scratch.path, command, program).await
     }
 
-    /// With the last words of the server.
     fn failed(&self, what: &str) -> BackupError {
-        let log = fs::read(self.scratch.path.join("log")).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log.lines().collect();
-        let last = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default().join("; ");
-        BackupError::Proof(format!("{what}; the server's log ends with: {last}"))
+        failed(&self.scratch.path, what)
     }
+}
+
+/// Ends the server of a scratch folder; that none runs is no error.
+async fn stop(options: &ProveOptions, scratch: &Path) -> Result<(), BackupError> {
+    let data = scratch.join("data");
+    if !data.join("postmaster.pid").exists() {
+        return Ok(());
+    }
+    let mut status = command(options, scratch, "pg_ctl");
+    let runs = status.args(["status", "--pgdata"]).arg(&data).stderr(Stdio::null()).status();
+    if !runs.map_err(BackupError::io("run", options.binaries.program("pg_ctl")))?.success() {
+        return Ok(());
+    }
+    let mut command = command(options, scratch, "pg_ctl");
+    command.args(["stop", "--wait", "--silent", "--mode", "immediate", "--pgdata"]).arg(data);
+    finish(options, scratch, command, "pg_ctl").await
+}
+
+fn command(options: &ProveOptions, scratch: &Path, program: &str) -> std::process::Command {
+    let mut command = std::process::Command::new(options.binaries.program(program));
+    options.run_as.apply(&mut command);
+    command
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("LC_ALL", "C")
+        .current_dir(scratch)
+        .stdin(Stdio::null())
+        // a pipe would stay open in the server that pg_ctl leaves behind
+        .stdout(Stdio::null());
+    command
+}
+
+async fn finish(
+    options: &ProveOptions,
+    scratch: &Path,
+    mut command: std::process::Command,
+    program: &str,
+) -> Result<(), BackupError> {
+    let words = scratch.join(format!("{program}.out"));
+    let file = fs::File::create(&words).map_err(BackupError::io("write", &words))?;
+    let second = file.try_clone().map_err(BackupError::io("write", &words))?;
+    command.stdout(file).stderr(second);
+    let path = PathBuf::from(command.get_program());
+    let mut command = tokio::process::Command::from(command);
+    let run = command.kill_on_drop(true).status();
+    let status = tokio::time::timeout(options.deadline + Duration::from_secs(30), run)
+        .await
+        .map_err(|_| failed(scratch, &format!("{program} did not end in time")))?
+        .map_err(BackupError::io("run", path))?;
+    if status.success() {
+        return Ok(());
+    }
+    let text = fs::read(&words).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let first: Vec<&str> = text.lines().take(6).collect();
+    Err(failed(scratch, &format!("{program} failed: {}", first.join("; "))))
+}
+
+/// With the last words of the server.
+fn failed(scratch: &Path, what: &str) -> BackupError {
+    let log = fs::read(scratch.join("log")).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<&str> = log.lines().collect();
+    let last = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default().join("; ");
+    BackupError::Proof(format!("{what}; the server's log ends with: {last}"))
 }

@@ -110,23 +110,28 @@ impl Lab {
         self.output.note(text);
     }
 
-    /// Makes and starts a server; `settings` come after the platform's own and win.
-    pub(crate) async fn server(&mut self, name: &str, settings: &[(&str, &str)]) -> anyhow::Result<Server> {
+    /// A server of this folder, not made yet; `settings` come after the platform's own and win.
+    pub(crate) fn spec(&self, name: &str, settings: &[(&str, &str)]) -> anyhow::Result<ServerSpec> {
         let everyone = |database| HbaRule { databases: vec![database], users: Vec::new(), source: HbaSource::SameHost };
         let mut all = millrace_cluster::settings::of_platform(&Limits::default(), 1);
         all.extend(settings.iter().map(|(name, value)| Setting::new(*name, *value, "for this measurement")));
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        let spec = ServerSpec {
+        Ok(ServerSpec {
             binaries: self.binaries.clone(),
             run_as: self.run_as.clone(),
             folder: self.folder.join(name),
             log_file: self.folder.join(format!("{name}.log")),
             listen: vec!["127.0.0.1".to_owned()],
-            port,
+            port: std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port(),
             tls: self.context.config.tls(),
             settings: all,
             hba: vec![everyone(HbaDatabase::All), everyone(HbaDatabase::Replication)],
-        };
+        })
+    }
+
+    /// Makes and starts a server; `settings` come after the platform's own and win.
+    pub(crate) async fn server(&mut self, name: &str, settings: &[(&str, &str)]) -> anyhow::Result<Server> {
+        let spec = self.spec(name, settings)?;
+        let port = spec.port;
         let password = self.context.secrets.superuser.clone();
         spec.initdb(&password).await.explained()?;
         let mut postmaster = spec.start().await.explained()?;

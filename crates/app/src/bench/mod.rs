@@ -6,6 +6,7 @@
 //! Non-goals: absolute figures (they are the machine's: read ratios), load from other hosts.
 
 mod apply;
+mod backup;
 mod batches;
 mod capture;
 mod changes;
@@ -17,6 +18,7 @@ mod lab;
 mod native;
 mod ours;
 mod peer_star;
+mod pgbench;
 mod proxy;
 mod reports;
 mod rows;
@@ -67,6 +69,7 @@ struct Measured {
 
 async fn measure(lab: &mut Lab, options: &Bench) -> anyhow::Result<Measured> {
     match options.name {
+        BenchName::Backup => Box::pin(backup::measure(lab, options.scale)).await,
         BenchName::Capture => Box::pin(capture::measure(lab, options.rows)).await,
         BenchName::Failover => Box::pin(failover::measure(lab, &options.failover)).await,
         BenchName::Proxy => Box::pin(proxy::measure(lab)).await,

@@ -4,7 +4,6 @@
 //! runs in this process, which does nothing else meanwhile. pgbench takes its share of the same cores from both alike.
 
 mod peer;
-mod pgbench;
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -28,10 +27,10 @@ use super::{
     Measured, ROUNDS,
     figure::{Figure, median},
     lab::Lab,
+    pgbench::{self, Load, Run},
     usage,
 };
 use peer::Bouncer;
-use pgbench::{Load, Run};
 
 /// Server connections of either pooler.
 const POOL: usize = 20;
@@ -65,7 +64,7 @@ pub(crate) async fn measure(lab: &mut Lab) -> anyhow::Result<Measured> {
     files::write_atomic(&passfile, format!("127.0.0.1:*:*:postgres:{}\n", password.reveal()).as_bytes(), 0o600)?;
     let programs = pgbench::Programs { pgbench: lab.binaries().program("pgbench"), passfile };
     lab.note("pgbench makes its tables, scale 10");
-    programs.initialize(direct).await?;
+    programs.initialize(direct, 10).await?;
 
     let peer = Bouncer::start(lab, direct, &password).await?;
     lab.versions.push(peer.version.clone());

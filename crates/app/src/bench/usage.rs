@@ -32,6 +32,11 @@ pub(crate) fn own_cpu_s() -> f64 {
     seconds(stat("self").map_or(0, |stat| stat.own))
 }
 
+/// Processor seconds so far of programs that this process has run and that have ended, with those that they ran.
+pub(crate) fn programs_cpu_s() -> f64 {
+    seconds(stat("self").map_or(0, |stat| stat.children))
+}
+
 /// Processor seconds so far of a server: its postmaster, its processes that live and those that have ended.
 pub(crate) fn server_cpu_s(postmaster: u32) -> f64 {
     let Ok(entries) = fs::read_dir("/proc") else { return f64::NAN };

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use millrace_backup::{
-    Kind, Manifest, RestoreOptions, Step, VerifyOptions, WalSource, create, list,
+    Kind, Manifest, RestoreOptions, Step, VerifyOptions, WalSource, list,
     plan::{Plan, Target},
     repo::Repository,
     restore, retention, wal,
@@ -17,14 +17,13 @@ use millrace_base::{Clock as _, Lsn, Micros, SystemClock};
 use millrace_pg::RunAs;
 use tokio_util::sync::CancellationToken;
 
-use super::{SHORT, client};
+use super::client;
 use crate::{
-    backup::{self, retention_of},
+    backup::{self, Nodes, retention_of},
     cli::{BackupCommand, RestoreTo, WalCommand},
     context::Context,
     explain::{Explained as _, Usage},
     output::{bytes_text, table},
-    platform::ClusterView,
 };
 
 pub(super) async fn run(context: &Context, command: &BackupCommand) -> anyhow::Result<u8> {
@@ -116,16 +115,13 @@ impl Bar {
 }
 
 async fn make(context: &Context, repo: &Repository, kind: Kind) -> anyhow::Result<u8> {
-    let view: ClusterView = client(&context.clone().of_cluster()?).get("/cluster", SHORT).await?;
-    let (node, data_dir) = backup::source(context, &view.nodes)
-        .context("no server that could be copied runs on this host\n  hint: millrace cluster status")?;
+    let api = client(&context.clone().of_cluster()?);
     let mut tasks = millrace_base::Tasks::new(CancellationToken::new());
     let stop = stop_on_interrupt(&mut tasks);
-    let options = backup::options(context, &node, data_dir, kind, true)?;
     let bar = Bar::new(context);
-    let made = create(repo, &options, &|step| bar.tell(step), &stop).await;
+    let made = backup::make(context, repo, Nodes::Asked(&api), (kind, true), &|step| bar.tell(step), &stop).await;
     bar.end();
-    let made = made.explained()?;
+    let (made, node) = made?;
     let manifest = &made.manifest;
     context.output.json(manifest)?;
     if let Some(why) = &made.full_because {

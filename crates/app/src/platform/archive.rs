@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use millrace_backup::{
-    Kind, create, list, prove,
+    Kind, list, prove,
     repo::Repository,
     retention,
     wal::{self, ReceiveOptions, ReceiveStatus},
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backup::{self, retention_of},
+    backup::{self, Nodes, retention_of},
     context::Context,
     explain::{Explained as _, chain},
 };
@@ -212,10 +212,8 @@ impl Schedule {
             (false, true) => Kind::Incremental,
             (false, false) => return Ok(()),
         };
-        let nodes = cluster.borrow().nodes.clone();
-        let Some((node, data_dir)) = backup::source(&self.context, &nodes) else { return Ok(()) };
-        let options = backup::options(&self.context, &node, data_dir, kind, false)?;
-        let made = create(&self.repo, &options, &|_| {}, token).await.explained()?;
+        let nodes = Nodes::Followed(cluster);
+        let (made, node) = backup::make(&self.context, &self.repo, nodes, (kind, false), &|_| {}, token).await?;
         tracing::info!(label = made.manifest.label, node = node.name, "a backup was made");
         if self.config.prove {
             let label = made.manifest.label;

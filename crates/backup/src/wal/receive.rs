@@ -251,6 +251,10 @@ impl<'a> Session<'a> {
         let (mut heard, mut replied) = (Instant::now(), Instant::now());
         let mut ended = false;
         loop {
+            if !ended {
+                // before anything is waited for: the first of it came together with the answer to the start
+                ended = self.take_arrived(&mut stream, &mut current, &mut uploads, inventory, durable).await?;
+            }
             if ended && uploads.is_empty() && current.data.len() <= current.flushed {
                 self.acknowledge(&mut stream, durable).await?;
                 let (connection, next) = stream.finish(COMMAND).await?;
@@ -289,23 +293,35 @@ impl<'a> Session<'a> {
                 filled = stream.fill(), if room && !ended => {
                     filled?;
                     heard = Instant::now();
-                    while let Some(item) = stream.buffered()? {
-                        match item {
-                            PhysicalItem::End => {
-                                self.flush_part(&mut current, &mut uploads, inventory);
-                                ended = true;
-                                break;
-                            }
-                            PhysicalItem::Message(message) => {
-                                if self.take(&message, &mut current, &mut uploads, inventory)? {
-                                    self.acknowledge(&mut stream, durable).await?;
-                                }
-                            }
-                        }
-                    }
                 }
             }
         }
+    }
+
+    /// Takes what has arrived, as far as there is room for it; says whether the timeline has ended with it.
+    async fn take_arrived(
+        &self,
+        stream: &mut PhysicalStream,
+        current: &mut Current,
+        uploads: &mut FuturesOrdered<Upload<'a>>,
+        inventory: &Inventory,
+        durable: Lsn,
+    ) -> Result<bool, BackupError> {
+        while uploads.len() < self.options.uploads_max.max(1) {
+            match stream.buffered()? {
+                Some(PhysicalItem::End) => {
+                    self.flush_part(current, uploads, inventory);
+                    return Ok(true);
+                }
+                Some(PhysicalItem::Message(message)) => {
+                    if self.take(&message, current, uploads, inventory)? {
+                        self.acknowledge(stream, durable).await?;
+                    }
+                }
+                None => break,
+            }
+        }
+        Ok(false)
     }
 
     /// Takes one message; says whether the server wants an answer.

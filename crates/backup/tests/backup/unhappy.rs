@@ -257,6 +257,36 @@ async fn without_log_a_backup_does_not_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn log_that_is_lost_is_a_gap_that_is_told() {
+    let server = TestServer::start().await;
+    let client = server.create_database("app").await;
+    let id = system_id(&client).await;
+    let kept = repository(&server.folder().join("repo"));
+    let mut receiver = Receiver::start(&kept.repo, server.params());
+    client.batch_execute("CREATE TABLE t (n bigint)").await.unwrap();
+    client.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+    receiver.durable(position(&client).await).await;
+    receiver.stop().await;
+    let gone = || async { client.execute("SELECT pg_drop_replication_slot('archive')", &[]).await.is_ok() };
+    millrace_testkit::wait_until(SOON, gone).await;
+    for _ in 0..4 {
+        for sql in ["INSERT INTO t VALUES (1)", "SELECT pg_switch_wal()", "CHECKPOINT"] {
+            client.batch_execute(sql).await.unwrap();
+        }
+    }
+    client.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+    let mut receiver = Receiver::start(&kept.repo, server.params());
+    receiver.durable(position(&client).await).await;
+    let status = wal::status(&kept.repo, id).await.unwrap();
+    assert_eq!(status.timelines[0].gaps.len(), 1, "{status:?}");
+    // a backup after the gap is as good as any
+    back_up(&kept.repo, &server, Kind::Full).await;
+    receiver.stop().await;
+    let restored = restore_to(&kept.repo, id, &server, |_| {}).await.unwrap();
+    assert_eq!(numbers(&restored.promoted("app").await, "SELECT count(*) FROM t").await, [5]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_that_dies_leaves_nothing_that_counts() {
     let server = TestServer::start().await;
     let id = system_id(&server.client().await).await;

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use tokio::process::{Child, Command};
 
-use super::super::{figure::percentile, usage};
+use super::{figure::percentile, usage};
 
 /// The greatest part of transactions whose latency is written down: more would load the client.
 const SAMPLED: &str = "0.1";
@@ -74,11 +74,25 @@ impl Programs {
         command
     }
 
-    pub(super) async fn initialize(&self, address: SocketAddr) -> anyhow::Result<()> {
-        let made = self.command(address).args(["--initialize", "--quiet", "--scale", "10"]).output().await;
+    /// Makes its tables: 100,000 accounts, about 16 MB, each step of `scale`.
+    pub(super) async fn initialize(&self, address: SocketAddr, scale: u32) -> anyhow::Result<()> {
+        let made = self.command(address).args(["--initialize", "--quiet", "--scale", &scale.to_string()]).output().await;
         let made = made.context("cannot run pgbench\n  hint: apt install postgresql-contrib or postgresql-15")?;
         if !made.status.success() {
             bail!("pgbench --initialize: {}", String::from_utf8_lossy(&made.stderr));
+        }
+        Ok(())
+    }
+
+    /// Runs so many of its usual transactions, which write.
+    pub(super) async fn write(&self, address: SocketAddr, clients: u32, each: u32) -> anyhow::Result<()> {
+        let mut command = self.command(address);
+        command.args(["--no-vacuum", "--jobs", "2", "--client", &clients.to_string(), "--transactions"]);
+        let output = command.arg(each.to_string()).output().await.context("cannot run pgbench")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let all = format!("number of transactions actually processed: {}/", clients * each);
+        if !output.status.success() || !said.contains(&all) {
+            bail!("pgbench: {}{said}", String::from_utf8_lossy(&output.stderr));
         }
         Ok(())
     }
