@@ -158,9 +158,11 @@ pub(crate) async fn make(
     let mut lost: Option<String> = None;
     let mut attempt = 1;
     loop {
-        let (node, data_dir) = source(context, &nodes.now().await?, lost.as_deref())
+        let now = nodes.now().await?;
+        let (node, data_dir) = source(context, &now, lost.as_deref())
             .context("no server that could be copied runs on this host\n  hint: millrace cluster status")?;
-        let options = options(context, &node, data_dir, kind, fast)?;
+        let primary = now.iter().find(|other| other.role == NodeRole::Primary && other.name != node.name);
+        let options = options(context, (&node, primary), data_dir, kind, fast)?;
         match create(repo, &options, progress, stop).await {
             Ok(created) => return Ok((created, node)),
             Err(error) if error.is_lost_server() && attempt < ATTEMPTS_MAX => {
@@ -192,7 +194,7 @@ fn source(context: &Context, nodes: &[NodeStatus], lost: Option<&str>) -> Option
 
 fn options(
     context: &Context,
-    node: &NodeStatus,
+    (node, primary): (&NodeStatus, Option<&NodeStatus>),
     data_dir: PathBuf,
     kind: Kind,
     fast: bool,
@@ -200,6 +202,7 @@ fn options(
     let config = config(context)?;
     Ok(CreateOptions {
         params: context.superuser_at(node)?,
+        primary: primary.map(|primary| context.superuser_at(primary)).transpose()?,
         data_dir,
         kind,
         threads: config.threads,

@@ -34,6 +34,9 @@ pub struct CreateOptions {
     /// A superuser, or a role that may call `pg_backup_start` and read the settings. Always the same database: the lock
     /// that keeps two backups of a server apart is one of a database.
     pub params: ConnectParams,
+    /// The primary, if `params` are of a replica: it is asked for a checkpoint when `fast_checkpoint` is wanted. Without it
+    /// the backup begins at the replica's last restart point, and has to replay all log since then.
+    pub primary: Option<ConnectParams>,
     /// The server's data directory, on this host.
     pub data_dir: PathBuf,
     /// An incremental one becomes a full one where there is nothing to build on; the result says why.
@@ -146,6 +149,9 @@ impl Run<'_> {
         mut full_because: Option<String>,
     ) -> Result<Created, BackupError> {
         (self.progress)(Step::Checkpoint);
+        if let Some(primary) = self.options.primary.as_ref().filter(|_| self.options.fast_checkpoint) {
+            self.session.catch_up_with_checkpoint(primary).await?;
+        }
         let (start, timeline, started_at) = self.session.start(label, self.options.fast_checkpoint).await?;
         let mut chosen = None;
         if let Some((parent, files)) = parent {

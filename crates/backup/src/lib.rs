@@ -67,6 +67,7 @@
 //! let repo = Repository::open(&Location::Folder("/backups".into()), sealing, Keys::parse(&key)?)?;
 //! let options = CreateOptions {
 //!     params,
+//!     primary: None,
 //!     data_dir: "/var/lib/postgresql/15/main".into(),
 //!     kind: Kind::Incremental,
 //!     threads: 2,

@@ -6,7 +6,6 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::Write,
     os::unix::fs::FileExt,
     path::Path,
     sync::{
@@ -23,7 +22,7 @@ use crate::{
     error::BackupError,
     manifest::{FileEntry, Object, Piece},
     page::{self, BLOCKS_PER_FILE, PAGE, Verdict},
-    scan::{Found, there},
+    scan::{CONTROL_FILE, Found, there},
     seal::Sealing,
 };
 
@@ -31,7 +30,7 @@ use crate::{
 pub(crate) const CHUNK: u64 = 32 << 20;
 /// A file that is written whole and has grown since it was found is read up to here.
 const WHOLE_MAX: u64 = 2 * CHUNK;
-const PACK_MAX: u64 = 64 << 20;
+const PACK_MAX: u64 = CHUNK;
 const PACK_MIN: u64 = 8 << 20;
 /// Read at once.
 const STEP: usize = 1 << 20;
@@ -144,7 +143,8 @@ pub(crate) struct Packed {
 /// Reads, checks, compresses and encrypts one pack. Blocking.
 pub(crate) fn make(job: &Arc<Job>, number: usize, extents: &[Extent]) -> Result<Packed, BackupError> {
     let name = format!("pack-{number:05}.{}", job.sealing.extension());
-    let mut writer = job.sealing.writer()?;
+    let mut content = Vec::new();
+    let mut room = Vec::new();
     let mut packed = Packed { object: None, outcomes: Vec::new(), damaged: Vec::new(), bytes: 0 };
     for extent in extents {
         let Some(found) = job.files.get(extent.file) else { continue };
@@ -158,52 +158,56 @@ pub(crate) fn make(job: &Arc<Job>, number: usize, extents: &[Extent]) -> Result<
             piece: None,
         };
         let whole = found.pages.is_none() && extent.at == 0 && extent.bytes == found.bytes;
-        let Some((file, mut bytes)) = read(job, &place, extent, whole)? else {
+        let read = match found.path == CONTROL_FILE {
+            true => settled(job, &place, extent, &mut room),
+            false => read(job, &place, extent, whole, &mut room),
+        };
+        let Some((file, filled)) = read? else {
             packed.outcomes.push(outcome);
             continue;
         };
-        let mut pages = None;
-        if let Some(kind) = found.pages {
-            bytes.truncate(bytes.len() / PAGE * PAGE);
-            if job.check_pages {
-                check(job, &file, &place, found, kind.number, extent.at, &mut bytes, &mut packed.damaged)?;
-            }
+        let filled = if found.pages.is_some() { filled / PAGE * PAGE } else { filled };
+        let bytes = room.get_mut(..filled).unwrap_or_default();
+        if let Some(kind) = found.pages.as_ref().filter(|_| job.check_pages) {
+            check(job, &file, &place, found, kind.number, extent.at, bytes, &mut packed.damaged)?;
         }
-        outcome.end = Some(extent.at + len(&bytes));
+        outcome.end = Some(extent.at + len(bytes));
         if whole {
-            outcome.blake3 = Some(blake3::hash(&bytes).to_hex().to_string());
+            outcome.blake3 = Some(blake3::hash(bytes).to_hex().to_string());
         }
+        let (mut taken, mut pages): (&[u8], _) = (bytes, None);
+        let some;
         if let Some((parent, before)) = job.parent.as_ref().and_then(|p| Some((p, p.files.get(&found.path)?))) {
             if found.pages.is_some() {
                 outcome.on_parent = true;
-                let (changed, runs) = changed(&bytes, extent.at, before.bytes, parent.start);
+                let runs;
+                (some, runs) = changed(bytes, extent.at, before.bytes, parent.start);
                 if runs.is_empty() {
-                    bytes.clear();
-                } else if changed.len() < bytes.len() {
-                    bytes = changed;
-                    pages = Some(runs);
+                    taken = &[];
+                } else if some.len() < bytes.len() {
+                    (taken, pages) = (&some, Some(runs));
                 }
             } else if outcome.blake3.is_some() && outcome.blake3 == before.blake3 {
                 outcome.on_parent = true;
-                bytes.clear();
+                taken = &[];
             }
         }
-        if !bytes.is_empty() {
-            writer.write_all(&bytes).map_err(|error| BackupError::Encrypt(error.to_string()))?;
+        if !taken.is_empty() {
             outcome.piece = Some(Piece {
                 pack: number,
-                offset: packed.bytes,
-                bytes: len(&bytes),
-                blake3: blake3::hash(&bytes).to_hex().to_string(),
+                offset: len(&content),
+                bytes: len(taken),
+                blake3: blake3::hash(taken).to_hex().to_string(),
                 at: extent.at,
                 pages,
             });
-            packed.bytes += len(&bytes);
+            content.extend_from_slice(taken);
         }
         packed.outcomes.push(outcome);
     }
+    packed.bytes = len(&content);
     if packed.bytes > 0 {
-        let sealed = writer.finish()?;
+        let sealed = job.sealing.seal(&content)?;
         let blake3 = blake3::hash(&sealed).to_hex().to_string();
         packed.object = Some((Object { name, bytes: len(&sealed), blake3 }, sealed));
     }
@@ -214,27 +218,51 @@ fn len(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
-/// The bytes of an extent, as many as there are; `None` if the file has gone.
+/// A file that the server overwrites in place: until it reads the same twice.
+fn settled(job: &Job, place: &Path, extent: &Extent, room: &mut Vec<u8>) -> Result<Option<(File, usize)>, BackupError> {
+    let mut before: Option<Vec<u8>> = None;
+    for _ in 0..READS_MAX {
+        let Some((file, filled)) = read(job, place, extent, true, room)? else { return Ok(None) };
+        let now = room.get(..filled).unwrap_or_default();
+        if before.as_deref() == Some(now) {
+            return Ok(Some((file, filled)));
+        }
+        before = Some(now.to_vec());
+    }
+    Err(BackupError::Unfit(format!("{} changes with every look at it", place.display())))
+}
+
+/// Reads an extent into the beginning of `room`, which grows; says how much of it there is. `None` if the file has gone.
 ///
 /// `whole`: the extent is a file without pages, which may be another and longer one than when it was found (settings are
-/// replaced by renaming). Half of it would be worse than none: it is read to its end.
-fn read(job: &Job, place: &Path, extent: &Extent, whole: bool) -> Result<Option<(File, Vec<u8>)>, BackupError> {
+/// replaced by renaming). Half of it would be worse than none: it is read as long as it is now.
+fn read(
+    job: &Job,
+    place: &Path,
+    extent: &Extent,
+    whole: bool,
+    room: &mut Vec<u8>,
+) -> Result<Option<(File, usize)>, BackupError> {
     let Some(file) = there(File::open(place), "open", place)? else { return Ok(None) };
-    let most = usize::try_from(if whole { WHOLE_MAX } else { extent.bytes }).unwrap_or(usize::MAX);
-    let mut bytes = vec![0; usize::try_from(extent.bytes).unwrap_or(usize::MAX)];
+    let wanted = if whole {
+        let now = file.metadata().map_err(BackupError::io("look at", place))?.len();
+        now.max(extent.bytes).min(WHOLE_MAX)
+    } else {
+        extent.bytes
+    };
+    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+    if room.len() < wanted {
+        // zeros from the system, not written one by one
+        *room = vec![0; wanted.next_power_of_two()];
+    }
     let mut filled = 0;
-    loop {
-        if filled == bytes.len() {
-            // one byte more tells whether it has grown
-            bytes.resize(most.min(filled + if whole { 1 + filled } else { 0 }), 0);
-        }
+    while filled < wanted {
         if job.stop.is_cancelled() {
             return Err(BackupError::Cancelled);
         }
-        let until = bytes.len().min(filled + STEP);
-        let Some(room) = bytes.get_mut(filled..until).filter(|room| !room.is_empty()) else { break };
+        let Some(place_for) = room.get_mut(filled..wanted.min(filled + STEP)) else { break };
         let got = file
-            .read_at(room, extent.at + u64::try_from(filled).unwrap_or(u64::MAX))
+            .read_at(place_for, extent.at + u64::try_from(filled).unwrap_or(u64::MAX))
             .map_err(BackupError::io("read", place))?;
         if got == 0 {
             break;
@@ -246,8 +274,7 @@ fn read(job: &Job, place: &Path, extent: &Extent, whole: bool) -> Result<Option<
             throttle.take(got);
         }
     }
-    bytes.truncate(filled);
-    Ok(Some((file, bytes)))
+    Ok(Some((file, filled)))
 }
 
 /// Checks the pages of a chunk; one that looks torn is read again and replaced.

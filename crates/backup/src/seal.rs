@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    io::{self, Read, Write},
+    io::{Read, Write},
     sync::Arc,
 };
 
@@ -120,68 +120,19 @@ impl Sealing {
         }
     }
 
-    /// Something that takes content and in the end gives the object.
-    pub(crate) fn writer(&self) -> Result<SealWriter, BackupError> {
-        let failed = |error: &dyn fmt::Display| BackupError::Encrypt(error.to_string());
-        let under = match &self.encryption {
-            Encryption::Recipients(all) => {
-                let all = all.iter().map(|recipient| recipient as &dyn Recipient);
-                let encryptor = Encryptor::with_recipients(all).map_err(|e| failed(&e))?;
-                Under::Age(Box::new(encryptor.wrap_output(Vec::new()).map_err(|e| failed(&e))?))
-            }
-            Encryption::Off => Under::Plain(Vec::new()),
-        };
-        let zstd = zstd::stream::write::Encoder::new(under, self.level).map_err(|e| failed(&e))?;
-        Ok(SealWriter { zstd })
-    }
-
     /// Seals all of `content`.
     pub(crate) fn seal(&self, content: &[u8]) -> Result<Vec<u8>, BackupError> {
-        let mut writer = self.writer()?;
-        writer.write_all(content).map_err(|error| BackupError::Encrypt(error.to_string()))?;
-        writer.finish()
-    }
-}
-
-enum Under {
-    Age(Box<age::stream::StreamWriter<Vec<u8>>>),
-    Plain(Vec<u8>),
-}
-
-impl Write for Under {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Age(writer) => writer.write(bytes),
-            Self::Plain(writer) => writer.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-pub(crate) struct SealWriter {
-    zstd: zstd::stream::write::Encoder<'static, Under>,
-}
-
-impl SealWriter {
-    pub(crate) fn finish(self) -> Result<Vec<u8>, BackupError> {
-        let failed = |error: io::Error| BackupError::Encrypt(error.to_string());
-        match self.zstd.finish().map_err(failed)? {
-            Under::Age(writer) => writer.finish().map_err(failed),
-            Under::Plain(bytes) => Ok(bytes),
-        }
-    }
-}
-
-impl Write for SealWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.zstd.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.zstd.flush()
+        let failed = |error: &dyn fmt::Display| BackupError::Encrypt(error.to_string());
+        // all at once: a stream would be compressed in pieces that cannot see each other without a copy
+        let compressed = zstd::bulk::compress(content, self.level).map_err(|e| failed(&e))?;
+        let Encryption::Recipients(all) = &self.encryption else { return Ok(compressed) };
+        let all = all.iter().map(|recipient| recipient as &dyn Recipient);
+        let encryptor = Encryptor::with_recipients(all).map_err(|e| failed(&e))?;
+        // age adds 16 bytes to each 64 KiB, and a header
+        let sealed = Vec::with_capacity(compressed.len() + compressed.len() / 4_000 + 1_024);
+        let mut writer = encryptor.wrap_output(sealed).map_err(|e| failed(&e))?;
+        writer.write_all(&compressed).map_err(|e| failed(&e))?;
+        writer.finish().map_err(|e| failed(&e))
     }
 }
 

@@ -9,6 +9,8 @@ use millrace_pg::{ConnectParams, Connection, PgError, connect};
 use crate::error::BackupError;
 
 const CONNECT: Duration = Duration::from_secs(10);
+/// For a replica to replay a checkpoint that was asked for.
+const REPLAY_MAX: Duration = Duration::from_secs(30);
 /// `hashtext('millrace backup')` would do as well: any number that no one else takes.
 const LOCK: i64 = 0x6d69_6c6c_6261_636b;
 
@@ -75,6 +77,38 @@ impl Session {
             in_recovery: row.try_get("in_recovery").map_err(PgError::from)?,
         };
         Ok(Self { connection, facts })
+    }
+
+    /// Asks the primary for a checkpoint and waits until this replica has replayed it, so that it can be its restart point.
+    /// Only the backup's length depends on it: what fails is told and no more.
+    pub(crate) async fn catch_up_with_checkpoint(&self, primary: &ConnectParams) -> Result<(), BackupError> {
+        if !self.facts.in_recovery {
+            return Ok(());
+        }
+        let asked = async {
+            let primary = connect(primary, CONNECT).await?;
+            primary.batch_execute("CHECKPOINT").await.map_err(PgError::from)?;
+            let row = primary.query_one(include_str!("../sql/end.sql"), &[]).await.map_err(PgError::from)?;
+            row.try_get::<_, tokio_postgres::types::PgLsn>("lsn").map_err(PgError::from)
+        };
+        let end = match asked.await {
+            Ok(end) => end,
+            Err(error) => {
+                tracing::warn!(%error, "the primary gave no checkpoint: the backup begins where the replica's last one was");
+                return Ok(());
+            }
+        };
+        let until = tokio::time::Instant::now() + REPLAY_MAX;
+        while tokio::time::Instant::now() < until {
+            let row =
+                self.connection.query_one(include_str!("../sql/replayed.sql"), &[&end]).await.map_err(PgError::from)?;
+            if row.try_get("reached").map_err(PgError::from)? {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        tracing::warn!("the replica has not replayed the primary's checkpoint in time");
+        Ok(())
     }
 
     /// Begins the backup: where replay starts, on which timeline, and when.

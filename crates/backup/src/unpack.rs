@@ -90,13 +90,18 @@ pub(crate) fn read(
         }
         let skip = piece.offset.checked_sub(at).ok_or_else(|| BackupError::damaged(object, "its pieces overlap"))?;
         std::io::copy(&mut content.by_ref().take(skip), &mut std::io::sink()).map_err(damaged)?;
-        bytes.resize(usize::try_from(piece.bytes).unwrap_or(usize::MAX), 0);
-        content.read_exact(&mut bytes).map_err(damaged)?;
+        let length = usize::try_from(piece.bytes).unwrap_or(usize::MAX);
+        if length > bytes.len() {
+            // zeros from the system, not written one by one
+            bytes = vec![0; length.next_power_of_two()];
+        }
+        let bytes = bytes.get_mut(..length).unwrap_or_default();
+        content.read_exact(bytes).map_err(damaged)?;
         at = piece.offset + piece.bytes;
-        if blake3::hash(&bytes).to_hex().as_str() != piece.blake3 {
+        if blake3::hash(bytes).to_hex().as_str() != piece.blake3 {
             return Err(BackupError::damaged(object, format!("the checksum of its part of {path} is wrong")));
         }
-        each(path, piece, &bytes)?;
+        each(path, piece, bytes)?;
     }
     Ok(())
 }

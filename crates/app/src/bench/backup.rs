@@ -79,7 +79,7 @@ pub(crate) async fn measure(lab: &mut Lab, scale: u32) -> anyhow::Result<Measure
     let data = lab.folder().join("server/data");
     let hba = data.join("pg_hba.conf");
     let rules = std::fs::read_to_string(&hba)?;
-    let open = "local all all scram-sha-256\nhost all all 127.0.0.1/32 scram-sha-256\n";
+    let open = "local all all scram-sha-256\nhost all,replication all 127.0.0.1/32 scram-sha-256\n";
     std::fs::write(&hba, format!("{open}{rules}"))?;
     let client = server.connect("postgres").await?;
     client.batch_execute("CREATE DATABASE bench").await?;
@@ -271,6 +271,7 @@ impl Bed {
             let folder = place.folder.clone();
             files::create_dir_all(&folder, 0o755)?;
             lab.run_as().own(&folder).explained()?;
+            warm(lab.folder())?;
             let meter = Meter::start(self.server.pid);
             match turn {
                 Turn::Ours => self.ours.restore(&place, lab, whole).await?,
@@ -338,6 +339,21 @@ impl Bed {
         }
         Ok(())
     }
+}
+
+/// Fills as much of the page cache as a restore takes, and lets it go: where memory comes from the host on first use,
+/// whoever comes first would pay for both.
+fn warm(folder: &Path) -> anyhow::Result<()> {
+    let of = |folder: &Path| -> u64 {
+        walkdir::WalkDir::new(folder).into_iter().flatten().filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+    };
+    let (place, chunk) = (folder.join("warm"), vec![0; 1 << 20]);
+    let mut file = std::fs::File::create(&place)?;
+    for _ in 0..of(&folder.join("server/data")).div_ceil(1 << 20) {
+        std::io::Write::write_all(&mut file, &chunk)?;
+    }
+    drop(file);
+    Ok(std::fs::remove_file(place)?)
 }
 
 /// Ends a file of log; what comes before the position is in complete files.

@@ -76,7 +76,8 @@ impl Programs {
 
     /// Makes its tables: 100,000 accounts, about 16 MB, each step of `scale`.
     pub(super) async fn initialize(&self, address: SocketAddr, scale: u32) -> anyhow::Result<()> {
-        let made = self.command(address).args(["--initialize", "--quiet", "--scale", &scale.to_string()]).output().await;
+        let made =
+            self.command(address).args(["--initialize", "--quiet", "--scale", &scale.to_string()]).output().await;
         let made = made.context("cannot run pgbench\n  hint: apt install postgresql-contrib or postgresql-15")?;
         if !made.status.success() {
             bail!("pgbench --initialize: {}", String::from_utf8_lossy(&made.stderr));

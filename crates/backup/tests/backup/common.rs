@@ -89,6 +89,7 @@ pub async fn position(client: &Connection) -> Lsn {
 pub fn options(server: &TestServer, kind: Kind) -> CreateOptions {
     CreateOptions {
         params: server.params(),
+        primary: None,
         data_dir: server.data_dir(),
         kind,
         threads: 2,

@@ -86,6 +86,7 @@ impl Ours {
     pub(super) async fn back_up(&self, full: bool) -> anyhow::Result<f64> {
         let options = CreateOptions {
             params: self.server.admin.clone(),
+            primary: None,
             data_dir: self.data.clone(),
             kind: if full { Kind::Full } else { Kind::Incremental },
             threads: THREADS,
