@@ -4,6 +4,7 @@
 #
 #   scripts/peers.sh failover   Patroni (Python, into .deps/patroni), etcd and HAProxy (Debian)
 #   scripts/peers.sh proxy      PgBouncer (Debian)
+#   scripts/peers.sh backup     pgBackRest (Debian)
 #   scripts/peers.sh            all of them
 #
 # No service of Debian's is left running: the benchmarks run programs of their own on free ports.
@@ -58,12 +59,18 @@ install_proxy() {
     have pgbouncer || apt_install "PgBouncer" pgbouncer.service pgbouncer
 }
 
+install_backup() {
+    have pgbackrest || apt_install "pgBackRest" "" pgbackrest
+}
+
 case ${1:-all} in
+    backup) install_backup ;;
     failover) install_failover ;;
     proxy) install_proxy ;;
     all)
         install_failover
         install_proxy
+        install_backup
         ;;
-    *) fail "there is no part called $1" "failover, proxy, or nothing for all of them" ;;
+    *) fail "there is no part called $1" "backup, failover, proxy, or nothing for all of them" ;;
 esac

@@ -10,7 +10,7 @@ use millrace_backup::{
     retention::Retention,
     seal::{Encryption, Keys, Sealing},
 };
-use millrace_base::Secret;
+use millrace_base::{Secret, files};
 use millrace_cluster::{ClusterStatus, spec::SUPERUSER};
 use millrace_config::{Backup, BackupRepository, Secrets};
 use millrace_contract::status::{NodeRole, NodeState, NodeStatus};
@@ -223,8 +223,10 @@ pub(crate) fn retention_of(config: &Backup) -> Retention {
 /// If there is no `[backup]`, or PostgreSQL's programs are not found.
 pub(crate) fn proof(context: &Context, label: Option<String>) -> anyhow::Result<ProveOptions> {
     let spec = context.cluster_spec()?;
+    let folder = context.layout.proof();
+    files::create_dir_all(&folder, 0o711).with_context(|| format!("cannot make {}", folder.display()))?;
     Ok(ProveOptions {
-        scratch: context.layout.data().join("proof"),
+        scratch: folder.join("copy"),
         binaries: spec.binaries,
         run_as: spec.run_as,
         superuser: SUPERUSER.to_owned(),

@@ -83,6 +83,9 @@ pub(crate) enum Command {
     /// The log in the backup repository
     #[command(subcommand)]
     Wal(WalCommand),
+    /// A look into the past: throw-away copies of the databases, beside the running cluster
+    #[command(subcommand)]
+    Clone(CloneCommand),
     /// The address of the databases for applications
     #[command(subcommand)]
     Proxy(ProxyCommand),
@@ -302,6 +305,40 @@ pub(crate) enum BackupCommand {
     },
     /// Restore into a new folder; without --to it says what it would do, and which points can be reached
     Restore(RestoreTo),
+    /// Bring one table of the past back beside the live one, in a schema of its own
+    RestoreTable(RestoreTable),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreTable {
+    /// SCHEMA.TABLE; without a schema it is in public
+    pub(crate) table: String,
+    /// As of when: '10 minutes ago', 2026-11-22T10:00:00Z or a position of the log [default: the latest point]
+    #[arg(long)]
+    pub(crate) at: Option<String>,
+    /// The schema that is made for it
+    #[arg(long, default_value = "restored")]
+    pub(crate) into: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CloneCommand {
+    /// Restore the newest backup before a moment, replay the log up to it, and start a server on it
+    Make(CloneMake),
+    /// What copies there are
+    List,
+    /// Stop a copy and remove its files
+    Remove { port: u16 },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CloneMake {
+    /// As of when: '10 minutes ago', 2026-11-22T10:00:00Z or a position of the log [default: the latest point]
+    #[arg(long)]
+    pub(crate) at: Option<String>,
+    /// Where it listens, for this host alone [default: a free one]
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
 }
 
 #[derive(Debug, Args)]
@@ -309,7 +346,7 @@ pub(crate) struct RestoreTo {
     /// A folder that is not there yet, or empty
     #[arg(long, value_name = "FOLDER")]
     pub(crate) to: Option<PathBuf>,
-    /// Up to this time, such as 2026-11-22T10:00:00Z [default: the latest point]
+    /// Up to this time, such as 2026-11-22T10:00:00Z or '2 hours ago' [default: the latest point]
     #[arg(long, group = "target")]
     pub(crate) time: Option<String>,
     /// Up to this position of the log

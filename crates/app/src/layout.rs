@@ -80,8 +80,27 @@ impl Layout {
         self.data.join("spill")
     }
 
+    /// Throw-away copies of the cluster, a folder for each port.
+    pub(crate) fn clones(&self) -> PathBuf {
+        self.data.join("clones")
+    }
+
+    /// Where a backup is proven by restoring it.
+    pub(crate) fn proof(&self) -> PathBuf {
+        self.data.join("proof")
+    }
+
     /// Every folder that the platform makes below its data folder.
-    pub(crate) fn all(&self) -> [PathBuf; 6] {
-        [self.nodes(), self.cluster(), self.warehouse(), self.spill(), self.logs(), self.run()]
+    pub(crate) fn all(&self) -> [PathBuf; 8] {
+        [
+            self.nodes(),
+            self.cluster(),
+            self.warehouse(),
+            self.spill(),
+            self.clones(),
+            self.proof(),
+            self.logs(),
+            self.run(),
+        ]
     }
 }

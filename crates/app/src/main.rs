@@ -5,6 +5,7 @@
 mod backup;
 mod bench;
 mod cli;
+mod clone;
 mod commands;
 mod context;
 mod control;

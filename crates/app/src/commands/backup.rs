@@ -13,7 +13,7 @@ use millrace_backup::{
     repo::Repository,
     restore, retention, wal,
 };
-use millrace_base::{Clock as _, Lsn, Micros, SystemClock};
+use millrace_base::{Clock as _, Lsn, SystemClock};
 use millrace_pg::RunAs;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +37,7 @@ pub(super) async fn run(context: &Context, command: &BackupCommand) -> anyhow::R
         BackupCommand::Prove { backup } => prove(context, &repo, backup.clone()).await,
         BackupCommand::Expire { dry_run } => expire(context, &repo, *dry_run).await,
         BackupCommand::Restore(wanted) => back(context, &repo, wanted).await,
+        BackupCommand::RestoreTable(wanted) => super::clone::restore_table(context, &repo, wanted).await,
     }
 }
 
@@ -53,7 +54,7 @@ pub(super) async fn wal(context: &Context, command: &WalCommand) -> anyhow::Resu
 }
 
 /// Ctrl-C ends what goes on in order.
-fn stop_on_interrupt(tasks: &mut millrace_base::Tasks) -> CancellationToken {
+pub(super) fn stop_on_interrupt(tasks: &mut millrace_base::Tasks) -> CancellationToken {
     let stop = CancellationToken::new();
     let told = stop.clone();
     tasks.spawn("interrupt", async move {
@@ -65,19 +66,19 @@ fn stop_on_interrupt(tasks: &mut millrace_base::Tasks) -> CancellationToken {
 }
 
 /// A line that is written over as the work goes on, where somebody looks.
-struct Bar {
+pub(super) struct Bar {
     begun: Instant,
     told: Mutex<Option<Instant>>,
     shown: bool,
 }
 
 impl Bar {
-    fn new(context: &Context) -> Self {
+    pub(super) fn new(context: &Context) -> Self {
         let shown = std::io::stderr().is_terminal() && !context.output.is_json();
         Self { begun: Instant::now(), told: Mutex::new(None), shown }
     }
 
-    fn tell(&self, step: Step) {
+    pub(super) fn tell(&self, step: Step) {
         if !self.shown {
             return;
         }
@@ -107,7 +108,11 @@ impl Bar {
         }
     }
 
-    fn end(&self) {
+    pub(super) fn seconds(&self) -> f64 {
+        self.begun.elapsed().as_secs_f64()
+    }
+
+    pub(super) fn end(&self) {
         if self.shown {
             let _unseen = write!(std::io::stderr(), "\r\x1b[K");
         }
@@ -252,8 +257,10 @@ fn target(wanted: &RestoreTo) -> anyhow::Result<Target> {
     let inclusive = !wanted.before;
     let wrong = |what: &str| Usage(format!("{what}\n  hint: --time 2026-11-22T10:00:00Z, --lsn 0/3000148"));
     Ok(if let Some(time) = &wanted.time {
-        let at = time.parse::<jiff::Timestamp>().map_err(|error| wrong(&format!("`{time}` is no time: {error}")))?;
-        Target::Time { at: Micros(at.as_microsecond()), inclusive }
+        let Target::Time { at, .. } = super::clone::moment(time)? else {
+            return Err(wrong(&format!("`{time}` is no time")).into());
+        };
+        Target::Time { at, inclusive }
     } else if let Some(lsn) = &wanted.lsn {
         Target::Lsn { at: lsn.parse::<Lsn>().map_err(|_| wrong(&format!("`{lsn}` is no position")))?, inclusive }
     } else if let Some(xid) = wanted.xid {

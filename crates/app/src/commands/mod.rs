@@ -2,6 +2,7 @@
 //! the files or on the primary directly.
 
 mod backup;
+mod clone;
 mod cluster;
 mod lifecycle;
 pub(crate) mod load;
@@ -90,6 +91,7 @@ async fn dispatch(cli: Cli, environment: Environment, output: Output) -> anyhow:
         Command::Cluster(command) => cluster::run(&agent()?.of_cluster()?, &command).await,
         Command::Backup(command) => backup::run(&load()?, &command).await,
         Command::Wal(command) => backup::wal(&load()?, &command).await,
+        Command::Clone(command) => clone::run(&load()?, &command).await,
         Command::Proxy(command) => proxy::run(&load()?, &command).await,
         Command::Migrate(command) => migrate(&load()?, &command).await,
         Command::Model(command) => model(&load()?, &command).await,
@@ -258,6 +260,8 @@ async fn open_psql(context: &Context, options: &crate::cli::Psql) -> anyhow::Res
         context.warehouse()?
     } else if options.target == millrace_proxy::CONSOLE_DATABASE {
         context.proxy_console()?
+    } else if let Ok(port) = options.target.parse::<u16>() {
+        crate::clone::superuser(context, port)?.to_database(database)
     } else {
         let node = node_of(context, &options.target).await?;
         context.superuser_of(&node)?.to_database(database)

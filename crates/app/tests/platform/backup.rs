@@ -40,11 +40,11 @@ fn what_was_committed_comes_back_and_damage_is_named() {
             == "t"
     });
     let proven = platform.run(&["backup", "prove"]).ok();
-    assert!(proven.contains("✔ restored in") && !platform.dir().join("data/proof").exists(), "{proven}");
+    assert!(proven.contains("✔ restored in") && !platform.dir().join("data/proof/copy").exists(), "{proven}");
     let plan = platform.run(&["backup", "restore"]).ok();
     assert!(plan.contains("window") && plan.contains("nothing was restored"), "{plan}");
     platform.run(&["backup", "restore", "--lsn", "F/0"]).failed(1, "lies outside of what can be restored");
-    platform.run(&["backup", "restore", "--time", "yesterday"]).failed(2, "is no time");
+    platform.run(&["backup", "restore", "--time", "yesterday"]).failed(2, "is no moment");
     let full = platform.dir().join("pack");
     platform.run(&["backup", "restore", "--to", &full.display().to_string()]).failed(1, "it is not empty");
     let to = platform.dir().join("restored");
@@ -81,4 +81,77 @@ fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     }
     found.sort();
     found
+}
+
+/// A mistake, looked at in a copy of the time before it, and undone.
+#[test]
+fn a_dropped_table_is_found_in_a_copy_and_brought_back() {
+    let platform = Platform::init();
+    with_backups(&platform);
+    platform.up(&["--sample"]);
+    platform.run(&["clone", "make"]).failed(1, "no backup");
+    platform.run(&["backup", "create"]).ok();
+    let made =
+        "CREATE SCHEMA lab; CREATE TABLE lab.days (day date, n int, PRIMARY KEY (day, n)) PARTITION BY RANGE (day);
+        CREATE TABLE lab.days_1 PARTITION OF lab.days FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
+        CREATE TABLE lab.days_2 PARTITION OF lab.days FOR VALUES FROM ('2026-02-01') TO ('2026-03-01');
+        CREATE TABLE lab.notes (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, day date, n int, words text,
+            FOREIGN KEY (day, n) REFERENCES lab.days);
+        INSERT INTO lab.days SELECT '2026-01-31'::date + n % 2, n FROM generate_series(1, 1000) AS n;
+        INSERT INTO lab.notes (day, n, words) SELECT day, n, 'of ' || n FROM lab.days";
+    platform.sql("primary", made);
+    let before = platform.sql("primary", "SELECT pg_current_wal_insert_lsn()");
+    let payments = platform.sql("primary", "SELECT count(*) FROM operational.payments");
+    platform.sql("primary", "DROP SCHEMA lab CASCADE; TRUNCATE operational.payments CASCADE");
+    let reached = || {
+        let status = platform.run(&["wal", "status", "--json"]).json();
+        status["timelines"][0]["last"].as_str().unwrap().to_owned()
+    };
+    let beyond = platform.sql("primary", "SELECT pg_current_wal_insert_lsn()");
+    wait_until("the log in the repository", || {
+        platform.sql("primary", &format!("SELECT '{}'::pg_lsn >= '{beyond}'::pg_lsn", reached())) == "t"
+    });
+
+    let copy = platform.run(&["clone", "make", "--at", &before, "--json"]).ok();
+    let copy: serde_json::Value = serde_json::from_str(&copy).unwrap();
+    let port = copy["port"].to_string();
+    assert_eq!(platform.sql(&port, "SELECT count(*) FROM operational.payments"), payments);
+    assert_eq!(platform.sql(&port, "SELECT count(*) FROM lab.notes"), "1000");
+    platform.sql(&port, "DELETE FROM lab.notes");
+    let listed = platform.run(&["clone", "list"]).ok();
+    assert!(listed.contains(&port) && listed.contains("running"), "{listed}");
+    platform.run(&["clone", "make", "--port", &port]).failed(1, "a copy runs on port");
+    platform.run(&["clone", "make", "--at", "tomorrow"]).failed(2, "is no moment");
+    platform.run(&["clone", "make", "--at", "10 years ago"]).failed(1, "lies outside of what can be restored");
+
+    for (table, into) in [("lab.days", "found_days"), ("lab.notes", "found_notes")] {
+        let table = ["backup", "restore-table", table, "--at", &before, "--into", into];
+        let said = platform.run(&table).ok();
+        assert!(said.contains("has the 1000 rows"), "{said}");
+        platform.run(&table).failed(1, "is there already");
+    }
+    assert_eq!(platform.sql("primary", "SELECT count(*) FROM found_days.days_2"), "500");
+    platform.sql("primary", "INSERT INTO found_notes.notes (words) VALUES ('its sequence goes on')");
+    // a sequence that was recovered from the log has skipped up to 32 values
+    assert_eq!(platform.sql("primary", "SELECT max(id) BETWEEN 1001 AND 1033 FROM found_notes.notes"), "t");
+    platform.run(&["backup", "restore-table", "lab.none", "--at", &before]).failed(1, "was not there then");
+
+    let copies = platform.run(&["clone", "list", "--json"]).json();
+    assert_eq!(copies.as_array().unwrap().len(), 1, "those for tables are gone: {copies}");
+    platform.run(&["clone", "remove", &port]).ok();
+    platform.run(&["clone", "remove", &port]).failed(1, "there is no copy on port");
+    assert_eq!(platform.run(&["clone", "list"]).ok().trim(), "there are no copies");
+    // a moment after which nothing was committed, though there is log beyond it
+    platform.sql("primary", "CREATE TABLE found_notes.last AS SELECT 7 AS n");
+    let now = platform.sql("primary", "SELECT to_json(clock_timestamp() AT TIME ZONE 'UTC') #>> '{}' || 'Z'");
+    let beyond = platform.sql("primary", "SELECT pg_switch_wal()");
+    wait_until("the log in the repository", || {
+        platform.sql("primary", &format!("SELECT '{}'::pg_lsn >= '{beyond}'::pg_lsn", reached())) == "t"
+    });
+    let last = platform.run(&["clone", "make", "--at", &now, "--json"]).json();
+    assert_eq!(platform.sql(&last["port"].to_string(), "SELECT n FROM found_notes.last"), "7");
+    platform.down();
+    platform.run(&["nuke", "--yes"]).ok();
+    let gone = std::net::TcpStream::connect(("127.0.0.1", u16::try_from(last["port"].as_u64().unwrap()).unwrap()));
+    assert!(gone.is_err(), "nuke ends copies too");
 }

@@ -1,0 +1,208 @@
+//! `millrace clone` and `millrace backup restore-table`: a look into the past beside the running cluster.
+
+use std::process::Stdio;
+
+use anyhow::{Context as _, bail};
+use millrace_backup::{plan::Target, repo::Repository};
+use millrace_base::{Clock as _, Lsn, Micros, SystemClock, files, ident::Ident};
+use millrace_pg::{ConnectParams, connect};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    SHORT,
+    backup::{Bar, stop_on_interrupt},
+    psql::pgpass_line,
+};
+use crate::{
+    backup,
+    cli::{CloneCommand, CloneMake, RestoreTable},
+    clone,
+    context::Context,
+    explain::{Explained as _, Usage},
+    output::table,
+};
+
+pub(super) async fn run(context: &Context, command: &CloneCommand) -> anyhow::Result<u8> {
+    match command {
+        CloneCommand::Make(options) => make(context, options).await,
+        CloneCommand::List => list(context),
+        CloneCommand::Remove { port } => {
+            if !clone::remove(context, *port).await? {
+                bail!("there is no copy on port {port}\n  hint: millrace clone list");
+            }
+            context.output.line(format!("removed the copy on port {port}"));
+            Ok(0)
+        }
+    }
+}
+
+/// A moment, as people say it: a time, a position of the log, or how long ago.
+pub(super) fn moment(text: &str) -> anyhow::Result<Target> {
+    if let Ok(at) = text.parse::<Lsn>() {
+        return Ok(Target::Lsn { at, inclusive: true });
+    }
+    if let Ok(at) = text.parse::<jiff::Timestamp>() {
+        return Ok(Target::Time { at: Micros(at.as_microsecond()), inclusive: true });
+    }
+    let wrong = || Usage(format!("`{text}` is no moment\n  hint: '10 minutes ago', 2026-11-22T10:00:00Z, 0/3000148"));
+    let span: jiff::Span = text.parse().map_err(|_| wrong())?;
+    // years and months are of the calendar
+    let now = SystemClock::new().wall().to_timestamp().ok_or_else(wrong)?.to_zoned(jiff::tz::TimeZone::UTC);
+    let then = now.checked_add(span).map_err(|_| wrong())?;
+    if then >= now {
+        return Err(wrong().into());
+    }
+    Ok(Target::Time { at: Micros(then.timestamp().as_microsecond()), inclusive: true })
+}
+
+async fn make(context: &Context, options: &CloneMake) -> anyhow::Result<u8> {
+    let target = options.at.as_deref().map_or(Ok(Target::Latest), moment)?;
+    let repo = backup::open(context)?;
+    let system_id = backup::system_id(context, &repo).await?;
+    let port = options.port.map_or_else(clone::free_port, Ok)?;
+    let mut tasks = millrace_base::Tasks::new(CancellationToken::new());
+    let stop = stop_on_interrupt(&mut tasks);
+    let bar = Bar::new(context);
+    let made = clone::make(context, &repo, system_id, (target, port), &|step| bar.tell(step), &stop).await;
+    bar.end();
+    let plan = made?;
+    context.output.json(&serde_json::json!({ "port": port, "plan": plan }))?;
+    context.output.line(format!(
+        "a copy of {} runs on port {port}, from {} and {} files of log, in {:.1} s",
+        plan.target,
+        plan.backups.join(" + "),
+        plan.segments.len(),
+        bar.seconds()
+    ));
+    context.output.line(format!("look into it:  millrace psql {port}"));
+    context.output.line(format!("throw it away: millrace clone remove {port}"));
+    Ok(0)
+}
+
+fn list(context: &Context) -> anyhow::Result<u8> {
+    let all = clone::list(context)?;
+    context.output.json(&all)?;
+    if all.is_empty() {
+        context.output.line("there are no copies");
+        return Ok(0);
+    }
+    let row = |cloned: &clone::Cloned| {
+        let state = if cloned.running { "running" } else { "stopped" };
+        vec![cloned.port.to_string(), cloned.target.clone(), cloned.backup.clone(), state.to_owned()]
+    };
+    let rows: Vec<Vec<String>> = all.iter().map(row).collect();
+    context.output.line(table(&["port", "as of", "from backup", "state"], &rows).trim_end());
+    Ok(0)
+}
+
+/// Brings a table of the past back beside the live one, in a schema of its own.
+pub(super) async fn restore_table(context: &Context, repo: &Repository, wanted: &RestoreTable) -> anyhow::Result<u8> {
+    let (schema, name) = wanted.table.split_once('.').unwrap_or(("public", &wanted.table));
+    let target = wanted.at.as_deref().map_or(Ok(Target::Latest), moment)?;
+    let primary = primary(context).await?.to_database(&context.pack.database);
+    let live = connect(&primary, SHORT).await.explained()?;
+    let row = live.query_one("SELECT to_regnamespace(quote_ident($1)) IS NOT NULL", &[&wanted.into]).await?;
+    if row.get(0) {
+        let into = &wanted.into;
+        bail!(
+            "schema {into} is there already\n  hint: another one with --into, or drop it: DROP SCHEMA {into} CASCADE"
+        );
+    }
+    let system_id = backup::system_id(context, repo).await?;
+    let port = clone::free_port()?;
+    let mut tasks = millrace_base::Tasks::new(CancellationToken::new());
+    let stop = stop_on_interrupt(&mut tasks);
+    let bar = Bar::new(context);
+    let made = clone::make(context, repo, system_id, (target, port), &|step| bar.tell(step), &stop).await;
+    bar.end();
+    let plan = made?;
+    let moved = tokio::select! {
+        moved = bring(context, (&primary, port), (schema, name), &wanted.into) => moved,
+        () = stop.cancelled() => Err(anyhow::anyhow!("interrupted")),
+    };
+    let removed = clone::remove(context, port).await;
+    moved?;
+    removed?;
+    let there = format!("{}.{}", Ident(&wanted.into), Ident(name));
+    let rows: i64 = live.query_one(&format!("SELECT count(*) FROM {there}"), &[]).await?.get(0);
+    context.output.json(&serde_json::json!({ "table": there, "rows": rows, "plan": plan }))?;
+    context.output.line(format!(
+        "{there} has the {rows} rows of {schema}.{name} as of {}, with its indexes; foreign keys and triggers were left out",
+        plan.target
+    ));
+    context.output.line(format!("when you are done with it: DROP SCHEMA {} CASCADE", Ident(&wanted.into)));
+    Ok(0)
+}
+
+async fn primary(context: &Context) -> anyhow::Result<ConnectParams> {
+    let api = super::client(&context.clone().of_cluster()?);
+    let view: crate::platform::ClusterView = api.get("/cluster", SHORT).await?;
+    let node = view.nodes.iter().find(|node| node.role == millrace_contract::status::NodeRole::Primary);
+    context.superuser_at(node.context("the cluster has no primary now\n  hint: millrace cluster status")?)
+}
+
+/// Moves the table into a schema of its own in the copy, and that schema into the live database, whole or not at all.
+async fn bring(
+    context: &Context,
+    (primary, port): (&ConnectParams, u16),
+    (schema, name): (&str, &str),
+    into: &str,
+) -> anyhow::Result<()> {
+    let past = clone::superuser(context, port)?.to_database(&primary.database);
+    let client = connect(&past, SHORT).await.explained()?;
+    let tables = client.query(include_str!("../../sql/table_tree.sql"), &[&schema, &name]).await?;
+    if tables.is_empty() {
+        bail!("{schema}.{name} was not there then\n  hint: --at says which moment; the name is SCHEMA.TABLE");
+    }
+    client.batch_execute(&format!("CREATE SCHEMA {}", Ident(into))).await?;
+    for row in &tables {
+        for statement in row.get::<_, Vec<String>>("loosen") {
+            client.batch_execute(&statement).await?;
+        }
+        let table: String = row.get("name");
+        client.batch_execute(&format!("ALTER TABLE {table} SET SCHEMA {}", Ident(into))).await?;
+    }
+    let passfile = context.layout.clones().join(format!("{port}.pgpass"));
+    files::write_atomic(&passfile, format!("{}{}", pgpass_line(&past), pgpass_line(primary)).as_bytes(), 0o600)?;
+    let copied = copy(context, (&past, primary), &passfile, into).await;
+    std::fs::remove_file(&passfile)?;
+    copied
+}
+
+/// `pg_dump | psql`.
+async fn copy(
+    context: &Context,
+    (past, primary): (&ConnectParams, &ConnectParams),
+    passfile: &std::path::Path,
+    into: &str,
+) -> anyhow::Result<()> {
+    let binaries = millrace_pg::Binaries::find(context.config.postgres.bin_dir.as_deref()).explained()?;
+    let ca = context.config.tls().ca_cert();
+    let command = |program: &str, params: &ConnectParams| {
+        let mut command = tokio::process::Command::new(binaries.program(program));
+        command
+            .env("PGPASSFILE", passfile)
+            .env("PGHOST", &params.host)
+            .env("PGPORT", params.port.to_string())
+            .env("PGUSER", &params.user)
+            .env("PGDATABASE", &params.database)
+            .env("PGSSLMODE", "verify-ca")
+            .env("PGSSLROOTCERT", &ca)
+            .kill_on_drop(true);
+        command
+    };
+    let mut dump = command("pg_dump", past);
+    dump.arg("--schema").arg(format!("\"{}\"", into.replace('"', "\"\""))).args(["--no-publications"]);
+    let mut dump = dump.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let pipe: Stdio = dump.stdout.take().context("pg_dump has no output")?.try_into()?;
+    let mut load = command("psql", primary);
+    load.args(["--quiet", "--no-psqlrc", "--single-transaction", "--set", "ON_ERROR_STOP=1", "--output", "/dev/null"]);
+    let load = load.stdin(pipe).stdout(Stdio::null()).stderr(Stdio::piped()).output();
+    let (dumped, loaded) = tokio::join!(dump.wait_with_output(), load);
+    for (program, output) in [("pg_dump", dumped?), ("psql", loaded?)] {
+        if !output.status.success() {
+            bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+    }
+    Ok(())
+}
