@@ -26,6 +26,8 @@ use crate::{
 
 /// The log's archive brings the end of a backup within this, or the backup is of no use.
 const LOG_WAIT: Duration = Duration::from_secs(120);
+/// In the folder of proofs, while one goes on.
+pub(crate) const PROOF: &str = "copy";
 const ASK_MAX: Duration = Duration::from_secs(5);
 /// Of servers that go away while they are copied.
 const ATTEMPTS_MAX: u32 = 3;
@@ -180,7 +182,7 @@ pub(crate) async fn make(
 
 /// The node that is copied: a replica on this host that streams, else the primary; and its data directory. One that was
 /// lost a moment ago comes last.
-fn source(context: &Context, nodes: &[NodeStatus], lost: Option<&str>) -> Option<(NodeStatus, PathBuf)> {
+pub(crate) fn source(context: &Context, nodes: &[NodeStatus], lost: Option<&str>) -> Option<(NodeStatus, PathBuf)> {
     let place = |node: &NodeStatus| {
         let known = context.config.cluster.nodes.iter().find(|known| known.name == node.name)?;
         Some(context.config.node_dir(known).join("data")).filter(|folder| folder.join("PG_VERSION").exists())
@@ -226,7 +228,7 @@ pub(crate) fn proof(context: &Context, label: Option<String>) -> anyhow::Result<
     let folder = context.layout.proof();
     files::create_dir_all(&folder, 0o711).with_context(|| format!("cannot make {}", folder.display()))?;
     Ok(ProveOptions {
-        scratch: folder.join("copy"),
+        scratch: folder.join(PROOF),
         binaries: spec.binaries,
         run_as: spec.run_as,
         superuser: SUPERUSER.to_owned(),

@@ -11,13 +11,14 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use millrace_backup::{
-    ProgressFn, RestoreOptions, WalSource,
+    ProgressFn, RestoreOptions, WalSource, list as list_backups,
     plan::{Plan, Target},
+    plan_restore,
     repo::Repository,
     restore,
 };
 use millrace_base::files;
-use millrace_pg::{ConnectParams, Connection, Postmaster, ServerSpec, StopMode, connect};
+use millrace_pg::{ConnectParams, Connection, Postmaster, ServerSpec, Setting, StopMode, connect};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -51,7 +52,49 @@ fn spec(context: &Context, port: u16) -> anyhow::Result<ServerSpec> {
     node.apply_delay = None;
     let folder = folder(context, port);
     let log_file = folder.join("server.log");
-    Ok(ServerSpec { listen: vec!["127.0.0.1".to_owned()], port, folder, log_file, ..cluster.server(&node) })
+    let mut server = cluster.server(&node);
+    for (name, value, why) in [
+        ("max_logical_replication_workers", "0", "a subscription here would take the slot of the real one"),
+        ("shared_preload_libraries", "", "nothing runs by itself in a copy"),
+    ] {
+        server.settings.push(Setting::new(name, value, why));
+    }
+    Ok(ServerSpec { listen: vec!["127.0.0.1".to_owned()], port, folder, log_file, ..server })
+}
+
+/// One command at a time for each copy: what a killed one has left is told from what another is at.
+fn hold(context: &Context, port: u16) -> anyhow::Result<std::fs::File> {
+    let folder = context.layout.clones();
+    files::create_dir_all(&folder, 0o755).with_context(|| format!("cannot make {}", folder.display()))?;
+    let path = folder.join(format!("{port}.lock"));
+    let file = std::fs::File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => bail!("another command is at work on the copy on port {port}"),
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// A copy that takes writes.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) plan: Plan,
+    /// The last commit in it, if the log ended before the wanted time came up in it: nothing was committed in between,
+    /// or the repository was behind.
+    pub(crate) ended_at: Option<String>,
+}
+
+impl Made {
+    /// What is to be said of a copy whose log ended early.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let at = self.ended_at.as_ref()?;
+        Some(format!(
+            "the log in the repository ends before that time came up in it: the last commit is of {at}. That is the state of \
+             that time only if the archive was not behind then (millrace wal status)"
+        ))
+    }
 }
 
 /// Access to a copy as superuser.
@@ -70,17 +113,20 @@ pub(crate) async fn make(
     (target, port): (Target, u16),
     progress: &ProgressFn<'_>,
     stop: &CancellationToken,
-) -> anyhow::Result<Plan> {
+) -> anyhow::Result<Made> {
+    let _held = hold(context, port)?;
     let spec = spec(context, port)?;
-    if spec.running_pid().is_some() {
-        bail!("a copy runs on port {port} already\n  hint: another port, or millrace clone remove {port}");
+    if about(&spec.folder).exists() {
+        bail!("there is a copy on port {port} already\n  hint: another port, or millrace clone remove {port}");
     }
+    // what a killed command has left
+    clear(&spec).await?;
     drop(std::net::TcpListener::bind(("127.0.0.1", port)).with_context(|| format!("port {port} is in use"))?);
-    remove(context, port).await?;
     let made = restored(context, &spec, repo, system_id, target, progress, stop).await;
-    if made.is_err() {
-        // the error says more than that what it left could not be cleared away
-        _ = remove(context, port).await;
+    if made.is_err()
+        && let Err(error) = clear(&spec).await
+    {
+        context.output.note(format!("what was made could not be cleared away: {error:#}"));
     }
     made
 }
@@ -93,55 +139,55 @@ async fn restored(
     target: Target,
     progress: &ProgressFn<'_>,
     stop: &CancellationToken,
-) -> anyhow::Result<Plan> {
-    files::create_dir_all(&context.layout.clones(), 0o755)?;
+) -> anyhow::Result<Made> {
+    let plan = plan_restore(repo, system_id, &target, None, None).await.explained()?;
+    let label = plan.backups.last().cloned().unwrap_or_default();
+    let all = list_backups(repo, system_id).await.explained()?.backups;
+    let of_backup = all.iter().filter(|backup| backup.label == label).flat_map(|backup| &backup.tablespaces);
     files::create_dir_all(&spec.folder, 0o700)?;
     spec.run_as.own(&spec.folder).explained()?;
     let root = rustix::process::geteuid().is_root();
     let options = RestoreOptions {
         data_dir: spec.data_dir(),
         target,
-        backup: None,
-        timeline: None,
+        backup: Some(label.clone()),
+        timeline: Some(plan.timeline),
         threads: crate::backup::config(context)?.threads,
         owner: root.then(|| spec.run_as.clone()),
-        tablespaces: Default::default(),
+        tablespaces: of_backup.map(|of| (of.oid, spec.folder.join(format!("tablespace-{}", of.oid)))).collect(),
         wal: WalSource::Prefetch,
     };
     let plan = restore(repo, system_id, &options, progress, stop).await.explained()?;
     spec.configure(None).explained()?;
     let ends_early = matches!(plan.target, Target::Time { .. });
-    tokio::select! {
+    let ended_at = tokio::select! {
         opened = open(context, spec, ends_early) => opened?,
         () = stop.cancelled() => bail!("interrupted"),
-    }
-    let cloned = Cloned {
-        port: spec.port,
-        target: plan.target.to_string(),
-        backup: plan.backups.last().cloned().unwrap_or_default(),
-        running: false,
     };
+    let cloned = Cloned { port: spec.port, target: plan.target.to_string(), backup: label, running: false };
     files::write_atomic(&about(&spec.folder), &serde_json::to_vec_pretty(&cloned)?, 0o600)?;
-    Ok(plan)
+    Ok(Made { plan, ended_at })
 }
 
 fn about(folder: &Path) -> PathBuf {
     folder.join("clone.json")
 }
 
-/// Starts the server and waits for the end of recovery.
-async fn open(context: &Context, spec: &ServerSpec, ends_early: bool) -> anyhow::Result<()> {
-    let Err(error) = writable(context, spec).await else { return Ok(()) };
+/// Starts the server and waits for the end of recovery. The last commit, if the log ended early.
+async fn open(context: &Context, spec: &ServerSpec, ends_early: bool) -> anyhow::Result<Option<String>> {
+    let Err(error) = writable(context, spec).await else { return Ok(None) };
     let log = std::fs::read_to_string(&spec.log_file).unwrap_or_default();
     if !ends_early || !log.contains(NOTHING_LATER) {
         return Err(error);
     }
-    // the repository has the log beyond that time, and no commit is in the rest of it: its end is that moment
     let conf = spec.data_dir().join("postgresql.auto.conf");
     let text = std::fs::read_to_string(&conf)?;
     files::write_atomic(&conf, format!("{text}recovery_target_time = ''\n").as_bytes(), 0o600)?;
     spec.run_as.own(&conf).explained()?;
-    writable(context, spec).await
+    writable(context, spec).await?;
+    let client = connect(&superuser(context, spec.port)?, CONNECT_MAX).await.explained()?;
+    let sql = "SELECT coalesce(pg_last_xact_replay_timestamp()::text, 'before its backup')";
+    Ok(Some(client.query_one(sql, &[]).await?.get(0)))
 }
 
 async fn writable(context: &Context, spec: &ServerSpec) -> anyhow::Result<()> {
@@ -193,15 +239,30 @@ pub(crate) fn list(context: &Context) -> anyhow::Result<Vec<Cloned>> {
 
 /// Stops a copy and removes its folder; says whether there was one.
 pub(crate) async fn remove(context: &Context, port: u16) -> anyhow::Result<bool> {
-    let folder = folder(context, port);
-    if !folder.exists() {
+    if !folder(context, port).exists() {
         return Ok(false);
     }
-    if let Some(mut server) = spec(context, port)?.adopt().explained()? {
-        server.stop(StopMode::Immediate, STOP_MAX).await.explained()?;
-    }
-    std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    let _held = hold(context, port)?;
+    clear(&spec(context, port)?).await?;
     Ok(true)
+}
+
+/// Ends whatever runs in a folder of ours, and removes it.
+async fn clear(spec: &ServerSpec) -> anyhow::Result<()> {
+    if !spec.folder.exists() {
+        return Ok(());
+    }
+    spec.fence().await.explained()?;
+    std::fs::remove_dir_all(&spec.folder).with_context(|| format!("cannot remove {}", spec.folder.display()))
+}
+
+/// Ends all copies, and the server of a proof that was killed, before their folders go.
+pub(crate) async fn end_all(context: &Context) -> anyhow::Result<()> {
+    for cloned in list(context)? {
+        remove(context, cloned.port).await?;
+    }
+    let proof = ServerSpec { folder: context.layout.proof().join(crate::backup::PROOF), ..spec(context, 0)? };
+    proof.fence().await.explained()
 }
 
 /// A port of this host that nobody listens to.

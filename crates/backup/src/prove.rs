@@ -207,6 +207,7 @@ impl Server<'_> {
             ("log_destination", "stderr".to_owned()),
             ("shared_preload_libraries", "''".to_owned()),
             ("synchronous_standby_names", "''".to_owned()),
+            ("max_logical_replication_workers", "0".to_owned()),
             ("fsync", "off".to_owned()),
         ] {
             settings.push_str(&format!("-c {name}={value} "));
@@ -270,9 +271,10 @@ async fn stop(options: &ProveOptions, scratch: &Path) -> Result<(), BackupError>
     if !data.join("postmaster.pid").exists() {
         return Ok(());
     }
-    let mut status = command(options, scratch, "pg_ctl");
-    let runs = status.args(["status", "--pgdata"]).arg(&data).stderr(Stdio::null()).status();
-    if !runs.map_err(BackupError::io("run", options.binaries.program("pg_ctl")))?.success() {
+    // the file alone proves nothing: after a crash of the host its number may be another process's
+    let pid = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let works_in = fs::read_link(format!("/proc/{}/cwd", pid.lines().next().unwrap_or_default().trim()));
+    if works_in.ok() != data.canonicalize().ok() {
         return Ok(());
     }
     let mut command = command(options, scratch, "pg_ctl");

@@ -111,10 +111,16 @@ impl Repository {
     }
 
     /// Writes an object that is not there yet. Returns once it is durable.
+    ///
+    /// One that is there with the same content is fine: a request whose answer was lost is sent again.
     pub(crate) async fn create(&self, object: &str, bytes: Vec<u8>) -> Result<(), BackupError> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        let put = self.store.put_opts(&self.path(object), bytes.into(), options).await;
-        put.map(drop).map_err(self.failed("write", object))
+        let bytes = Bytes::from(bytes);
+        match self.store.put_opts(&self.path(object), bytes.clone().into(), options).await {
+            Ok(_) => Ok(()),
+            Err(object_store::Error::AlreadyExists { .. }) if self.get(object).await? == bytes => Ok(()),
+            Err(error) => Err(self.failed("write", object)(error)),
+        }
     }
 
     /// Writes an object whose name tells its content: writing it again changes nothing.
@@ -203,7 +209,8 @@ mod tests {
         let location = Location::Folder(folder.path().join("repo"));
         let repo = Repository::open(&location, Sealing::new(Encryption::Off), Keys::default()).unwrap();
         repo.create("42/backups/a/manifest.json", b"{}".to_vec()).await.unwrap();
-        assert!(repo.create("42/backups/a/manifest.json", b"[]".to_vec()).await.is_err());
+        repo.create("42/backups/a/manifest.json", b"{}".to_vec()).await.unwrap();
+        assert!(repo.create("42/backups/a/manifest.json", b"[]".to_vec()).await.unwrap_err().already_exists());
         repo.put("42/wal/x", Bytes::from_static(b"1")).await.unwrap();
         repo.put("42/wal/x", Bytes::from_static(b"1")).await.unwrap();
         assert_eq!(repo.get("42/backups/a/manifest.json").await.unwrap(), "{}");

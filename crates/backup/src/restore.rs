@@ -230,7 +230,7 @@ impl Run<'_> {
                     return Err(BackupError::Cancelled);
                 }
                 let place = side.join(segment.file_name(inventory.segment_bytes));
-                let content = wal::read_segment(self.repo, inventory, segment).await?;
+                let content = wal::read_segment_now(self.repo, self.system_id, inventory, segment).await?;
                 wal::write_file(place.clone(), content).await?;
                 self.own(&place)
             })

@@ -3,6 +3,8 @@
 //! Needs no key: checksums are of the stored bytes. With keys, `deep` opens everything too, which shows that the
 //! keys at hand can.
 
+use std::collections::HashSet;
+
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -55,6 +57,8 @@ impl Finding {
     }
 }
 
+const GONE: &str = "it is not there";
+
 /// One object to be read.
 #[derive(Debug, Clone)]
 struct Check {
@@ -85,19 +89,59 @@ pub async fn verify(
     progress: &ProgressFn<'_>,
     stop: &CancellationToken,
 ) -> Result<VerifyReport, BackupError> {
+    let mut report = verify_listed(repo, system_id, options, progress, stop).await?;
+    if report.findings.iter().any(|finding| finding.problem == GONE) {
+        // the archive goes on, and so does retention: parts go when their segment is whole, and what nobody needs
+        report.findings.retain(|finding| finding.problem != GONE);
+        let catalog = catalog::list(repo, system_id).await?;
+        let mut now = VerifyReport::default();
+        let inventory = known_log(repo, system_id, &mut now).await?;
+        judge(&catalog, &inventory, &mut now);
+        missing(repo, &catalog, &mut now).await?;
+        report.findings.extend(now.findings);
+        report.findings.sort_by(|a, b| a.what.cmp(&b.what));
+        report.findings.dedup();
+    }
+    for finding in &report.findings {
+        tracing::error!(what = finding.what, problem = finding.problem, "the repository is not whole");
+    }
+    Ok(report)
+}
+
+/// The log that is there. Without the histories nothing can be said of it, but everything else can still be looked at.
+async fn known_log(repo: &Repository, system_id: u64, report: &mut VerifyReport) -> Result<Inventory, BackupError> {
+    match wal::inventory(repo, system_id).await {
+        Err(BackupError::Damaged { object, reason }) => {
+            report.findings.push(Finding::new(object, reason));
+            wal::listed(repo, system_id).await
+        }
+        read => read,
+    }
+}
+
+/// Objects that manifests name and that are not there.
+async fn missing(repo: &Repository, catalog: &Catalog, report: &mut VerifyReport) -> Result<(), BackupError> {
+    for backup in &catalog.backups {
+        let place = folder(backup.system_id, &backup.label);
+        let there: HashSet<String> = repo.list(&place).await?.into_iter().map(|listed| listed.name).collect();
+        let names = backup.objects.iter().map(|object| format!("{place}/{}", object.name));
+        report.findings.extend(names.filter(|name| !there.contains(name)).map(|name| Finding::new(name, GONE)));
+    }
+    Ok(())
+}
+
+async fn verify_listed(
+    repo: &Repository,
+    system_id: u64,
+    options: &VerifyOptions,
+    progress: &ProgressFn<'_>,
+    stop: &CancellationToken,
+) -> Result<VerifyReport, BackupError> {
     let catalog = catalog::list(repo, system_id).await?;
     let mut report = VerifyReport { backups: catalog.backups.len(), ..VerifyReport::default() };
     report.findings.extend(catalog.damaged.iter().map(|(object, reason)| Finding::new(object, reason)));
     report.unfinished = catalog.unfinished.iter().map(|(label, _)| label.clone()).collect();
-    // without the histories nothing can be said of the log, but everything else can still be looked at
-    let inventory = match wal::inventory(repo, system_id).await {
-        Ok(inventory) => inventory,
-        Err(BackupError::Damaged { object, reason }) => {
-            report.findings.push(Finding::new(object, reason));
-            wal::listed(repo, system_id).await?
-        }
-        Err(error) => return Err(error),
-    };
+    let inventory = known_log(repo, system_id, &mut report).await?;
     judge(&catalog, &inventory, &mut report);
     let checks = checks(repo, &catalog, &inventory, options.deep, &mut report).await?;
     let objects_total = checks.len();
@@ -118,9 +162,6 @@ pub async fn verify(
     }
     report.findings.sort_by(|a, b| a.what.cmp(&b.what));
     report.findings.dedup();
-    for finding in &report.findings {
-        tracing::error!(what = finding.what, problem = finding.problem, "the repository is not whole");
-    }
     Ok(report)
 }
 
@@ -225,7 +266,7 @@ async fn look(
 ) -> Result<(u64, Option<Finding>), BackupError> {
     let sealed = match repo.get(&check.name).await {
         Ok(sealed) => sealed,
-        Err(error) if error.is_not_found() => return Ok((0, Some(Finding::new(check.name, "it is not there")))),
+        Err(error) if error.is_not_found() => return Ok((0, Some(Finding::new(check.name, GONE)))),
         Err(error) => return Err(error),
     };
     let (keys, stop) = (repo.keys.clone(), stop.clone());

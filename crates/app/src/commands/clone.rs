@@ -1,6 +1,6 @@
 //! `millrace clone` and `millrace backup restore-table`: a look into the past beside the running cluster.
 
-use std::process::Stdio;
+use std::{path::Path, process::Stdio};
 
 use anyhow::{Context as _, bail};
 use millrace_backup::{plan::Target, repo::Repository};
@@ -65,8 +65,9 @@ async fn make(context: &Context, options: &CloneMake) -> anyhow::Result<u8> {
     let bar = Bar::new(context);
     let made = clone::make(context, &repo, system_id, (target, port), &|step| bar.tell(step), &stop).await;
     bar.end();
-    let plan = made?;
-    context.output.json(&serde_json::json!({ "port": port, "plan": plan }))?;
+    let made = made?;
+    let plan = &made.plan;
+    context.output.json(&serde_json::json!({ "port": port, "plan": plan, "ended_at": made.ended_at }))?;
     context.output.line(format!(
         "a copy of {} runs on port {port}, from {} and {} files of log, in {:.1} s",
         plan.target,
@@ -74,6 +75,9 @@ async fn make(context: &Context, options: &CloneMake) -> anyhow::Result<u8> {
         plan.segments.len(),
         bar.seconds()
     ));
+    if let Some(warning) = made.warning() {
+        context.output.note(warning);
+    }
     context.output.line(format!("look into it:  millrace psql {port}"));
     context.output.line(format!("throw it away: millrace clone remove {port}"));
     Ok(0)
@@ -115,7 +119,7 @@ pub(super) async fn restore_table(context: &Context, repo: &Repository, wanted: 
     let bar = Bar::new(context);
     let made = clone::make(context, repo, system_id, (target, port), &|step| bar.tell(step), &stop).await;
     bar.end();
-    let plan = made?;
+    let made = made?;
     let moved = tokio::select! {
         moved = bring(context, (&primary, port), (schema, name), &wanted.into) => moved,
         () = stop.cancelled() => Err(anyhow::anyhow!("interrupted")),
@@ -125,10 +129,15 @@ pub(super) async fn restore_table(context: &Context, repo: &Repository, wanted: 
     removed?;
     let there = format!("{}.{}", Ident(&wanted.into), Ident(name));
     let rows: i64 = live.query_one(&format!("SELECT count(*) FROM {there}"), &[]).await?.get(0);
-    context.output.json(&serde_json::json!({ "table": there, "rows": rows, "plan": plan }))?;
+    context
+        .output
+        .json(&serde_json::json!({ "table": there, "rows": rows, "plan": made.plan, "ended_at": made.ended_at }))?;
+    if let Some(warning) = made.warning() {
+        context.output.note(warning);
+    }
     context.output.line(format!(
         "{there} has the {rows} rows of {schema}.{name} as of {}, with its indexes; foreign keys and triggers were left out",
-        plan.target
+        made.plan.target
     ));
     context.output.line(format!("when you are done with it: DROP SCHEMA {} CASCADE", Ident(&wanted.into)));
     Ok(0)
@@ -162,18 +171,18 @@ async fn bring(
         let table: String = row.get("name");
         client.batch_execute(&format!("ALTER TABLE {table} SET SCHEMA {}", Ident(into))).await?;
     }
-    let passfile = context.layout.clones().join(format!("{port}.pgpass"));
+    // in the folder of the copy, which goes whatever happens
+    let folder = context.layout.clones().join(port.to_string());
+    let passfile = folder.join("pgpass");
     files::write_atomic(&passfile, format!("{}{}", pgpass_line(&past), pgpass_line(primary)).as_bytes(), 0o600)?;
-    let copied = copy(context, (&past, primary), &passfile, into).await;
-    std::fs::remove_file(&passfile)?;
-    copied
+    copy(context, (&past, primary), &passfile, into).await
 }
 
-/// `pg_dump | psql`.
+/// `pg_dump` into a file, and only a whole one into `psql`: that commits what it has when its input ends early.
 async fn copy(
     context: &Context,
     (past, primary): (&ConnectParams, &ConnectParams),
-    passfile: &std::path::Path,
+    passfile: &Path,
     into: &str,
 ) -> anyhow::Result<()> {
     let binaries = millrace_pg::Binaries::find(context.config.postgres.bin_dir.as_deref()).explained()?;
@@ -191,15 +200,16 @@ async fn copy(
             .kill_on_drop(true);
         command
     };
+    let file = passfile.with_file_name("table.sql");
+    files::write_atomic(&file, b"", 0o600)?;
     let mut dump = command("pg_dump", past);
-    dump.arg("--schema").arg(format!("\"{}\"", into.replace('"', "\"\""))).args(["--no-publications"]);
-    let mut dump = dump.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let pipe: Stdio = dump.stdout.take().context("pg_dump has no output")?.try_into()?;
+    dump.arg("--schema").arg(Ident(into).to_string()).arg("--no-publications").arg("--file").arg(&file);
     let mut load = command("psql", primary);
     load.args(["--quiet", "--no-psqlrc", "--single-transaction", "--set", "ON_ERROR_STOP=1", "--output", "/dev/null"]);
-    let load = load.stdin(pipe).stdout(Stdio::null()).stderr(Stdio::piped()).output();
-    let (dumped, loaded) = tokio::join!(dump.wait_with_output(), load);
-    for (program, output) in [("pg_dump", dumped?), ("psql", loaded?)] {
+    load.arg("--file").arg(&file);
+    for (program, mut command) in [("pg_dump", dump), ("psql", load)] {
+        let output = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output().await;
+        let output = output.with_context(|| format!("cannot run {program}"))?;
         if !output.status.success() {
             bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
         }

@@ -211,9 +211,7 @@ pub(crate) async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
         }
     }
     stop_left_over(context, StopMode::Immediate).await?;
-    for cloned in crate::clone::list(context)? {
-        crate::clone::remove(context, cloned.port).await?;
-    }
+    crate::clone::end_all(context).await?;
     let mut deleted = Vec::new();
     let all = layout.all().into_iter().chain(beside.map(|beside| beside.data().to_owned()));
     for folder in all {

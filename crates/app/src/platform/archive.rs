@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use millrace_backup::{
-    Kind, list, prove,
+    BackupError, Kind, list, prove,
     repo::Repository,
     retention,
     wal::{self, ReceiveOptions, ReceiveStatus},
@@ -212,13 +212,27 @@ impl Schedule {
             (false, true) => Kind::Incremental,
             (false, false) => return Ok(()),
         };
+        if backup::source(&self.context, &cluster.borrow().nodes, None).is_none() {
+            // none of this host, or not yet
+            return Ok(());
+        }
         let nodes = Nodes::Followed(cluster);
         let (made, node) = backup::make(&self.context, &self.repo, nodes, (kind, false), &|_| {}, token).await?;
         tracing::info!(label = made.manifest.label, node = node.name, "a backup was made");
         if self.config.prove {
             let label = made.manifest.label;
             let options = backup::proof(&self.context, Some(label.clone()))?;
-            prove(&self.repo, system_id, &options, &|_| {}, token).await.explained()?;
+            while let Err(error) = prove(&self.repo, system_id, &options, &|_| {}, token).await {
+                match error {
+                    // one by hand
+                    BackupError::ProofRuns(_) => {}
+                    other => return Err(other).explained(),
+                }
+                tokio::select! {
+                    () = token.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(LOOK) => {}
+                }
+            }
             tracing::info!(label, "the backup was restored and checked");
             let at = self.clock.wall();
             self.status.send_modify(|status| status.proven = Some((label, at)));

@@ -97,6 +97,7 @@ fn a_dropped_table_is_found_in_a_copy_and_brought_back() {
         CREATE TABLE lab.days_2 PARTITION OF lab.days FOR VALUES FROM ('2026-02-01') TO ('2026-03-01');
         CREATE TABLE lab.notes (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, day date, n int, words text,
             FOREIGN KEY (day, n) REFERENCES lab.days);
+        CREATE TYPE lab.mood AS ENUM ('good'); CREATE TABLE lab.moods AS SELECT 'good'::lab.mood AS mood;
         INSERT INTO lab.days SELECT '2026-01-31'::date + n % 2, n FROM generate_series(1, 1000) AS n;
         INSERT INTO lab.notes (day, n, words) SELECT day, n, 'of ' || n FROM lab.days";
     platform.sql("primary", made);
@@ -120,7 +121,7 @@ fn a_dropped_table_is_found_in_a_copy_and_brought_back() {
     platform.sql(&port, "DELETE FROM lab.notes");
     let listed = platform.run(&["clone", "list"]).ok();
     assert!(listed.contains(&port) && listed.contains("running"), "{listed}");
-    platform.run(&["clone", "make", "--port", &port]).failed(1, "a copy runs on port");
+    platform.run(&["clone", "make", "--port", &port]).failed(1, "there is a copy on port");
     platform.run(&["clone", "make", "--at", "tomorrow"]).failed(2, "is no moment");
     platform.run(&["clone", "make", "--at", "10 years ago"]).failed(1, "lies outside of what can be restored");
 
@@ -136,6 +137,11 @@ fn a_dropped_table_is_found_in_a_copy_and_brought_back() {
     assert_eq!(platform.sql("primary", "SELECT max(id) BETWEEN 1001 AND 1033 FROM found_notes.notes"), "t");
     platform.run(&["backup", "restore-table", "lab.none", "--at", &before]).failed(1, "was not there then");
 
+    // what it needs is gone: nothing of it arrives
+    let moods = ["backup", "restore-table", "lab.moods", "--at", &before, "--into", "found_moods"];
+    platform.run(&moods).failed(1, "psql: ");
+    assert_eq!(platform.sql("primary", "SELECT to_regnamespace('found_moods') IS NULL"), "t");
+
     let copies = platform.run(&["clone", "list", "--json"]).json();
     assert_eq!(copies.as_array().unwrap().len(), 1, "those for tables are gone: {copies}");
     platform.run(&["clone", "remove", &port]).ok();
@@ -150,6 +156,7 @@ fn a_dropped_table_is_found_in_a_copy_and_brought_back() {
     });
     let last = platform.run(&["clone", "make", "--at", &now, "--json"]).json();
     assert_eq!(platform.sql(&last["port"].to_string(), "SELECT n FROM found_notes.last"), "7");
+    assert!(last["ended_at"].is_string(), "{last}");
     platform.down();
     platform.run(&["nuke", "--yes"]).ok();
     let gone = std::net::TcpStream::connect(("127.0.0.1", u16::try_from(last["port"].as_u64().unwrap()).unwrap()));

@@ -314,6 +314,23 @@ pub(crate) async fn read_segment(
     Ok(content)
 }
 
+/// As [`read_segment`], although the log's archive goes on meanwhile: parts that were listed are removed once their
+/// segment is there as a whole.
+pub(crate) async fn read_segment_now(
+    repo: &Repository,
+    system_id: u64,
+    known: &Inventory,
+    segment: Segment,
+) -> Result<Vec<u8>, BackupError> {
+    match read_segment(repo, known, segment).await {
+        Err(error) if error.is_not_found() => {
+            let anew = listed(repo, system_id).await?;
+            read_segment(repo, &anew, segment).await
+        }
+        read => read,
+    }
+}
+
 /// Brings a file of the log (a segment or a history, by PostgreSQL's name) from the repository to `to`, for a
 /// `restore_command`. The file appears whole or not at all.
 ///
@@ -326,7 +343,7 @@ pub async fn fetch(repo: &Repository, system_id: u64, name: &str, to: &Path) -> 
         Some(timeline) => read(repo, inventory.histories.get(&timeline).ok_or_else(absent)?).await?,
         None => {
             let segment = Segment::parse(name, inventory.segment_bytes).ok_or_else(absent)?;
-            read_segment(repo, &inventory, segment).await?
+            read_segment_now(repo, system_id, &inventory, segment).await?
         }
     };
     write_file(to.to_owned(), content).await
