@@ -14,7 +14,8 @@ use sqlx::{
         PgAdvisoryLock, PgConnectOptions, PgListener, PgPoolCopyExt, PgPoolOptions, PgRow, PgSslMode, types::PgInterval,
     },
 };
-use tokio_postgres::{Client, NoTls, types::ToSql};
+use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio_postgres::{CancelToken, Client, NoTls, types::ToSql};
 
 use crate::others::same;
 
@@ -289,7 +290,7 @@ async fn with_tokio_postgres(port: u16) -> Outcomes {
         .unwrap();
     pipelines(o, &clients).await;
     portals(o, &mut clients).await;
-    given_up(o, &clients).await;
+    given_up(o, &clients, port).await;
     outcomes
 }
 
@@ -390,7 +391,16 @@ async fn portals(o: &mut Outcomes, clients: &mut [Client]) {
     note(o, "a copy that was dropped", text(client, "SELECT count(*) FROM items WHERE id = 6000").await);
 }
 
-async fn given_up(o: &mut Outcomes, clients: &[Client]) {
+/// Cancels as libpq does, which returns when the server has closed the request's connection: PostgreSQL signals a
+/// session twice (the process and its group), and what follows at once may meet the second signal. The driver's own
+/// `cancel_query` does not wait.
+async fn cancel_and_wait(token: &CancelToken, port: u16) {
+    let mut asking = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    token.cancel_query_raw(&mut asking, NoTls).await.unwrap();
+    assert_eq!(asking.read(&mut [0]).await.unwrap(), 0, "a cancel request is not answered");
+}
+
+async fn given_up(o: &mut Outcomes, clients: &[Client], port: u16) {
     let [client, other, watcher, ..] = clients else { return };
     // `active` is also said of the driver's Parse, which comes before: a cancel then would be lost
     let active = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(62)' AND wait_event = 'PgSleep'";
@@ -398,7 +408,7 @@ async fn given_up(o: &mut Outcomes, clients: &[Client]) {
         let token = client.cancel_token();
         let cancel = async {
             wait_until(LONG, || async { text(watcher, active).await == "1" }).await;
-            token.cancel_query(NoTls).await.unwrap();
+            cancel_and_wait(&token, port).await;
         };
         let (cancelled, behind, ()) =
             tokio::join!(client.query_one("SELECT pg_sleep(62)", &[]), client.query_one("SELECT 2", &[]), cancel);
