@@ -346,6 +346,12 @@ pub(crate) struct RestoreTo {
     /// A folder that is not there yet, or empty
     #[arg(long, value_name = "FOLDER")]
     pub(crate) to: Option<PathBuf>,
+    /// In the place of this platform's cluster, which must be stopped; what is there is kept aside
+    #[arg(long, conflicts_with = "to")]
+    pub(crate) in_place: bool,
+    /// Do not ask before
+    #[arg(long, requires = "in_place")]
+    pub(crate) yes: bool,
     /// Up to this time, such as 2026-11-22T10:00:00Z or '2 hours ago' [default: the latest point]
     #[arg(long, group = "target")]
     pub(crate) time: Option<String>,

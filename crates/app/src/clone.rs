@@ -4,10 +4,7 @@
 //! only, archives nothing and follows nobody; roles and passwords are those of the time it is of. It stays until it is
 //! removed, whatever becomes of the platform, except that `nuke` removes it too.
 
-use std::{
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use millrace_backup::{
@@ -18,19 +15,11 @@ use millrace_backup::{
     restore,
 };
 use millrace_base::files;
-use millrace_pg::{ConnectParams, Connection, Postmaster, ServerSpec, Setting, StopMode, connect};
+use millrace_pg::ServerSpec;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::Context, explain::Explained as _};
-
-const STOP_MAX: Duration = Duration::from_secs(30);
-const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// Replay of all that a backup may need.
-const OPEN_MAX: Duration = Duration::from_secs(6 * 3600);
-const LOOK: Duration = Duration::from_millis(50);
-/// What a server says that has replayed everything and met nothing at or after its target (`xlogrecovery.c`).
-const NOTHING_LATER: &str = "recovery ended before configured recovery target was reached";
+use crate::{context::Context, explain::Explained as _, recovered};
 
 /// One copy, as `clone list` shows it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,19 +36,7 @@ fn folder(context: &Context, port: u16) -> PathBuf {
 }
 
 fn spec(context: &Context, port: u16) -> anyhow::Result<ServerSpec> {
-    let cluster = context.cluster_spec()?;
-    let mut node = cluster.nodes.first().context("the cluster has no nodes")?.clone();
-    node.apply_delay = None;
-    let folder = folder(context, port);
-    let log_file = folder.join("server.log");
-    let mut server = cluster.server(&node);
-    for (name, value, why) in [
-        ("max_logical_replication_workers", "0", "a subscription here would take the slot of the real one"),
-        ("shared_preload_libraries", "", "nothing runs by itself in a copy"),
-    ] {
-        server.settings.push(Setting::new(name, value, why));
-    }
-    Ok(ServerSpec { listen: vec!["127.0.0.1".to_owned()], port, folder, log_file, ..server })
+    recovered::private(context, folder(context, port), port)
 }
 
 /// One command at a time for each copy: what a killed one has left is told from what another is at.
@@ -89,17 +66,8 @@ pub(crate) struct Made {
 impl Made {
     /// What is to be said of a copy whose log ended early.
     pub(crate) fn warning(&self) -> Option<String> {
-        let at = self.ended_at.as_ref()?;
-        Some(format!(
-            "the log in the repository ends before that time came up in it: the last commit is of {at}. That is the state of \
-             that time only if the archive was not behind then (millrace wal status)"
-        ))
+        self.ended_at.as_deref().map(recovered::ends_early)
     }
-}
-
-/// Access to a copy as superuser.
-pub(crate) fn superuser(context: &Context, port: u16) -> anyhow::Result<ConnectParams> {
-    Ok(ConnectParams { host: "127.0.0.1".to_owned(), ..context.superuser(port)? })
 }
 
 /// Makes a copy as of `target` and waits until it takes writes.
@@ -120,11 +88,11 @@ pub(crate) async fn make(
         bail!("there is a copy on port {port} already\n  hint: another port, or millrace clone remove {port}");
     }
     // what a killed command has left
-    clear(&spec).await?;
+    recovered::clear(&spec).await?;
     drop(std::net::TcpListener::bind(("127.0.0.1", port)).with_context(|| format!("port {port} is in use"))?);
     let made = restored(context, &spec, repo, system_id, target, progress, stop).await;
     if made.is_err()
-        && let Err(error) = clear(&spec).await
+        && let Err(error) = recovered::clear(&spec).await
     {
         context.output.note(format!("what was made could not be cleared away: {error:#}"));
     }
@@ -161,7 +129,7 @@ async fn restored(
     spec.configure(None).explained()?;
     let ends_early = matches!(plan.target, Target::Time { .. });
     let ended_at = tokio::select! {
-        opened = open(context, spec, ends_early) => opened?,
+        opened = recovered::open(context, spec, ends_early) => opened?,
         () = stop.cancelled() => bail!("interrupted"),
     };
     let cloned = Cloned { port: spec.port, target: plan.target.to_string(), backup: label, running: false };
@@ -171,50 +139,6 @@ async fn restored(
 
 fn about(folder: &Path) -> PathBuf {
     folder.join("clone.json")
-}
-
-/// Starts the server and waits for the end of recovery. The last commit, if the log ended early.
-async fn open(context: &Context, spec: &ServerSpec, ends_early: bool) -> anyhow::Result<Option<String>> {
-    let Err(error) = writable(context, spec).await else { return Ok(None) };
-    let log = std::fs::read_to_string(&spec.log_file).unwrap_or_default();
-    if !ends_early || !log.contains(NOTHING_LATER) {
-        return Err(error);
-    }
-    let conf = spec.data_dir().join("postgresql.auto.conf");
-    let text = std::fs::read_to_string(&conf)?;
-    files::write_atomic(&conf, format!("{text}recovery_target_time = ''\n").as_bytes(), 0o600)?;
-    spec.run_as.own(&conf).explained()?;
-    writable(context, spec).await?;
-    let client = connect(&superuser(context, spec.port)?, CONNECT_MAX).await.explained()?;
-    let sql = "SELECT coalesce(pg_last_xact_replay_timestamp()::text, 'before its backup')";
-    Ok(Some(client.query_one(sql, &[]).await?.get(0)))
-}
-
-async fn writable(context: &Context, spec: &ServerSpec) -> anyhow::Result<()> {
-    let mut postmaster = spec.start().await.explained()?;
-    let opened = opened(context, &mut postmaster, spec.port).await;
-    if opened.is_err() {
-        // it may be about to end by itself, and another is started only when it has
-        postmaster.stop(StopMode::Immediate, STOP_MAX).await.explained()?;
-    }
-    opened
-}
-
-async fn opened(context: &Context, postmaster: &mut Postmaster, port: u16) -> anyhow::Result<()> {
-    postmaster.ready(OPEN_MAX).await.explained()?;
-    let client = connect(&superuser(context, port)?, CONNECT_MAX).await.explained()?;
-    let until = Instant::now() + OPEN_MAX;
-    while recovers(&client).await? {
-        if Instant::now() > until {
-            bail!("recovery does not end");
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    Ok(())
-}
-
-async fn recovers(client: &Connection) -> anyhow::Result<bool> {
-    Ok(client.query_one("SELECT pg_is_in_recovery()", &[]).await?.get(0))
 }
 
 /// All copies of this platform.
@@ -243,24 +167,16 @@ pub(crate) async fn remove(context: &Context, port: u16) -> anyhow::Result<bool>
         return Ok(false);
     }
     let _held = hold(context, port)?;
-    clear(&spec(context, port)?).await?;
+    recovered::clear(&spec(context, port)?).await?;
     Ok(true)
 }
 
-/// Ends whatever runs in a folder of ours, and removes it.
-async fn clear(spec: &ServerSpec) -> anyhow::Result<()> {
-    if !spec.folder.exists() {
-        return Ok(());
-    }
-    spec.fence().await.explained()?;
-    std::fs::remove_dir_all(&spec.folder).with_context(|| format!("cannot remove {}", spec.folder.display()))
-}
-
-/// Ends all copies, and the server of a proof that was killed, before their folders go.
+/// Ends all copies, and the servers of a proof and of a restore that were killed, before their folders go.
 pub(crate) async fn end_all(context: &Context) -> anyhow::Result<()> {
     for cloned in list(context)? {
         remove(context, cloned.port).await?;
     }
+    crate::in_place::clear(context).await?;
     let proof = ServerSpec { folder: context.layout.proof().join(crate::backup::PROOF), ..spec(context, 0)? };
     proof.fence().await.explained()
 }

@@ -11,11 +11,13 @@ mod context;
 mod control;
 mod explain;
 mod findings;
+mod in_place;
 mod layout;
 mod lock;
 mod logging;
 mod output;
 mod platform;
+mod recovered;
 mod users;
 mod verify;
 

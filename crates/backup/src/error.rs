@@ -59,6 +59,8 @@ pub enum BackupError {
     Plan(#[from] PlanError),
     #[error("cannot restore into {}: {reason}", path.display())]
     Target { path: PathBuf, reason: String },
+    #[error("{} MiB are needed for {}, and {} MiB are free there", needed_bytes >> 20, path.display(), free_bytes >> 20)]
+    NoRoom { path: PathBuf, needed_bytes: u64, free_bytes: u64 },
     #[error("there is no backup {0} in the repository")]
     NoSuchBackup(String),
     #[error("another proof goes on in {}", .0.display())]
@@ -95,6 +97,7 @@ impl BackupError {
                 "make a full backup now: points in time before it cannot be reached over the gap".to_owned()
             }
             Self::Target { .. } => "give an empty folder".to_owned(),
+            Self::NoRoom { .. } => "free space there, or name a folder on a larger disk".to_owned(),
             Self::Sql(error) => return error.hint(),
             Self::Server(error) => return error.hint(),
             Self::BadRepository { .. }
@@ -160,6 +163,7 @@ impl BackupError {
             | Self::WalLost { .. }
             | Self::Plan(_)
             | Self::Target { .. }
+            | Self::NoRoom { .. }
             | Self::NoSuchBackup(_)
             | Self::ProofRuns(_)
             | Self::Proof(_)

@@ -16,9 +16,16 @@ pub enum WalSource {
     Command(String),
 }
 
+const HEADING: &str = "\n# of the restore; what is about recovery has no effect once it is over\n";
+
+/// The text of `postgresql.auto.conf` without the settings that the last restore added.
+pub(crate) fn without(text: &str) -> &str {
+    text.rfind(HEADING).and_then(|at| text.get(..at)).unwrap_or(text)
+}
+
 /// The settings of recovery, for the end of `postgresql.auto.conf`. The last of equal names counts.
 pub(crate) fn settings(plan: &Plan, source: &WalSource) -> String {
-    let mut text = String::from("\n# of the restore; what is about recovery has no effect once it is over\n");
+    let mut text = HEADING.to_owned();
     let mut set = |name: &str, value: &str| {
         let value = value.replace('\\', "\\\\").replace('\'', "''");
         // writing to a String cannot fail
@@ -106,7 +113,11 @@ mod tests {
             text.contains("recovery_target_lsn = '0/4D'") && text.contains("restore_command = 'x ''%f'''"),
             "{text}"
         );
-        assert!(settings(&plan(Target::Name("it's".into())), &WalSource::Prefetch).contains("'it''s'"));
+        let added = settings(&plan(Target::Name("it's".into())), &WalSource::Prefetch);
+        assert!(added.contains("'it''s'"));
+        assert_eq!(without(&format!("a = 1\n{added}")), "a = 1\n");
+        assert_eq!(without(&format!("a = 1\n{added}{added}")), format!("a = 1\n{added}"), "the last restore's");
+        assert_eq!(without("a = 1\n"), "a = 1\n");
     }
 
     #[test]

@@ -92,6 +92,8 @@ pub async fn restore(
         return Err(BackupError::NoSuchBackup(label.to_owned()));
     };
     let run = Run { repo, options, progress, stop, system_id, backup: last };
+    let log = if options.wal == WalSource::Prefetch { plan.segments.len() } else { 0 };
+    run.has_room(list, inventory.segment_bytes.saturating_mul(u64::try_from(log).unwrap_or(u64::MAX)))?;
     run.lay_out(list)?;
     let wanted = unpack::wanted(&lists)?;
     run.write_packs(&chain, &lists, wanted, list.files.iter().map(|file| file.bytes).sum()).await?;
@@ -103,6 +105,21 @@ pub async fn restore(
     tracing::info!(label, folder = %options.data_dir.display(), target = %options.target, "restored");
     Ok(plan)
 }
+
+/// Takes back what a restore has told the server, once recovery is over and the server stopped: what was set before is
+/// in force again. For a data directory that takes the place of the one that it is a copy of.
+///
+/// # Errors
+/// If `postgresql.auto.conf` cannot be written.
+pub fn end_restore(data_dir: &Path, owner: Option<&RunAs>) -> Result<(), BackupError> {
+    let conf = data_dir.join(AUTO_CONF);
+    let text = fs::read_to_string(&conf).map_err(BackupError::io("read", &conf))?;
+    let before = recovery::without(&text);
+    millrace_base::files::write_atomic(&conf, before.as_bytes(), 0o600).map_err(BackupError::io("write", &conf))?;
+    Ok(owner.map_or(Ok(()), |owner| owner.own(&conf))?)
+}
+
+const AUTO_CONF: &str = "postgresql.auto.conf";
 
 struct Run<'a> {
     repo: &'a Repository,
@@ -134,6 +151,19 @@ impl Run<'_> {
 
     fn tablespace(&self, oid: u32, path: &str) -> PathBuf {
         self.options.tablespaces.get(&oid).cloned().unwrap_or_else(|| PathBuf::from(path))
+    }
+
+    /// That the data and the log will fit, as far as that can be known before. Tablespaces may lie elsewhere.
+    fn has_room(&self, list: &FileList, log_bytes: u64) -> Result<(), BackupError> {
+        let data: u64 = list.files.iter().filter(|f| !f.path.starts_with("pg_tblspc/")).map(|file| file.bytes).sum();
+        let Some(place) = self.options.data_dir.ancestors().find(|place| place.exists()) else { return Ok(()) };
+        let stat = rustix::fs::statvfs(place).map_err(|errno| BackupError::io("look at", place)(errno.into()))?;
+        let needed_bytes = data.saturating_add(log_bytes);
+        let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if needed_bytes > free_bytes {
+            return Err(BackupError::NoRoom { path: self.options.data_dir.clone(), needed_bytes, free_bytes });
+        }
+        Ok(())
     }
 
     /// The folders and links. All places are looked at before the first is changed.
@@ -263,10 +293,10 @@ impl Run<'_> {
             let place = |oid| self.options.tablespaces.get(&oid).map(|place| place.display().to_string());
             self.write("tablespace_map", recovery::remap(&list.tablespace_map, place).as_bytes())?;
         }
-        let conf = data.join("postgresql.auto.conf");
+        let conf = data.join(AUTO_CONF);
         let before = crate::scan::there(fs::read_to_string(&conf), "read", &conf)?.unwrap_or_default();
         let settings = recovery::settings(plan, &self.options.wal);
-        self.write("postgresql.auto.conf", format!("{before}{settings}").as_bytes())?;
+        self.write(AUTO_CONF, format!("{before}{settings}").as_bytes())?;
         self.write("recovery.signal", b"")?;
         self.sync()
     }

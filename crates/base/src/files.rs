@@ -26,6 +26,14 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
+    sync_dir(folder)
+}
+
+/// Sees the names in a folder onto the disk.
+///
+/// # Errors
+/// Any error of the file system.
+pub fn sync_dir(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 

@@ -3,7 +3,11 @@
 //! Invariant: before anything is deleted, the mark and the files are looked at again; what is in
 //! doubt is moved aside.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use millrace_base::Micros;
 use millrace_pg::{
@@ -261,10 +265,20 @@ async fn discard_data(node: &NodeSpec, data: PathBuf, discard: Discard, now: Mic
         fs::rename(&data, &doomed).map_err(io("rename the data in", node))?;
         return remove_discarded(node).await;
     }
+    set_aside(node, &data, now).map(drop)
+}
+
+/// Keeps a node's data directory under another name, with its mark; returns where.
+///
+/// # Errors
+/// If it cannot be renamed.
+pub fn set_aside(node: &NodeSpec, data: &Path, now: Micros) -> Result<PathBuf, ClusterError> {
     let aside = format!("data.aside-{}", now.0);
-    tracing::warn!(node = %node.name, kept = %node.folder.join(&aside).display(), "a data directory is moved aside");
-    fs::rename(&data, node.folder.join(&aside)).map_err(io("rename the data in", node))?;
-    observe::move_mark(node, &aside).map_err(io("rename the mark in", node))
+    let kept = node.folder.join(&aside);
+    tracing::warn!(node = %node.name, kept = %kept.display(), "a data directory is moved aside");
+    fs::rename(data, &kept).map_err(io("rename the data in", node))?;
+    observe::move_mark(node, &aside).map_err(io("rename the mark in", node))?;
+    Ok(kept)
 }
 
 const DISCARDED: &str = "data.discarded";

@@ -129,6 +129,18 @@ pub fn load(state_dir: &Path) -> Result<Option<ClusterRecord>, ClusterError> {
     Ok(Some(record))
 }
 
+/// Records a cluster whose data has been brought back from a backup to `primary`: a new term, in which nothing is
+/// promised yet, whatever was before. Returns the term.
+///
+/// # Errors
+/// If the record of before is damaged, or the new one cannot be written.
+pub fn restored(state_dir: &Path, primary: NodeName, system_id: u64) -> Result<u64, ClusterError> {
+    let before = load(state_dir)?.map(|record| (record.term, record.paused));
+    let (term, paused) = before.map_or((1, false), |(term, paused)| (term + 1, paused));
+    save(state_dir, &ClusterRecord { term, paused, ..ClusterRecord::new(primary, system_id) })?;
+    Ok(term)
+}
+
 /// Writes the record, whole or not at all.
 ///
 /// # Errors

@@ -100,6 +100,12 @@ pub enum Event {
     Removed {
         node: String,
     },
+    /// Its data is what a backup and the log after it gave.
+    Restored {
+        node: String,
+        backup: String,
+        target: String,
+    },
 }
 
 impl Event {
@@ -118,6 +124,7 @@ impl Event {
             Self::Restarted { .. } => "restart",
             Self::Added { .. } => "node added",
             Self::Removed { .. } => "node removed",
+            Self::Restored { .. } => "restore",
         }
     }
 }
@@ -153,6 +160,9 @@ impl fmt::Display for Event {
             Self::Restarted { node } => write!(f, "an operator wants {node} restarted"),
             Self::Added { node } => write!(f, "{node} is a node of the cluster"),
             Self::Removed { node } => write!(f, "{node} is no node of the cluster any more"),
+            Self::Restored { node, backup, target } => {
+                write!(f, "{node} has been restored from backup {backup} to {target}")
+            }
         }
     }
 }
@@ -222,6 +232,10 @@ mod tests {
             (Event::Paused { paused: true }, "pause: failover paused by an operator"),
             (Event::Paused { paused: false }, "resume: failover resumed by an operator"),
             (Event::TookOffice { node: "b".into() }, "new term: b begins a term"),
+            (
+                Event::Restored { node: "a".into(), backup: "f1".into(), target: "the latest point".into() },
+                "restore: a has been restored from backup f1 to the latest point",
+            ),
             (Event::Resigned { node: "b".into(), why: "is stopped".into() }, "resignation: b makes way: is stopped"),
         ];
         for (event, words) in cases {

@@ -140,7 +140,9 @@ impl ServerSpec {
         let mut changed = self.write_private_files(upstream)?;
         changed |= self.write(&data.join("pg_hba.conf"), hba::render(&self.hba).as_bytes())?;
         let mut settings = self.all_settings(upstream);
-        let standby = upstream.is_some() || data.join("standby.signal").exists();
+        // a standby refuses to replay with less than its primary had, and so does what comes out of a backup
+        let replays = |signal: &str| data.join(signal).exists();
+        let standby = upstream.is_some() || replays("standby.signal") || replays("recovery.signal");
         if let (true, Ok(control)) = (standby, control_file::read(data)) {
             settings.extend(self.no_less_than(control.shared_settings));
         }
@@ -245,8 +247,11 @@ impl ServerSpec {
         self.private_dir().join("upstream.pgpass")
     }
 
-    /// The folder and its private part, owned by the unprivileged user.
-    pub(crate) fn prepare_folder(&self) -> Result<(), ServerError> {
+    /// Makes the folder and its private part, owned by the unprivileged user.
+    ///
+    /// # Errors
+    /// If they cannot be made, or are somebody else's.
+    pub fn prepare_folder(&self) -> Result<(), ServerError> {
         if self.folder.exists() {
             self.run_as.check_owner(&self.folder)?;
         }

@@ -6,12 +6,16 @@
 //! every process that works inside it is ended and the folder removed.
 //! Non-goals: speed of the servers (`fsync` is off), anything that ships.
 
+#[cfg(feature = "s3")]
+mod bucket;
 mod data;
 mod sandbox;
 mod server;
 mod template;
 mod wait;
 
+#[cfg(feature = "s3")]
+pub use bucket::{Bucket, Faults};
 pub use data::data_set;
 pub use sandbox::Sandbox;
 pub use server::{TestServer, TestServerBuilder};

@@ -14,16 +14,18 @@ use millrace_backup::{
     restore, retention, wal,
 };
 use millrace_base::{Clock as _, Lsn, SystemClock};
-use millrace_pg::RunAs;
+use millrace_pg::{RunAs, StopMode};
 use tokio_util::sync::CancellationToken;
 
-use super::client;
+use super::{client, lifecycle};
 use crate::{
     backup::{self, Nodes, retention_of},
     cli::{BackupCommand, RestoreTo, WalCommand},
     context::Context,
     explain::{Explained as _, Usage},
+    in_place,
     output::{bytes_text, table},
+    recovered,
 };
 
 pub(super) async fn run(context: &Context, command: &BackupCommand) -> anyhow::Result<u8> {
@@ -279,11 +281,14 @@ async fn back(context: &Context, repo: &Repository, wanted: &RestoreTo) -> anyho
     };
     let target = target(wanted)?;
     let label = wanted.backup.as_deref();
+    if wanted.in_place {
+        return in_place(context, repo, wanted, (system_id, target)).await;
+    }
     let Some(to) = &wanted.to else {
         let plan = millrace_backup::plan_restore(repo, system_id, &target, label, wanted.timeline).await.explained()?;
         context.output.json(&plan)?;
         tell(context, &plan);
-        context.output.line("nothing was restored; --to FOLDER does it");
+        context.output.line("nothing was restored; --to FOLDER does it, or --in-place for this platform's cluster");
         return Ok(0);
     };
     let mut tasks = millrace_base::Tasks::new(CancellationToken::new());
@@ -314,6 +319,56 @@ async fn back(context: &Context, repo: &Repository, wanted: &RestoreTo) -> anyho
         program(context, "pg_ctl"),
         data_dir.display()
     ));
+    Ok(0)
+}
+
+/// The cluster as it was, in its own place.
+async fn in_place(
+    context: &Context,
+    repo: &Repository,
+    wanted: &RestoreTo,
+    (system_id, target): (u64, Target),
+) -> anyhow::Result<u8> {
+    if context.config.etcd.is_some() {
+        bail!("the nodes are on several hosts\n  hint: docs/backup.md, \"After a loss\", says how to bring those back");
+    }
+    crate::platform::make_folders(context)?;
+    let _lock = lifecycle::alone(context).await?;
+    let label = wanted.backup.as_deref();
+    let plan = millrace_backup::plan_restore(repo, system_id, &target, label, wanted.timeline).await.explained()?;
+    tell(context, &plan);
+    if !wanted.yes {
+        let what = format!(
+            "{} becomes what it was at {}; what was committed since is kept aside.",
+            context.config.platform.name, plan.target
+        );
+        if !lifecycle::confirmed(context, &what)? {
+            return Err(Usage("nothing was restored".to_owned()).into());
+        }
+    }
+    let stopped = lifecycle::stop_left_over(context, StopMode::Fast).await?;
+    if stopped > 0 {
+        context.output.line(format!("stopped {stopped} servers that a killed platform had left"));
+    }
+    let mut tasks = millrace_base::Tasks::new(CancellationToken::new());
+    let stop = stop_on_interrupt(&mut tasks);
+    let bar = Bar::new(context);
+    let done = in_place::run(context, repo, (system_id, &plan), &|step| bar.tell(step), &stop).await;
+    bar.end();
+    let done = done?;
+    context.output.json(&serde_json::json!({
+        "plan": done.plan, "primary": done.primary, "ended_at": done.ended_at, "aside": done.aside,
+    }))?;
+    if let Some(at) = &done.ended_at {
+        context.output.note(recovered::ends_early(at));
+    }
+    context.output.line(format!("{} is restored, in {:.1} s", done.primary, bar.seconds()));
+    for aside in &done.aside {
+        context.output.line(format!("kept as it was: {}", aside.display()));
+    }
+    context
+        .output
+        .line("next: millrace up, which makes the replicas and the warehouse anew; then millrace backup create --full");
     Ok(0)
 }
 

@@ -20,6 +20,7 @@ use crate::{
     context::Context,
     explain::{Explained as _, Usage},
     output::table,
+    recovered,
 };
 
 pub(super) async fn run(context: &Context, command: &CloneCommand) -> anyhow::Result<u8> {
@@ -157,7 +158,7 @@ async fn bring(
     (schema, name): (&str, &str),
     into: &str,
 ) -> anyhow::Result<()> {
-    let past = clone::superuser(context, port)?.to_database(&primary.database);
+    let past = recovered::superuser(context, port)?.to_database(&primary.database);
     let client = connect(&past, SHORT).await.explained()?;
     let tables = client.query(include_str!("../../sql/table_tree.sql"), &[&schema, &name]).await?;
     if tables.is_empty() {

@@ -159,7 +159,7 @@ async fn ask_to_stop(context: &Context) -> anyhow::Result<Option<anyhow::Result<
 }
 
 /// Servers that a killed platform left: the primary first, so that replicas get all it has.
-async fn stop_left_over(context: &Context, mode: StopMode) -> anyhow::Result<usize> {
+pub(super) async fn stop_left_over(context: &Context, mode: StopMode) -> anyhow::Result<usize> {
     let spec = context.cluster_spec()?;
     let mut stopped = 0;
     for node in &spec.nodes {
@@ -171,10 +171,12 @@ async fn stop_left_over(context: &Context, mode: StopMode) -> anyhow::Result<usi
     Ok(stopped)
 }
 
-pub(crate) async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
-    let output = context.output;
+/// Takes the lock of a platform that does not run.
+///
+/// # Errors
+/// If it runs.
+pub(super) async fn alone(context: &Context) -> anyhow::Result<lock::PlatformLock> {
     let layout = &context.layout;
-    // held to the end: nothing starts while its folders go. The lock's own folder is the last of them
     files::create_dir_all(&layout.run(), 0o700).with_context(|| format!("cannot make {}", layout.run().display()))?;
     let mut taken = lock::take(&layout.lock())?;
     if taken.is_err() && Client::new(layout.run()).get::<bool>("/ready", Duration::from_secs(5)).await.is_err() {
@@ -182,9 +184,26 @@ pub(crate) async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
         lock::wait_free(&layout.lock(), lock::DYING_MAX).await?;
         taken = lock::take(&layout.lock())?;
     }
-    let Ok(_lock) = taken else {
-        bail!("the platform runs\n  hint: stop it first: millrace down");
-    };
+    match taken {
+        Ok(lock) => Ok(lock),
+        Err(_) => bail!("the platform runs\n  hint: stop it first: millrace down"),
+    }
+}
+
+/// Asks for the platform's name before what cannot be undone.
+pub(super) fn confirmed(context: &Context, what: &str) -> anyhow::Result<bool> {
+    context.output.note(format!("{what} type the platform's name to go on:"));
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer).context("cannot read the answer")?;
+    Ok(answer.trim() == context.config.platform.name)
+}
+
+pub(crate) async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
+    let output = context.output;
+    let layout = &context.layout;
+    // held to the end: nothing starts while its folders go. The lock's own folder is the last of them
+    let _lock = alone(context).await?;
     let beside = context.config.etcd.is_some().then(|| layout.beside_agents());
     let _lock_beside = match &beside {
         Some(beside) => {
@@ -199,14 +218,11 @@ pub(crate) async fn nuke(context: &Context, yes: bool) -> anyhow::Result<u8> {
     };
     if !yes {
         let name = &context.config.platform.name;
-        output.note(format!(
-            "this deletes all data of {name} in {}: databases, warehouse, logs.\nconfiguration, secrets and pack stay. type the platform's name to go on:",
+        let what = format!(
+            "this deletes all data of {name} in {}: databases, warehouse, logs.\nconfiguration, secrets and pack stay.",
             layout.data().display()
-        ));
-        std::io::stderr().flush()?;
-        let mut answer = String::new();
-        std::io::stdin().lock().read_line(&mut answer).context("cannot read the answer")?;
-        if answer.trim() != name {
+        );
+        if !confirmed(context, &what)? {
             return Err(Usage("nothing was deleted".to_owned()).into());
         }
     }

@@ -261,7 +261,7 @@ async fn open_psql(context: &Context, options: &crate::cli::Psql) -> anyhow::Res
     } else if options.target == millrace_proxy::CONSOLE_DATABASE {
         context.proxy_console()?
     } else if let Ok(port) = options.target.parse::<u16>() {
-        crate::clone::superuser(context, port)?.to_database(database)
+        crate::recovered::superuser(context, port)?.to_database(database)
     } else {
         let node = node_of(context, &options.target).await?;
         context.superuser_of(&node)?.to_database(database)

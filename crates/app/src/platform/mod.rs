@@ -17,5 +17,5 @@ pub(crate) use archive::SLOT as ARCHIVE_SLOT;
 pub(crate) use cluster::{ClusterView, ClusterWork};
 pub(crate) use models::state as model_state;
 pub(crate) use operator::ModelReport;
-pub(crate) use run::{Start, models, parse_models, run};
+pub(crate) use run::{Start, make_folders, models, parse_models, run, set_warehouse_aside};
 pub(crate) use serve::{ReloadAnswer, ReportAnswer, ReportRequest};

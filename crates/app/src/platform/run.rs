@@ -7,6 +7,7 @@
 
 use std::{
     io::{self, IsTerminal as _},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -133,7 +134,8 @@ pub(super) async fn take_lock(context: &Context) -> anyhow::Result<Option<lock::
     }
 }
 
-pub(super) fn make_folders(context: &Context) -> anyhow::Result<()> {
+/// Makes the folders of a platform that are not there yet.
+pub(crate) fn make_folders(context: &Context) -> anyhow::Result<()> {
     let layout = &context.layout;
     // servers must be able to pass to their own folders, and to nothing else
     for (folder, mode) in [
@@ -216,7 +218,9 @@ async fn live(
     let control_listener = control::bind(&context.layout.run())?;
 
     if start.recopy {
-        set_aside(context, clock.as_ref())?;
+        for kept in set_warehouse_aside(context, clock.as_ref())? {
+            context.output.line(format!("  the old warehouse is kept as {}", kept.display()));
+        }
     }
     let models = Arc::new(models(context)?);
     let engine = open_warehouse(context)?;
@@ -383,22 +387,23 @@ fn open_warehouse(context: &Context) -> anyhow::Result<Arc<Engine>> {
     Engine::open(&context.layout.warehouse_file(), options).map_err(|error| explain(&error, Some(error.hint())))
 }
 
-/// Keeps the warehouse's files under another name: capture then copies everything anew.
-fn set_aside(context: &Context, clock: &dyn Clock) -> anyhow::Result<()> {
+/// Keeps the warehouse's files under another name: capture then copies everything anew. Where they are now.
+pub(crate) fn set_warehouse_aside(context: &Context, clock: &dyn Clock) -> anyhow::Result<Vec<PathBuf>> {
     let file = context.layout.warehouse_file();
     let now = clock.wall().0 / 1_000_000;
+    let mut kept = Vec::new();
     for suffix in ["", ".wal"] {
         let mut from = file.clone().into_os_string();
         from.push(suffix);
         let mut to = file.clone().into_os_string();
         to.push(format!(".{now}{suffix}"));
         match std::fs::rename(&from, &to) {
-            Ok(()) => context.output.line(format!("  the old warehouse is kept as {}", to.display())),
+            Ok(()) => kept.push(PathBuf::from(to)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("cannot set aside {}", from.display())),
         }
     }
-    Ok(())
+    Ok(kept)
 }
 
 fn listeners(context: &Context) -> Vec<ListenerStatus> {

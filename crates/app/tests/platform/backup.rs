@@ -2,13 +2,19 @@
 
 use std::fs;
 
+use millrace_testkit::{Bucket, Sandbox};
+
 use crate::harness::{Load, Platform, wait_until};
 
 fn with_backups(platform: &Platform) {
+    with_backups_in(platform, "repository = \"backups\"");
+}
+
+fn with_backups_in(platform: &Platform, place: &str) {
     let file = platform.dir().join("millrace.toml");
     let text = fs::read_to_string(&file).unwrap();
-    let table = "\n[backup]\nrepository = \"backups\"\nfull_every_hours = 0\nincremental_every_hours = 0\n";
-    fs::write(&file, format!("{text}{table}")).unwrap();
+    let table = format!("\n[backup]\n{place}\nfull_every_hours = 0\nincremental_every_hours = 0\n");
+    fs::write(&file, text + &table).unwrap();
 }
 
 #[test]
@@ -68,6 +74,31 @@ fn what_was_committed_comes_back_and_damage_is_named() {
     let said = platform.run(&["backup", "verify"]);
     assert_eq!(said.code, 1, "{}", said.stdout);
     assert!(said.stdout.contains("pack-00000") && said.stdout.contains("checksum is wrong"), "{}", said.stdout);
+    platform.down();
+}
+
+#[test]
+fn a_bucket_keeps_them_as_well() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let folder = Sandbox::new();
+    let bucket = runtime.block_on(Bucket::serve(folder.path()));
+    let platform = Platform::init();
+    with_backups_in(&platform, &format!("repository = \"s3://backups/loans\"\nendpoint = \"{}\"", bucket.endpoint()));
+    platform.run(&["backup", "list"]).failed(1, "has no s3_access_key and s3_secret_key");
+    let secrets = platform.dir().join("secrets.toml");
+    let (access, secret, rest) = (Bucket::ACCESS_KEY, Bucket::SECRET_KEY, fs::read_to_string(&secrets).unwrap());
+    fs::write(&secrets, format!("s3_access_key = \"{access}\"\ns3_secret_key = \"{secret}\"\n{rest}")).unwrap();
+    platform.up(&["--sample"]);
+    platform.run(&["backup", "create"]).ok();
+    let loans = platform.sql("primary", "SELECT count(*) FROM operational.loans");
+    assert!(platform.run(&["backup", "prove"]).ok().contains("✔ restored in"));
+    assert!(platform.run(&["backup", "verify"]).ok().contains("all as they were written"));
+    let port = platform.run(&["clone", "make", "--json"]).json()["port"].to_string();
+    assert_eq!(platform.sql(&port, "SELECT count(*) FROM operational.loans"), loans);
+    platform.run(&["clone", "remove", &port]).ok();
+    // nothing of it lies on this host
+    assert!(!platform.dir().join("backups").exists());
+    assert!(bucket.folder().join("loans").is_dir());
     platform.down();
 }
 

@@ -17,6 +17,7 @@ mod disk;
 mod failover;
 mod harness;
 mod hosts;
+mod in_place;
 mod lan;
 mod many_hosts;
 mod models;

@@ -5,4 +5,5 @@
 mod chain;
 mod common;
 mod round_trip;
+mod s3;
 mod unhappy;

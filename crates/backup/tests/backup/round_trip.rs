@@ -6,9 +6,11 @@ use std::sync::{
 };
 
 use crate::common::*;
+use futures::StreamExt;
 use millrace_backup::{BackupError, Kind, create, list, plan::PlanError, plan::Target, wal};
 use millrace_base::{Lsn, Micros};
 use millrace_testkit::{TestServer, wait_until};
+use rand::Rng;
 use tokio_util::sync::CancellationToken;
 
 /// Inserts numbers one by one, and notes for each what the server said after its commit.
@@ -92,6 +94,58 @@ async fn under_load_to_latest_time_and_position() {
     let error = restore_to(&kept.repo, id, &server, |o| o.target = late).await.err().unwrap();
     assert!(matches!(&error, BackupError::Plan(PlanError::OutsideWindow { .. })), "{error}");
     assert!(error.to_string().contains(&created.manifest.label), "{error}");
+}
+
+/// Restores to so many random times.
+const TIMES: usize = 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_twenty_random_times_exactly_what_was_committed() {
+    let server = TestServer::start().await;
+    let client = server.create_database("app").await;
+    client.batch_execute("CREATE TABLE t (n bigint PRIMARY KEY, filler text)").await.unwrap();
+    let id = system_id(&client).await;
+    let kept = repository(&server.folder().join("repo"));
+    let mut receiver = Receiver::start(&kept.repo, server.params());
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = write_on(&server, stop.clone());
+    let work = async {
+        let mut made = Vec::new();
+        for kind in [Kind::Full, Kind::Incremental, Kind::Incremental] {
+            made.push(back_up(&kept.repo, &server, kind).await.manifest.stop);
+            let least = numbers(&client, "SELECT count(*) FROM t").await[0] + 500;
+            wait_until(SOON, || async { numbers(&client, "SELECT count(*) FROM t").await[0] >= least }).await;
+        }
+        stop.store(true, Ordering::SeqCst);
+        made
+    };
+    let (committed, made) = tokio::join!(writer, work);
+    receiver.durable(position(&client).await).await;
+    receiver.stop().await;
+
+    // from the first moment that a backup allows
+    let first = committed.iter().find(|(_, lsn, _)| *lsn > made[0]).unwrap().2;
+    // a commit follows, so that the time comes up in the log
+    let last = committed[committed.len() - 2].2;
+    let mut random = rand::rng();
+    let times: Vec<Micros> = (0..TIMES).map(|_| Micros(random.random_range(first.0..last.0))).collect();
+    let (repo, server, committed) = (&kept.repo, &server, &committed);
+    let exact = times.into_iter().map(|at| async move {
+        let target = Target::Time { at, inclusive: true };
+        let restored = restore_to(repo, id, server, |options| options.target = target).await.unwrap();
+        let got = numbers(&restored.promoted("app").await, "SELECT n FROM t ORDER BY n").await;
+        // the time of a commit lies between the answer to the one before it and its own
+        let answered = committed.iter().filter(|(.., answered)| *answered <= at).count();
+        let at_most = committed.len().min(answered + 1);
+        let right = got == numbered(answered) || got == numbered(at_most);
+        assert!(right, "{at:?}: {} rows, {answered} were answered by then", got.len());
+    });
+    // four servers at a time are enough for the machine
+    futures::stream::iter(exact).buffer_unordered(4).collect::<Vec<()>>().await;
+}
+
+fn numbered(rows: usize) -> Vec<i64> {
+    (0..i64::try_from(rows).unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

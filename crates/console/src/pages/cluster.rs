@@ -117,7 +117,7 @@ fn headline(status: &PlatformStatus, events: &[Entry]) -> String {
     }
     let newest = events.iter().find_map(|entry| match &entry.event {
         Event::Elected { to, .. } => Some(to == primary),
-        Event::Promoted { .. } | Event::TookOffice { .. } => Some(false),
+        Event::Promoted { .. } | Event::TookOffice { .. } | Event::Restored { .. } => Some(false),
         Event::Promise { .. }
         | Event::Paused { .. }
         | Event::Resigned { .. }
@@ -134,7 +134,7 @@ fn headline(status: &PlatformStatus, events: &[Entry]) -> String {
 
 /// Since when it has been the primary, if the history goes back so far.
 fn primary_since(events: &[Entry], primary: &str) -> Option<Micros> {
-    let began = |entry: &&Entry| matches!(&entry.event, Event::Promoted { node, .. } | Event::TookOffice { node } if node == primary);
+    let began = |entry: &&Entry| matches!(&entry.event, Event::Promoted { node, .. } | Event::TookOffice { node } | Event::Restored { node, .. } if node == primary);
     events.iter().find(began).map(|entry| entry.at)
 }
 
@@ -142,7 +142,9 @@ fn primary_since(events: &[Entry], primary: &str) -> Option<Micros> {
 fn class(event: &Event) -> &'static str {
     match event {
         Event::Elected { missing_bytes: Some(_), .. } => "bad",
-        Event::Elected { .. } | Event::Resigned { .. } | Event::Paused { paused: true } => "warn",
+        Event::Elected { .. } | Event::Resigned { .. } | Event::Restored { .. } | Event::Paused { paused: true } => {
+            "warn"
+        }
         Event::Promise { setting } if setting.is_empty() => "warn",
         Event::Promoted { .. } | Event::Paused { paused: false } => "good",
         Event::Promise { .. }

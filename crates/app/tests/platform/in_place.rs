@@ -1,0 +1,155 @@
+//! A cluster brought back from its backups, in its own place.
+
+use std::{fs, path::Path};
+
+use crate::{
+    failover::safe,
+    harness::{Load, Platform, wait_until},
+};
+
+fn count(platform: &Platform, table: &str) -> u64 {
+    platform.sql("primary", &format!("SELECT count(*) FROM operational.{table}")).parse().unwrap()
+}
+
+/// Waits until all that is committed now is in the repository.
+fn archived(platform: &Platform) {
+    let lsn = platform.sql("primary", "SELECT pg_current_wal_insert_lsn()");
+    wait_until("the log in the repository", || {
+        let status = platform.run(&["wal", "status", "--json"]).json();
+        let reached = status["timelines"].as_array().unwrap().last().unwrap()["last"].as_str().unwrap().to_owned();
+        platform.sql("primary", &format!("SELECT '{reached}'::pg_lsn >= '{lsn}'::pg_lsn")) == "t"
+    });
+}
+
+#[test]
+fn a_disaster_is_undone_and_a_lost_host_comes_back() {
+    let platform = Platform::init();
+    // beside the platform's data, as on another disk
+    let repository = platform.dir().join("backups");
+    let file = platform.dir().join("millrace.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let table = "\n[backup]\nrepository = \"backups\"\nfull_every_hours = 0\nincremental_every_hours = 0\n";
+    fs::write(&file, text + table).unwrap();
+    platform.up(&["--sample"]);
+    platform.run(&["backup", "create"]).ok();
+    let load = Load::on(&platform, "50");
+    let before = count(&platform, "payments");
+    wait_until("payments", || count(&platform, "payments") > before + 20);
+    drop(load);
+    let busy = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle' AND pid <> pg_backend_pid()";
+    wait_until("what customers began to end", || platform.sql("primary", busy) == "0");
+    let (payments, customers) = (count(&platform, "payments"), count(&platform, "customers"));
+    let now = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let moment = platform.sql("primary", now);
+    // the disaster, and work that goes on after it
+    platform.sql(
+        "primary",
+        "TRUNCATE operational.payments; INSERT INTO operational.customers (full_name) VALUES ('After It')",
+    );
+    archived(&platform);
+    let wanted = ["backup", "restore", "--in-place", "--time", &moment];
+    platform.run(&wanted).failed(1, "the platform runs");
+
+    platform.down();
+    platform.run(&wanted).failed(2, "nothing was restored");
+    assert!(!platform.data().join("restoring").exists(), "nothing is made before it is confirmed");
+    let said = platform.run(&[&wanted[..], &["--yes"]].concat()).ok();
+    assert!(said.contains("is restored") && said.contains("next: millrace up"), "{said}");
+    // three nodes and the warehouse are kept
+    let kept: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("kept as it was: ")).collect();
+    assert!(kept.len() >= 4 && kept.iter().all(|kept| Path::new(kept).exists()), "{said}");
+    platform.up(&[]);
+    assert_eq!((count(&platform, "payments"), count(&platform, "customers")), (payments, customers));
+    // everything is as before: replicas, commits on two of them, capture, history
+    safe(&platform);
+    platform.prove();
+    let promised = platform.sql("primary", "SHOW synchronous_standby_names");
+    assert!(promised.contains("ANY"), "{promised}");
+    let history = platform.run(&["cluster", "history"]).ok();
+    assert!(history.contains("has been restored from backup"), "{history}");
+    // the log goes on, without a gap, on a timeline of its own
+    archived(&platform);
+    let status = platform.run(&["wal", "status", "--json"]).json();
+    let timelines = status["timelines"].as_array().unwrap();
+    assert!(timelines.len() == 2 && timelines.iter().all(|of| of["gaps"].as_array().unwrap().is_empty()), "{status}");
+    let made = platform.run(&["backup", "create"]).ok();
+    // the one before is of a past that this cluster has left, or still shares: whichever it is, the proof tells
+    assert!(made.contains("stored in"), "{made}");
+    platform.run(&["backup", "prove"]).ok();
+
+    // the host is lost: nothing is left but the repository, the configuration and the secrets
+    platform.sql("primary", "INSERT INTO operational.customers (full_name) VALUES ('The Last One')");
+    archived(&platform);
+    platform.down();
+    fs::remove_dir_all(platform.data()).unwrap();
+    assert!(repository.exists());
+    let said = platform.run(&["backup", "restore", "--in-place", "--yes"]).ok();
+    assert!(!said.contains("kept as it was"), "{said}");
+    platform.up(&[]);
+    assert_eq!((count(&platform, "payments"), count(&platform, "customers")), (payments, customers + 1));
+    safe(&platform);
+    platform.prove();
+    platform.run(&["backup", "create"]).ok();
+    assert!(platform.run(&["backup", "verify"]).ok().contains("all as they were written"));
+    platform.down();
+}
+
+#[test]
+fn a_restore_that_fails_or_is_killed_changes_nothing() {
+    let platform = Platform::init();
+    let file = platform.dir().join("millrace.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let table = "\n[backup]\nrepository = \"backups\"\nfull_every_hours = 0\nincremental_every_hours = 0\n";
+    fs::write(&file, text + table).unwrap();
+    platform.up(&["--sample"]);
+    platform.run(&["backup", "create"]).ok();
+    let payments = count(&platform, "payments");
+    archived(&platform);
+    platform.down();
+    let pack = walk(&platform.dir().join("backups"), "pack-00000");
+    let whole = fs::read(&pack).unwrap();
+    let mut damaged = whole.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    fs::write(&pack, damaged).unwrap();
+    platform.run(&["backup", "restore", "--in-place", "--yes"]).failed(1, "pack-00000");
+    assert!(!platform.data().join("restoring").exists());
+    fs::write(&pack, whole).unwrap();
+
+    // killed while the restored server runs
+    let dir = platform.dir();
+    let mut killed =
+        crate::harness::command(&["--dir", dir.to_str().unwrap(), "backup", "restore", "--in-place", "--yes"])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+    let pid_file = platform.data().join("restoring/data/postmaster.pid");
+    wait_until("the restored server", || pid_file.exists() || killed.try_wait().unwrap().is_some());
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    platform.up(&[]);
+    assert_eq!(count(&platform, "payments"), payments);
+    platform.prove();
+    platform.down();
+    // what it left is in nobody's way
+    platform.run(&["backup", "restore", "--in-place", "--yes"]).ok();
+    assert!(!platform.data().join("restoring").exists());
+    platform.up(&[]);
+    assert_eq!(count(&platform, "payments"), payments);
+    platform.down();
+}
+
+fn walk(folder: &Path, name: &str) -> std::path::PathBuf {
+    let mut waiting = vec![folder.to_owned()];
+    while let Some(folder) = waiting.pop() {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            match entry.file_type().unwrap().is_dir() {
+                true => waiting.push(entry.path()),
+                false if entry.path().to_string_lossy().contains(name) => return entry.path(),
+                false => {}
+            }
+        }
+    }
+    panic!("there is no {name}");
+}

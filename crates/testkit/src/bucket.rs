@@ -1,0 +1,150 @@
+//! A bucket of S3 inside the test's process: real HTTP, signatures and conditional writes, objects as files in a folder.
+//! It can be told to misbehave as the real ones do.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use s3s::{Body, HttpError, HttpRequest, HttpResponse, auth::SimpleAuth, service::S3ServiceBuilder};
+use tokio::{net::TcpListener, task::JoinSet};
+
+/// A running bucket. Dropping it ends it; the folder stays with its owner.
+#[derive(Debug)]
+pub struct Bucket {
+    port: u16,
+    folder: PathBuf,
+    faults: Arc<Faults>,
+    _serving: JoinSet<()>,
+}
+
+/// What goes wrong from now on; nothing at first.
+#[derive(Debug, Default)]
+pub struct Faults {
+    /// Every so many requests one is refused with `503 SlowDown` before it is looked at; 0: none.
+    pub refused_every: AtomicU64,
+    /// Every so many requests one is carried out, and its answer lost with the connection; 0: none.
+    pub unanswered_every: AtomicU64,
+    /// Every request is refused with `503`.
+    pub away: AtomicBool,
+    requests: AtomicU64,
+    refused: AtomicU64,
+    unanswered: AtomicU64,
+}
+
+enum Fate {
+    Served,
+    Refused,
+    Unanswered,
+}
+
+impl Faults {
+    fn next(&self) -> Fate {
+        let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
+        let due = |every: &AtomicU64| match every.load(Ordering::SeqCst) {
+            0 => false,
+            every => number.is_multiple_of(every),
+        };
+        if self.away.load(Ordering::SeqCst) || due(&self.refused_every) {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Fate::Refused;
+        }
+        if due(&self.unanswered_every) {
+            self.unanswered.fetch_add(1, Ordering::SeqCst);
+            return Fate::Unanswered;
+        }
+        Fate::Served
+    }
+
+    /// Requests so far: all, those refused, those that were left without an answer.
+    #[must_use]
+    pub fn seen(&self) -> (u64, u64, u64) {
+        let [all, refused, unanswered] =
+            [&self.requests, &self.refused, &self.unanswered].map(|n| n.load(Ordering::SeqCst));
+        (all, refused, unanswered)
+    }
+}
+
+impl Bucket {
+    /// The name of the one bucket there is.
+    pub const NAME: &str = "backups";
+    pub const ACCESS_KEY: &str = "millrace-access";
+    pub const SECRET_KEY: &str = "millrace-secret";
+
+    /// Serves `folder`, which is made, on a free port of this host.
+    ///
+    /// # Panics
+    /// If the folder or the port cannot be had.
+    pub async fn serve(folder: &Path) -> Self {
+        std::fs::create_dir_all(folder.join(Self::NAME)).expect("the bucket's folder is made");
+        let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder).expect("a folder can be served"));
+        builder.set_auth(SimpleAuth::from_single(Self::ACCESS_KEY, Self::SECRET_KEY));
+        let service = builder.build();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+        let port = listener.local_addr().expect("a bound port").port();
+        let faults = Arc::new(Faults::default());
+        let mut serving = JoinSet::new();
+        let shared = faults.clone();
+        serving.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                let (service, faults) = (service.clone(), shared.clone());
+                connections.spawn(async move {
+                    let answer = hyper::service::service_fn(|request: hyper::Request<hyper::body::Incoming>| {
+                        let (service, faults) = (service.clone(), faults.clone());
+                        async move { serve(&faults, service, request.map(Body::from)).await }
+                    });
+                    let http = auto::Builder::new(TokioExecutor::new());
+                    // a connection that breaks is the client's affair
+                    drop(http.serve_connection(TokioIo::new(socket), answer).await);
+                });
+            }
+        });
+        Self { port, folder: folder.join(Self::NAME), faults, _serving: serving }
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Where its objects lie, one file each, by their keys.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+}
+
+async fn serve(
+    faults: &Faults,
+    service: s3s::service::S3Service,
+    request: HttpRequest,
+) -> Result<HttpResponse, HttpError> {
+    match faults.next() {
+        Fate::Served => service.call(request).await,
+        Fate::Refused => {
+            let body = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>";
+            let mut answer = HttpResponse::new(Body::from(body.to_owned()));
+            *answer.status_mut() = hyper::StatusCode::SERVICE_UNAVAILABLE;
+            Ok(answer)
+        }
+        Fate::Unanswered => {
+            drop(service.call(request).await?);
+            // hyper closes the connection
+            Err(HttpError::new(Box::new(std::io::Error::other("the answer is lost, as the test wants it"))))
+        }
+    }
+}
