@@ -73,8 +73,9 @@ impl Faults {
 }
 
 impl Bucket {
-    /// The name of the one bucket there is.
-    pub const NAME: &str = "backups";
+    /// The name of the one bucket there is: short, because the server makes a file name of it, of the whole key, and of 30
+    /// characters more.
+    pub const NAME: &str = "box";
     pub const ACCESS_KEY: &str = "millrace-access";
     pub const SECRET_KEY: &str = "millrace-secret";
 

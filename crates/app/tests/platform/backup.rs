@@ -83,7 +83,7 @@ fn a_bucket_keeps_them_as_well() {
     let folder = Sandbox::new();
     let bucket = runtime.block_on(Bucket::serve(folder.path()));
     let platform = Platform::init();
-    with_backups_in(&platform, &format!("repository = \"s3://backups/loans\"\nendpoint = \"{}\"", bucket.endpoint()));
+    with_backups_in(&platform, &format!("repository = \"s3://box/loans\"\nendpoint = \"{}\"", bucket.endpoint()));
     platform.run(&["backup", "list"]).failed(1, "has no s3_access_key and s3_secret_key");
     let secrets = platform.dir().join("secrets.toml");
     let (access, secret, rest) = (Bucket::ACCESS_KEY, Bucket::SECRET_KEY, fs::read_to_string(&secrets).unwrap());

@@ -68,10 +68,14 @@ impl Receiver {
 
     /// Waits until everything before `lsn` is in the repository.
     pub async fn durable(&mut self, lsn: Lsn) {
-        let waiting = self.status.wait_for(|status| status.durable >= lsn);
-        let ended = tokio::time::timeout(SOON, waiting).await.expect("the log is archived in time").is_err();
-        if ended {
-            panic!("the receiver ended: {:?}", self.tasks.join_next().await);
+        let waited = {
+            let waiting = self.status.wait_for(|status| status.durable >= lsn);
+            tokio::time::timeout(SOON, waiting).await.map(|ended| ended.is_err())
+        };
+        match waited {
+            Ok(false) => {}
+            Ok(true) => panic!("the receiver ended: {:?}", self.tasks.join_next().await),
+            Err(_) => panic!("{lsn} is not archived in time: {:?}", self.status.borrow()),
         }
     }
 
@@ -100,7 +104,8 @@ pub fn options(server: &TestServer, kind: Kind) -> CreateOptions {
 }
 
 pub async fn back_up(repo: &Repository, server: &TestServer, kind: Kind) -> Created {
-    create(repo, &options(server, kind), &*quiet(), &CancellationToken::new()).await.unwrap()
+    let made = create(repo, &options(server, kind), &*quiet(), &CancellationToken::new()).await;
+    made.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A server made from a repository.
