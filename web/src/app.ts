@@ -41,7 +41,7 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event) || $("dialog[open]")) return;
   if (performance.now() - goPending < 1500) {
     goPending = -Infinity;
-    const target = { o: "/", d: "/dashboards", r: "/reports", l: "/runs", c: "/cluster", p: "/proxy" }[event.key];
+    const target = { o: "/", d: "/dashboards", r: "/reports", l: "/runs", c: "/cluster", p: "/proxy", b: "/backups" }[event.key];
     if (target) location.assign(target);
     return;
   }

@@ -227,7 +227,7 @@ try {
     return note;
   });
 
-  for (const at of ["/", path, "/reports", "/runs", "/cluster", "/proxy", "/nowhere"]) {
+  for (const at of ["/", path, "/reports", "/runs", "/cluster", "/proxy", "/backups", "/nowhere"]) {
     await check(`accessible: ${at}`, async () => {
       page.expectTrouble = at === "/nowhere" ? /404/ : /(?!)/;
       await page.goto(base + at);
@@ -260,7 +260,7 @@ try {
 
   await check("narrow screen and paper: nothing is cut off", async () => {
     await page.setViewportSize({ width: 400, height: 800 });
-    for (const at of [path, "/", "/runs", "/cluster", "/proxy", ...(opened ? [opened] : [])]) {
+    for (const at of [path, "/", "/runs", "/cluster", "/proxy", "/backups", ...(opened ? [opened] : [])]) {
       await page.goto(base + at);
       const [wide, room] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
       assert(wide <= room, `${at} is ${wide} px wide at ${room}`);

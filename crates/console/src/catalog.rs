@@ -21,6 +21,7 @@ pub(crate) async fn show(State(console): State<Shared>) -> Json<Vec<Entry>> {
         ("Load runs", "what was loaded, when, and what failed", "/runs"),
         ("Cluster", "the primary, nodes, lag, failover, what happened, slots", "/cluster"),
         ("Proxy", "pools, who waits, how long statements take", "/proxy"),
+        ("Backups", "what can be restored, whether that is proven, how to go back", "/backups"),
     ];
     let pages = fixed.map(|(title, description, url)| Entry {
         kind: "page",

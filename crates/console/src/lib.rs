@@ -105,6 +105,7 @@ pub fn router(state: ConsoleState) -> Router {
         .route("/runs", get(pages::runs::show))
         .route("/cluster", get(pages::cluster::show))
         .route("/proxy", get(pages::proxy::show))
+        .route("/backups", get(pages::backups::show))
         .route("/events", get(live::events))
         .route("/logout", post(pages::login::logout))
         .fallback(pages::missing)

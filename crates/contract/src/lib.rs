@@ -4,6 +4,7 @@
 //! it through [`query::Reader`], everything that is watched answers with [`status`] types.
 //! Invariant: no implementation lives here, and no capability crate imports another one.
 
+pub mod backups;
 pub mod batch;
 pub mod cluster;
 pub mod operate;

@@ -4,6 +4,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    backups::{Backups, RestorePlan},
     cluster::Entry,
     status::{PlatformStatus, RunStatus},
 };
@@ -66,6 +67,10 @@ pub trait Operator: Send + Sync + std::fmt::Debug {
     fn history(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Entry>, OperateError>>;
     fn verify(&self) -> BoxFuture<'_, Result<Vec<Check>, OperateError>>;
     fn prove(&self) -> BoxFuture<'_, Result<Proof, OperateError>>;
+    /// What can be restored; `None` where no backups are made. It may be some seconds old.
+    fn backups(&self) -> BoxFuture<'_, Result<Option<Backups>, OperateError>>;
+    /// What a restore to this moment would take.
+    fn restore_plan(&self, at: millrace_base::Micros) -> BoxFuture<'_, Result<RestorePlan, OperateError>>;
     /// A fresh copy of one table, ending its quarantine.
     fn resync(&self, table: &str) -> BoxFuture<'_, Result<(), OperateError>>;
 }

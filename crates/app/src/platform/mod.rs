@@ -10,6 +10,7 @@ mod operator;
 pub(crate) mod prepare;
 mod proxy;
 mod reload;
+mod restorable;
 mod run;
 mod serve;
 

@@ -8,12 +8,13 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use millrace_base::{Lsn, Secret};
+use millrace_base::{Lsn, Micros, Secret};
 use millrace_capture::Command;
 use millrace_config::Pack;
 use millrace_console::Accounts;
 use millrace_contract::{
     Query, Reader, TableName, TableSchema, Value,
+    backups::{Backups, RestorePlan},
     cluster::Entry,
     operate::{Check, OperateError, Operator, Proof},
     query::RowSet,
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{models, observe::Observatory};
+use super::{models, observe::Observatory, restorable::Restorable};
 use crate::{context::Context, explain::chain, verify};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -91,6 +92,7 @@ pub(crate) struct PlatformOperator {
     /// As it was started.
     pub(crate) context: Arc<Context>,
     pub(crate) observatory: Observatory,
+    pub(crate) restorable: Restorable,
     pub(crate) access: Access,
     pub(crate) cluster: millrace_cluster::operate::Handle,
     /// Holds the cluster's history.
@@ -430,6 +432,14 @@ impl Operator for PlatformOperator {
 
     fn prove(&self) -> BoxFuture<'_, Result<Proof, OperateError>> {
         Box::pin(self.compare())
+    }
+
+    fn backups(&self) -> BoxFuture<'_, Result<Option<Backups>, OperateError>> {
+        Box::pin(self.restorable.backups())
+    }
+
+    fn restore_plan(&self, at: Micros) -> BoxFuture<'_, Result<RestorePlan, OperateError>> {
+        Box::pin(self.restorable.plan(at))
     }
 
     fn resync(&self, table: &str) -> BoxFuture<'_, Result<(), OperateError>> {

@@ -253,6 +253,7 @@ async fn live(
     let (commands, command_receiver) = mpsc::channel(16);
     let operator = Arc::new(PlatformOperator {
         context: context.clone(),
+        restorable: super::restorable::Restorable::new(context.clone()),
         observatory: Observatory::new(
             config.platform.name.clone(),
             clock.clone(),

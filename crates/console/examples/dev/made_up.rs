@@ -14,13 +14,14 @@ use millrace_base::{Clock, Lsn, Micros};
 use millrace_console::{Users, UsersError};
 use millrace_contract::{
     Query, QueryError, Reader, RowStream, Value,
+    backups::{BackupEntry, Backups, LogEntry, RestorePlan, WindowEntry},
     cluster::{ClusterSummary, Entry, Event},
     operate::{Check, OperateError, Operator, Proof},
     query::{Freshness, ResultColumn, ValueType},
     report::{ChartKind, Dashboard, Drill, Format, Param, ParamType, Report, ReportCatalog, Tile},
     status::{
-        CaptureState, CaptureStatus, DiskStatus, Finding, ListenerStatus, NodeRole, NodeState, NodeStatus,
-        PlatformStatus, PoolStatus, ProxyStatus, RunStatus, Severity, SlotStatus, Times,
+        BackupStatus, CaptureState, CaptureStatus, DiskStatus, Finding, ListenerStatus, NodeRole, NodeState,
+        NodeStatus, PlatformStatus, PoolStatus, ProxyStatus, RunStatus, Severity, SlotStatus, Times,
     },
 };
 
@@ -532,6 +533,52 @@ fn run(id: i64, now: Micros) -> RunStatus {
     }
 }
 
+/// A month of backups, with a hole in the log.
+fn backups(now: Micros) -> Backups {
+    const DAY: i64 = 86_400_000_000;
+    let entry = |days: i64| BackupEntry {
+        label: format!("backup-{days:02}"),
+        full: days % 7 == 0,
+        parent: (days % 7 != 0).then(|| format!("backup-{:02}", days + 1)),
+        from_replica: days % 3 != 0,
+        at: Micros(now.0 - days * DAY - DAY / 3),
+        data_bytes: 48_000_000_000 - u64::try_from(days).unwrap_or(0) * 90_000_000,
+        stored_bytes: if days % 7 == 0 { 11_200_000_000 } else { 240_000_000 },
+        timeline: 3 + u32::from(days < 9),
+    };
+    let window = |days: i64| WindowEntry {
+        label: format!("backup-{days:02}"),
+        timeline: 4,
+        from: Micros(now.0 - days * DAY - DAY / 3),
+        to: Micros(if days > 17 { now.0 - 18 * DAY } else { now.0 - 700_000 }),
+    };
+    Backups {
+        backups: (0..28).map(entry).collect(),
+        windows: (0..28).filter(|days| *days != 17).map(window).collect(),
+        timelines: vec![
+            LogEntry {
+                timeline: 3,
+                first: Lsn(0x9_0000_0000),
+                last: Lsn(0x12_0400_0000),
+                last_at: Micros(now.0 - 9 * DAY),
+                files: 2_104,
+                stored_bytes: 6_800_000_000,
+                gaps: vec![(Lsn(0xC_1000_0000), Lsn(0xC_1400_0000))],
+            },
+            LogEntry {
+                timeline: 4,
+                first: Lsn(0x12_0400_0000),
+                last: Lsn(0x14A_3B00_0000),
+                last_at: Micros(now.0 - 700_000),
+                files: 941,
+                stored_bytes: 2_950_000_000,
+                gaps: Vec::new(),
+            },
+        ],
+        problems: Vec::new(),
+    }
+}
+
 impl Operator for Source {
     fn status(&self) -> BoxFuture<'_, PlatformStatus> {
         let now = self.clock.wall();
@@ -630,7 +677,17 @@ impl Operator for Source {
                 pools: vec![pool("app", false, 180, 2), pool("reporting", true, 34, 0)],
                 time_bounds_us: (0..20).map(|at| 50 << at).collect(),
             },
-            backup: None,
+            backup: Some(BackupStatus {
+                repository: "s3://kilima-backups/production".into(),
+                connected: true,
+                durable: self.now().watermark,
+                backlog_bytes: 81_920,
+                failing: None,
+                backups: 28,
+                last: None,
+                proven: Some(("backup-00".into(), Micros(now.0 - 28_200_000_000))),
+                failed: None,
+            }),
             memory_bytes: 412_000_000,
             findings: if self.beat() % 40 < 20 {
                 vec![]
@@ -664,6 +721,21 @@ impl Operator for Source {
 
     fn prove(&self) -> BoxFuture<'_, Result<Proof, OperateError>> {
         Box::pin(async { Err(OperateError { message: "there is nothing to compare".into(), hint: None }) })
+    }
+
+    fn backups(&self) -> BoxFuture<'_, Result<Option<Backups>, OperateError>> {
+        let now = self.clock.wall();
+        Box::pin(async move { Ok(Some(backups(now))) })
+    }
+
+    fn restore_plan(&self, _: Micros) -> BoxFuture<'_, Result<RestorePlan, OperateError>> {
+        let plan = RestorePlan {
+            backups: vec!["backup-07".into(), "backup-06".into()],
+            timeline: 4,
+            log_files: 212,
+            data_bytes: 47_900_000_000,
+        };
+        Box::pin(async move { Ok(plan) })
     }
 
     fn resync(&self, _table: &str) -> BoxFuture<'_, Result<(), OperateError>> {

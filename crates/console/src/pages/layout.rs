@@ -79,6 +79,7 @@ pub(crate) fn page(
                         (entry("/runs", "Load runs", page.current))
                         (entry("/cluster", "Cluster", page.current))
                         (entry("/proxy", "Proxy", page.current))
+                        (entry("/backups", "Backups", page.current))
                     }
                     div.tools {
                         span.live id="live" role="status" aria-live="off" { span.dot {} span.word { "offline" } }
@@ -113,7 +114,7 @@ fn help() -> Markup {
         ("Esc", "Leave a chart, close a dialog"),
         ("d", "Show or hide the data of the current tile"),
         ("f", "Go to the filters"),
-        ("g, then o d r l c p", "Go to overview, main dashboard, reports, load runs, cluster, proxy"),
+        ("g, then o d r l c p b", "Go to overview, main dashboard, reports, load runs, cluster, proxy, backups"),
         ("t", "Light or dark"),
         ("?", "This help"),
     ];

@@ -1,5 +1,6 @@
 //! The pages.
 
+pub(crate) mod backups;
 pub(crate) mod cluster;
 pub(crate) mod dashboard;
 pub(crate) mod home;

@@ -1,0 +1,115 @@
+//! What can be restored, as the console shows it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use millrace_backup::{Kind, Manifest, list, plan::Target, plan_restore, wal};
+use millrace_base::Micros;
+use millrace_contract::{
+    backups::{BackupEntry, Backups, LogEntry, RestorePlan, WindowEntry},
+    operate::OperateError,
+};
+use tokio::sync::Mutex;
+
+use crate::{
+    backup,
+    context::Context,
+    explain::{Explained as _, chain},
+};
+
+/// The repository is listed no more often: it may be a bucket, where that costs.
+const FRESH: Duration = Duration::from_secs(20);
+
+/// Looks into the repository, once for all who ask.
+#[derive(Debug)]
+pub(crate) struct Restorable {
+    context: Arc<Context>,
+    seen: Mutex<Option<(Instant, Backups)>>,
+}
+
+impl Restorable {
+    pub(crate) fn new(context: Arc<Context>) -> Self {
+        Self { context, seen: Mutex::new(None) }
+    }
+
+    pub(crate) async fn backups(&self) -> Result<Option<Backups>, OperateError> {
+        if self.context.config.backup.is_none() {
+            return Ok(None);
+        }
+        let mut seen = self.seen.lock().await;
+        if let Some((_, backups)) = seen.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+            return Ok(Some(backups.clone()));
+        }
+        let backups = look(&self.context).await.map_err(|error| refused(&error))?;
+        *seen = Some((Instant::now(), backups.clone()));
+        Ok(Some(backups))
+    }
+
+    pub(crate) async fn plan(&self, at: Micros) -> Result<RestorePlan, OperateError> {
+        plan(&self.context, at).await.map_err(|error| refused(&error))
+    }
+}
+
+fn refused(error: &anyhow::Error) -> OperateError {
+    OperateError { message: chain(error.as_ref()), hint: None }
+}
+
+async fn look(context: &Context) -> anyhow::Result<Backups> {
+    let repo = backup::open(context)?;
+    let system_id = backup::system_id(context, &repo).await?;
+    let catalog = list(&repo, system_id).await.explained()?;
+    let inventory = wal::inventory(&repo, system_id).await.explained()?;
+    let status = wal::status(&repo, system_id).await.explained()?;
+    let (windows, unusable) = millrace_backup::plan::windows(&catalog.backups, &inventory);
+    let damaged = catalog.damaged.iter().map(|(object, why)| format!("{object}: {why}"));
+    let conflicts = status.conflicts.iter().map(|name| format!("{name} is there with two contents"));
+    Ok(Backups {
+        backups: catalog.backups.iter().rev().map(entry).collect(),
+        windows: windows
+            .into_iter()
+            .map(|of| WindowEntry { label: of.label, timeline: of.timeline, from: of.from_time, to: of.to_time })
+            .collect(),
+        timelines: status
+            .timelines
+            .into_iter()
+            .map(|of| LogEntry {
+                timeline: of.timeline,
+                first: of.first,
+                last: of.last,
+                last_at: of.last_at,
+                files: of.segments,
+                stored_bytes: of.stored_bytes,
+                gaps: of.gaps.into_iter().map(|gap| (gap.from, gap.to)).collect(),
+            })
+            .collect(),
+        problems: unusable.iter().map(ToString::to_string).chain(damaged).chain(conflicts).collect(),
+    })
+}
+
+fn entry(backup: &Manifest) -> BackupEntry {
+    BackupEntry {
+        label: backup.label.clone(),
+        full: backup.kind == Kind::Full,
+        parent: backup.parent.clone(),
+        from_replica: backup.from_replica,
+        at: backup.stopped_at,
+        data_bytes: backup.data_bytes,
+        stored_bytes: backup.stored_bytes,
+        timeline: backup.timeline,
+    }
+}
+
+async fn plan(context: &Context, at: Micros) -> anyhow::Result<RestorePlan> {
+    let repo = backup::open(context)?;
+    let system_id = backup::system_id(context, &repo).await?;
+    let target = Target::Time { at, inclusive: true };
+    let plan = plan_restore(&repo, system_id, &target, None, None).await.explained()?;
+    Ok(RestorePlan {
+        backups: plan.backups,
+        timeline: plan.timeline,
+        log_files: plan.segments.len(),
+        data_bytes: plan.data_bytes,
+    })
+}
