@@ -65,8 +65,11 @@ async fn look(context: &Context) -> anyhow::Result<Backups> {
     let (windows, unusable) = millrace_backup::plan::windows(&catalog.backups, &inventory);
     let damaged = catalog.damaged.iter().map(|(object, why)| format!("{object}: {why}"));
     let conflicts = status.conflicts.iter().map(|name| format!("{name} is there with two contents"));
+    // labels are of a second
+    let mut newest_first: Vec<&Manifest> = catalog.backups.iter().collect();
+    newest_first.sort_by_key(|backup| std::cmp::Reverse((backup.stopped_at, backup.stop)));
     Ok(Backups {
-        backups: catalog.backups.iter().rev().map(entry).collect(),
+        backups: newest_first.into_iter().map(entry).collect(),
         windows: windows
             .into_iter()
             .map(|of| WindowEntry { label: of.label, timeline: of.timeline, from: of.from_time, to: of.to_time })

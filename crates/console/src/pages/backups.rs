@@ -180,8 +180,8 @@ fn guide(
 fn steps(at: Micros, plan: &RestorePlan) -> Markup {
     let moment = format!("{}Z", field(at));
     html! {
-        p { "It takes " @for (i, label) in plan.backups.iter().enumerate() { @if i > 0 { " + " } code { (label) } }
-            " and " (plan.log_files) " files of the log on timeline " (plan.timeline) "; " (format::bytes(plan.data_bytes)) " are written." }
+        p.takes { "It takes " @for (i, label) in plan.backups.iter().enumerate() { @if i > 0 { " + " } code { (label) } }
+            " and " (plan.log_files) @if plan.log_files == 1 { " file" } @else { " files" } " of the log on timeline " (plan.timeline) "; " (format::bytes(plan.data_bytes)) " are written." }
         dl.steps {
             dt { "Look first: a throw-away copy as of then, beside everything" }
             dd { pre { "millrace clone make --at '" (moment) "'" } }
@@ -224,10 +224,10 @@ fn log(timelines: &[LogEntry]) -> Markup {
             h2 id="log" { "The log" }
             @if timelines.is_empty() { p.muted { "None in the repository yet." } } @else {
                 table {
-                    thead { tr { th.num scope="col" { "Timeline" } th scope="col" { "From" } th scope="col" { "To" } th scope="col" { "Last written (UTC)" }
+                    thead { tr { th scope="col" { "Timeline" } th scope="col" { "From" } th scope="col" { "To" } th scope="col" { "Last written (UTC)" }
                         th.num scope="col" { "Files" } th.num scope="col" { "Stored" } th scope="col" { "Missing" } } }
                     tbody { @for log in timelines { tr {
-                        th.num scope="row" { (log.timeline) }
+                        th scope="row" { (log.timeline) }
                         td { span.lsn { (log.first) } }
                         td { span.lsn { (log.last) } }
                         td { (utc(log.last_at)) }
