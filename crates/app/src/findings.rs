@@ -130,7 +130,7 @@ fn backups(status: &PlatformStatus, found: &mut Vec<Finding>) {
         found.push(finding(Severity::Warning, subject(), what, what_to_do));
     }
     if let Some(why) = &backup.failed {
-        let what = format!("the last one could not be made: {why}");
+        let what = format!("the last one could not be made or proven: {why}");
         let what_to_do = "it is tried again; by hand: `millrace backup create`".into();
         found.push(finding(Severity::Critical, subject(), what, what_to_do));
     }

@@ -4,7 +4,7 @@
 //! was there is kept aside, never deleted; wherever it is interrupted, `up` goes on with the old data or asks for this
 //! again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use millrace_backup::{ProgressFn, RestoreOptions, WalSource, end_restore, plan::Plan, repo::Repository, restore};
@@ -17,7 +17,9 @@ use millrace_cluster::{
 use millrace_pg::{ServerSpec, StopMode};
 use tokio_util::sync::CancellationToken;
 
-use crate::{clone, context::Context, explain::Explained as _, explain::explain, recovered};
+use crate::{
+    clone, context::Context, explain::Explained as _, explain::explain, platform::set_warehouse_aside, recovered,
+};
 
 /// What was done.
 #[derive(Debug)]
@@ -37,17 +39,20 @@ fn node(context: &Context, spec: &ClusterSpec) -> anyhow::Result<NodeSpec> {
     recorded.or(spec.nodes.first()).cloned().context("the cluster has no nodes")
 }
 
-/// Where all of it happens before it takes the place of anything.
-fn scratch(context: &Context) -> anyhow::Result<ServerSpec> {
-    recovered::private(context, context.layout.restoring(), clone::free_port()?)
+/// Where all of it happens before it takes the place of anything: beside the node's data, on the same disk.
+fn scratch(context: &Context, node: &NodeSpec) -> anyhow::Result<ServerSpec> {
+    recovered::private(context, node.folder.join("restoring"), clone::free_port()?)
 }
 
-/// Ends what an earlier one has left, when it was killed.
+/// Ends what a killed one has left, whichever node it was for.
 ///
 /// # Errors
 /// If a process or a folder of it cannot be removed.
 pub(crate) async fn clear(context: &Context) -> anyhow::Result<()> {
-    recovered::clear(&scratch(context)?).await
+    for node in &context.cluster_spec()?.nodes {
+        recovered::clear(&scratch(context, node)?).await?;
+    }
+    Ok(())
 }
 
 /// Restores, replays, and puts the outcome into the place of the primary. The caller holds the platform's lock, and
@@ -65,7 +70,16 @@ pub(crate) async fn run(
     let cluster = context.cluster_spec()?;
     let primary = node(context, &cluster)?;
     clear(context).await?;
-    let scratch = scratch(context)?;
+    // what would fail at the end is better known now
+    for node in &cluster.nodes {
+        cluster.server(node).prepare_folder().explained()?;
+    }
+    let state_dir = context.layout.cluster();
+    if state::load(&state_dir).map_err(|error| explain(&error, error.hint()))?.is_none() {
+        // from here on `up` asks for a restore, and makes no new cluster
+        begin_term(&state_dir, &primary, system_id)?;
+    }
+    let scratch = scratch(context, &primary)?;
     let made = made(context, &scratch, repo, (system_id, plan), progress, stop).await;
     let ended_at = match made {
         Ok(ended_at) => ended_at,
@@ -77,22 +91,23 @@ pub(crate) async fn run(
         }
     };
     let mut aside = Vec::new();
+    let mut kept = |path: PathBuf| {
+        context.output.line(format!("kept as it was: {}", path.display()));
+        aside.push(path);
+    };
     let now = SystemClock::new().wall();
+    let term = begin_term(&state_dir, &primary, system_id)?;
+    // what it holds may never have happened
+    set_warehouse_aside(context, &SystemClock::new())?.into_iter().for_each(&mut kept);
     // the primary's comes last: without it, `up` asks for a restore
     let others = cluster.nodes.iter().filter(|node| node.name != primary.name);
     for node in others.chain([&primary]) {
         let data = cluster.server(node).data_dir();
-        if data.exists() {
-            aside.push(act::set_aside(node, &data, now).map_err(|error| explain(&error, error.hint()))?);
-        }
+        let moved = act::set_aside(node, &data, now).map_err(|error| explain(&error, error.hint()))?;
+        moved.into_iter().for_each(&mut kept);
     }
-    let state_dir = context.layout.cluster();
-    let term =
-        state::restored(&state_dir, primary.name.clone(), system_id).map_err(|error| explain(&error, error.hint()))?;
-    let server = cluster.server(&primary);
-    server.prepare_folder().explained()?;
     observe::mark_primary(&primary).with_context(|| format!("cannot mark {}", primary.folder.display()))?;
-    let (from, to) = (scratch.data_dir(), server.data_dir());
+    let (from, to) = (scratch.data_dir(), cluster.server(&primary).data_dir());
     std::fs::rename(&from, &to).with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))?;
     files::sync_dir(&primary.folder).with_context(|| format!("cannot sync {}", primary.folder.display()))?;
     let event = Event::Restored {
@@ -100,11 +115,15 @@ pub(crate) async fn run(
         backup: plan.backups.last().cloned().unwrap_or_default(),
         target: plan.target.to_string(),
     };
-    history::append(&state_dir, now, term, event).context("cannot write the cluster's history")?;
-    // what the warehouse holds may never have happened
-    aside.extend(crate::platform::set_warehouse_aside(context, &SystemClock::new())?);
+    if let Err(error) = history::append(&state_dir, now, term, event) {
+        context.output.note(format!("the cluster's history does not say so: {error}"));
+    }
     recovered::clear(&scratch).await?;
     Ok(InPlace { plan: plan.clone(), primary: primary.name.to_string(), ended_at, aside })
+}
+
+fn begin_term(state_dir: &Path, primary: &NodeSpec, system_id: u64) -> anyhow::Result<u64> {
+    state::restored(state_dir, primary.name.clone(), system_id).map_err(|error| explain(&error, error.hint()))
 }
 
 /// A stopped primary's data directory as of the target, in the scratch folder.

@@ -90,13 +90,8 @@ impl Layout {
         self.data.join("proof")
     }
 
-    /// Where a cluster is brought back from its backups, before it takes the place of what is there.
-    pub(crate) fn restoring(&self) -> PathBuf {
-        self.data.join("restoring")
-    }
-
     /// Every folder that the platform makes below its data folder.
-    pub(crate) fn all(&self) -> [PathBuf; 9] {
+    pub(crate) fn all(&self) -> [PathBuf; 8] {
         [
             self.nodes(),
             self.cluster(),
@@ -104,7 +99,6 @@ impl Layout {
             self.spill(),
             self.clones(),
             self.proof(),
-            self.restoring(),
             self.logs(),
             self.run(),
         ]

@@ -74,10 +74,10 @@ pub async fn create(
     check_place(options, &session)?;
     let system_id = session.facts.system_id;
     let run = Run { repo, options, session, progress, stop, system_id };
-    let (wanted, full_because) = run.find_parent().await?;
+    let parents = run.possible_parents().await?;
     let label = label();
     let made = tokio::select! {
-        made = run.make(&label, wanted, full_because) => made,
+        made = run.make(&label, parents) => made,
         // the futures of uploads are dropped; what they have written is removed below
         () = stop.cancelled() => Err(BackupError::Cancelled),
     };
@@ -128,38 +128,47 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// The newest backup, if an incremental one is wanted and it can be read.
-    async fn find_parent(&self) -> Result<(Option<(Manifest, FileList)>, Option<String>), BackupError> {
+    /// The backups that an incremental one could build on, the newest first; none for a full one.
+    async fn possible_parents(&self) -> Result<Vec<Manifest>, BackupError> {
+        if self.options.kind == Kind::Full {
+            return Ok(Vec::new());
+        }
+        let mut all = catalog::list(self.repo, self.system_id).await?.backups;
+        all.sort_by_key(|backup| std::cmp::Reverse(backup.start));
+        Ok(all)
+    }
+
+    /// The newest of them that this server has come from; why not the newest of all.
+    async fn choose_parent(
+        &self,
+        possible: Vec<Manifest>,
+        timeline: u32,
+        start: Lsn,
+    ) -> Result<(Option<(Manifest, FileList)>, Option<String>), BackupError> {
         if self.options.kind == Kind::Full {
             return Ok((None, None));
         }
-        let mut all = catalog::list(self.repo, self.system_id).await?.backups;
-        all.sort_by_key(|backup| backup.start);
-        let Some(parent) = all.pop() else {
-            return Ok((None, Some("there is no backup to build on".to_owned())));
-        };
-        let files = catalog::files(self.repo, &parent).await?;
-        Ok((Some((parent, files)), None))
+        let history = self.history(timeline).await?;
+        let mut full_because = None;
+        for parent in possible {
+            match can_build_on(&parent, timeline, start, self.session.facts.version, &history) {
+                Ok(()) => {
+                    let files = catalog::files(self.repo, &parent).await?;
+                    return Ok((Some((parent, files)), None));
+                }
+                Err(why) => full_because = full_because.or(Some(why)),
+            }
+        }
+        Ok((None, full_because.or_else(|| Some("there is no backup to build on".to_owned()))))
     }
 
-    async fn make(
-        &self,
-        label: &str,
-        parent: Option<(Manifest, FileList)>,
-        mut full_because: Option<String>,
-    ) -> Result<Created, BackupError> {
+    async fn make(&self, label: &str, parents: Vec<Manifest>) -> Result<Created, BackupError> {
         (self.progress)(Step::Checkpoint);
         if let Some(primary) = self.options.primary.as_ref().filter(|_| self.options.fast_checkpoint) {
             self.session.catch_up_with_checkpoint(primary).await?;
         }
         let (start, timeline, started_at) = self.session.start(label, self.options.fast_checkpoint).await?;
-        let mut chosen = None;
-        if let Some((parent, files)) = parent {
-            match can_build_on(&parent, timeline, start, self.session.facts.version, &self.history(timeline).await?) {
-                Ok(()) => chosen = Some((parent, files)),
-                Err(why) => full_because = Some(why),
-            }
-        }
+        let (chosen, full_because) = self.choose_parent(parents, timeline, start).await?;
         let data = self.options.data_dir.clone();
         let scan = crate::blocking(move || scan::scan(&data)).await?;
         let (control, mut files): (Vec<_>, Vec<_>) = scan.files.iter().cloned().partition(|f| f.path == CONTROL_FILE);

@@ -1,6 +1,6 @@
 //! What a restore needs: which backups, which log, and whether the target can be reached at all. Pure.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use millrace_base::{Lsn, Micros};
 use serde::{Deserialize, Serialize};
@@ -127,13 +127,16 @@ fn follow(inventory: &Inventory, path: &[(u32, Lsn)], from: Lsn) -> Reach {
     let mut at = Segment::of(newest, from, bytes);
     let (mut segments, mut to, mut to_time) = (Vec::new(), from, Micros(0));
     loop {
-        let candidates = path
+        // what a timeline has beyond the branch of the next one is not of this path
+        let ends = std::iter::once(Lsn(u64::MAX)).chain(path.iter().map(|(_, begin)| *begin));
+        let mut candidates = path
             .iter()
-            .filter(|(_, begin)| begin.0 / bytes <= at.number)
-            .map(|(timeline, _)| Segment { timeline: *timeline, ..at })
-            .filter_map(|segment| Some((segment, inventory.reach(segment)?)));
-        // the newest timeline whose log is there at all; what an older one has beyond the branch is not of this path
-        let Some((found, reach)) = candidates.into_iter().next() else { break };
+            .zip(ends)
+            .filter(|((_, begin), end)| begin.0 / bytes <= at.number && at.start(bytes) < *end)
+            .map(|((timeline, _), end)| (Segment { timeline: *timeline, ..at }, end))
+            .filter_map(|(segment, end)| Some((segment, inventory.reach(segment)?.min(end))));
+        // the newest timeline whose log is there at all
+        let Some((found, reach)) = candidates.next() else { break };
         to = to.max(reach);
         to_time = to_time.max(inventory.written(found));
         segments.push(found);
@@ -167,6 +170,37 @@ fn timelines_from(inventory: &Inventory, backup: &Manifest) -> Vec<u32> {
             && inventory.history(*timeline).left(backup.timeline).is_some_and(|left| left >= backup.stop)
     });
     std::iter::once(backup.timeline).chain(later).collect()
+}
+
+/// Backups of branches that the newest timeline has not come from: after a restore to the past, those that were made
+/// beyond it.
+pub(crate) fn left_behind(inventory: &Inventory, backups: &[Manifest]) -> BTreeSet<String> {
+    let Some(newest) = inventory.timelines().pop() else { return BTreeSet::new() };
+    let history = inventory.history(newest);
+    // without its history nothing is known of where it came from
+    let known = history.path(newest).len() > 1;
+    let left = |backup: &&Manifest| {
+        known && backup.timeline < newest && history.left(backup.timeline).is_none_or(|left| left < backup.stop)
+    };
+    backups.iter().filter(left).map(|backup| backup.label.clone()).collect()
+}
+
+/// Along which timeline a target is looked for. A time belongs to the timeline that the system was on then: after a
+/// restore to the past, moments between the branch and the restore lie on what was left.
+fn natural(inventory: &Inventory, newest: u32, target: &Target) -> u32 {
+    let Target::Time { at, .. } = target else { return newest };
+    let mut timeline = newest;
+    loop {
+        let path = inventory.history(timeline).path(timeline);
+        let [(_, branch), (parent, _), ..] = path.as_slice() else { return timeline };
+        let goes_on = |segment: Segment| inventory.reach(segment).is_some_and(|reach| reach > *branch);
+        let segments = inventory.segments.keys().chain(inventory.parts.keys());
+        let left_something = segments.copied().any(|segment| segment.timeline == *parent && goes_on(segment));
+        if *at >= inventory.begun(timeline) || !left_something {
+            return timeline;
+        }
+        timeline = *parent;
+    }
 }
 
 fn window(inventory: &Inventory, backup: &Manifest, timeline: u32) -> Result<(Window, Reach), PlanError> {
@@ -251,12 +285,14 @@ pub fn plan(
     candidates.sort_by_key(|backup| (backup.stop, backup.stopped_at));
     candidates.reverse();
     let newest = inventory.timelines().into_iter().chain(candidates.iter().map(|b| b.timeline)).max().unwrap_or(1);
-    let wanted = timeline.unwrap_or(newest);
+    let wanted = timeline.unwrap_or_else(|| natural(inventory, newest, target));
     let (mut windows, mut first_error) = (Vec::new(), None);
     for backup in candidates {
         let mut reachable = timelines_from(inventory, backup);
         // a backup of a side branch is of use only where that branch is asked for
-        reachable.retain(|t| if label.is_some() && timeline.is_none() { true } else { *t == wanted });
+        if timeline.is_some() || label.is_none() || reachable.contains(&wanted) {
+            reachable.retain(|t| *t == wanted);
+        }
         let Some(on) = reachable.pop() else { continue };
         let found = chain_of(backups, backup).and_then(|chain| Ok((chain, window(inventory, backup, on)?)));
         let (chain, (window, reach)) = match found {

@@ -116,6 +116,55 @@ fn a_switch_of_timelines_is_followed() {
     assert_eq!(missing(&inventory, 1, Lsn(2 * MIB16), Lsn(3 * MIB16 + 400)), None);
 }
 
+/// Timeline 1 went on to the end of segment 5; then it was restored to within segment 3, and timeline 2 began when 6
+/// segments would have been written.
+fn restored_to_the_past(second: &[u64]) -> Inventory {
+    let mut all = vec![(1, 1), (1, 2), (1, 3), (1, 4), (1, 5)];
+    all.extend(second.iter().map(|number| (2, *number)));
+    let mut inventory = archive(&all, &[(2, 1, 3 * MIB16 + 500)]);
+    for (_, stored) in inventory.segments.iter_mut().filter(|(segment, _)| segment.timeline == 2) {
+        stored.written = Micros(stored.written.0 + i64::try_from(3 * MIB16).unwrap());
+    }
+    inventory
+}
+
+#[test]
+fn a_moment_belongs_to_the_timeline_of_then() {
+    let backups = [backup("a", 1, MIB16, MIB16 + 100), backup("z", 1, 4 * MIB16, 4 * MIB16 + 100)];
+    let inventory = restored_to_the_past(&[3, 4]);
+    let at = |position: u64| Target::Time { at: Micros(i64::try_from(position).unwrap()), inclusive: true };
+    let of = |target: &Target, label| {
+        let plan = plan(&backups, &inventory, target, label, None).unwrap();
+        (plan.timeline, plan.backups)
+    };
+    assert_eq!(of(&Target::Latest, None), (2, vec!["a".to_owned()]));
+    assert_eq!(of(&at(8 * MIB16), None), (2, vec!["a".to_owned()]), "after the restore");
+    assert_eq!(of(&at(5 * MIB16), None), (1, vec!["z".to_owned()]), "what the restore had undone");
+    assert_eq!(of(&at(3 * MIB16), None), (1, vec!["a".to_owned()]), "and what lies before the branch, on either");
+    assert_eq!(of(&at(5 * MIB16), Some("a")), (1, vec!["a".to_owned()]));
+    assert_eq!(left_behind(&inventory, &backups), BTreeSet::from(["z".to_owned()]));
+    // a failover leaves nothing: there is one path
+    let inventory = archive(&[(1, 1), (1, 2), (2, 3), (2, 4)], &[(2, 1, 3 * MIB16 + 500)]);
+    assert_eq!(natural(&inventory, 2, &at(2 * MIB16)), 2);
+    assert_eq!(left_behind(&inventory, &backups[..1]), BTreeSet::new());
+}
+
+#[test]
+fn what_was_left_does_not_fill_a_hole() {
+    let of_second = backup("n", 2, 3 * MIB16 + 600, 3 * MIB16 + 900);
+    for (second, whole) in [(&[][..], false), (&[4], false), (&[3], true)] {
+        let inventory = restored_to_the_past(second);
+        let missing = missing(&inventory, 2, of_second.start, of_second.stop);
+        assert_eq!(missing.is_none(), whole, "{second:?}: {missing:?}");
+        let of = plan(std::slice::from_ref(&of_second), &inventory, &Target::Latest, None, None);
+        assert_eq!(of.is_ok(), whole, "{second:?}: {of:?}");
+    }
+    // timeline 1 counts up to the branch, and no further
+    let old = backup("a", 1, MIB16, MIB16 + 100);
+    let latest = plan(&[old], &restored_to_the_past(&[4]), &Target::Latest, None, None).unwrap();
+    assert_eq!((latest.window.to, numbers(&latest)), (Lsn(3 * MIB16 + 500), vec![(1, 1), (1, 2), (1, 3)]));
+}
+
 #[test]
 fn a_broken_chain_is_no_backup() {
     let mut backups = vec![backup("a", 1, MIB16, MIB16 + 100), backup("b", 1, 2 * MIB16, 2 * MIB16 + 100)];

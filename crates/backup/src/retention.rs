@@ -16,6 +16,7 @@ use crate::{
     catalog,
     error::BackupError,
     manifest::{Kind, Manifest},
+    plan::left_behind,
     repo::Repository,
     wal,
 };
@@ -49,11 +50,16 @@ pub struct Decision {
     pub log_before: Option<Lsn>,
 }
 
-/// Decides.
+/// Decides. `left` are backups of branches that were left by a restore to the past: they stay as long as the promised
+/// window covers them, and fill no other rule's place.
 #[must_use]
-pub fn decide(backups: &[Manifest], retention: &Retention, now: Micros) -> Decision {
+pub fn decide(backups: &[Manifest], left: &BTreeSet<String>, retention: &Retention, now: Micros) -> Decision {
     let mut newest_first: Vec<&Manifest> = backups.iter().collect();
     newest_first.sort_by_key(|backup| std::cmp::Reverse((backup.stopped_at, backup.label.clone())));
+    let everything = newest_first.clone();
+    if newest_first.iter().any(|backup| !left.contains(&backup.label)) {
+        newest_first.retain(|backup| !left.contains(&backup.label));
+    }
     let mut kept: BTreeMap<String, String> = BTreeMap::new();
     let mut keep = |backup: &Manifest, why: &str| {
         kept.entry(backup.label.clone()).or_insert_with(|| why.to_owned());
@@ -61,8 +67,12 @@ pub fn decide(backups: &[Manifest], retention: &Retention, now: Micros) -> Decis
     if let Some(newest) = newest_first.first() {
         keep(newest, "it is the newest");
     }
-    for backup in newest_first.iter().filter(|backup| retention.held.contains(&backup.label)) {
+    for backup in everything.iter().filter(|backup| retention.held.contains(&backup.label)) {
         keep(backup, "it is held");
+    }
+    let covered = retention.window.max(retention.younger_than).unwrap_or_default();
+    for backup in everything.iter().filter(|of| left.contains(&of.label) && now.since(of.stopped_at) < covered) {
+        keep(backup, "it is of a branch that was left within the promised window");
     }
     keep_by_count(&newest_first, retention.full_backups, &mut keep);
     if let Some(age) = retention.younger_than {
@@ -91,7 +101,7 @@ pub fn decide(backups: &[Manifest], retention: &Retention, now: Micros) -> Decis
         }
     }
     let stays = |backup: &&Manifest| kept.contains_key(&backup.label);
-    let expired = newest_first.iter().filter(|backup| !stays(backup)).map(|backup| backup.label.clone()).collect();
+    let expired = everything.iter().filter(|backup| !stays(backup)).map(|backup| backup.label.clone()).collect();
     let log_before = backups.iter().filter(stays).map(|backup| backup.start).min();
     Decision { kept, expired, log_before }
 }
@@ -155,11 +165,15 @@ pub async fn expire(
     if let Some((object, reason)) = catalog.damaged.first() {
         return Err(BackupError::damaged(object, reason));
     }
-    let decision = decide(&catalog.backups, retention, now);
+    // without a key it is not known which branches were left
+    let inventory = match repo.keys.is_empty() {
+        true => wal::listed(repo, system_id).await?,
+        false => wal::inventory(repo, system_id).await?,
+    };
+    let decision = decide(&catalog.backups, &left_behind(&inventory, &catalog.backups), retention, now);
     let old = |newest: &Micros| now.since(*newest) >= GARBAGE_AFTER;
     let garbage: Vec<String> =
         catalog.unfinished.iter().filter(|(_, newest)| old(newest)).map(|(label, _)| label.clone()).collect();
-    let inventory = wal::listed(repo, system_id).await?;
     // one that is being made starts after the newest, which is kept, and so needs nothing of this
     let log = decision.log_before.map_or_else(Vec::new, |before| inventory.before(before));
     if !dry_run {
@@ -207,7 +221,7 @@ mod tests {
 
     fn kept(kinds: &str, retention: &Retention) -> String {
         let (all, now) = backups(kinds);
-        decide(&all, retention, now).kept.into_keys().collect::<Vec<_>>().join(" ")
+        decide(&all, &BTreeSet::new(), retention, now).kept.into_keys().collect::<Vec<_>>().join(" ")
     }
 
     #[test]
@@ -226,6 +240,27 @@ mod tests {
         assert_eq!(kept(&"f".repeat(62), &Retention { monthly: 2, ..none }), "61 62");
     }
 
+    #[test]
+    fn branches_that_were_left_take_no_place() {
+        let (all, now) = backups("fffff");
+        let left: BTreeSet<String> = ["04".to_owned(), "05".to_owned()].into();
+        let kept = |retention: &Retention| {
+            let decision = decide(&all, &left, retention, now);
+            assert_eq!(decision.kept.len() + decision.expired.len(), all.len());
+            decision.kept.into_keys().collect::<Vec<_>>().join(" ")
+        };
+        let one = Retention { full_backups: 1, ..Retention::default() };
+        assert_eq!(kept(&one), "03", "what the live branch rests on");
+        let day = Duration::from_secs(24 * 3600);
+        assert_eq!(
+            kept(&Retention { window: Some(day), ..one.clone() }),
+            "03 05",
+            "one is young enough to be looked at"
+        );
+        let every: BTreeSet<String> = all.iter().map(|backup| backup.label.clone()).collect();
+        assert_eq!(decide(&all, &every, &one, now).kept.into_keys().collect::<Vec<_>>(), ["05"], "never none");
+    }
+
     proptest! {
         #[test]
         fn what_stays_can_be_restored(
@@ -234,7 +269,7 @@ mod tests {
             let window = Duration::from_secs(window_h * 3600);
             let retention = Retention { full_backups, window: Some(window), daily, weekly, ..Retention::default() };
             let (all, now) = backups(&kinds);
-            let decision = decide(&all, &retention, now);
+            let decision = decide(&all, &BTreeSet::new(), &retention, now);
             prop_assert_eq!(decision.kept.len() + decision.expired.len(), all.len());
             for backup in all.iter().filter(|backup| decision.kept.contains_key(&backup.label)) {
                 prop_assert!(backup.parent.as_ref().is_none_or(|parent| decision.kept.contains_key(parent)));

@@ -268,17 +268,20 @@ async fn discard_data(node: &NodeSpec, data: PathBuf, discard: Discard, now: Mic
     set_aside(node, &data, now).map(drop)
 }
 
-/// Keeps a node's data directory under another name, with its mark; returns where.
+/// Keeps a node's data directory under another name, with its marks; returns where. `None`: there is none.
 ///
 /// # Errors
 /// If it cannot be renamed.
-pub fn set_aside(node: &NodeSpec, data: &Path, now: Micros) -> Result<PathBuf, ClusterError> {
+pub fn set_aside(node: &NodeSpec, data: &Path, now: Micros) -> Result<Option<PathBuf>, ClusterError> {
+    if !data.exists() {
+        return observe::move_mark(node, "gone").map(|()| None).map_err(io("rename the mark in", node));
+    }
     let aside = format!("data.aside-{}", now.0);
     let kept = node.folder.join(&aside);
     tracing::warn!(node = %node.name, kept = %kept.display(), "a data directory is moved aside");
     fs::rename(data, &kept).map_err(io("rename the data in", node))?;
     observe::move_mark(node, &aside).map_err(io("rename the mark in", node))?;
-    Ok(kept)
+    Ok(Some(kept))
 }
 
 const DISCARDED: &str = "data.discarded";

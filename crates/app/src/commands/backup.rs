@@ -15,6 +15,7 @@ use millrace_backup::{
 };
 use millrace_base::{Clock as _, Lsn, SystemClock};
 use millrace_pg::{RunAs, StopMode};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{client, lifecycle};
@@ -60,9 +61,15 @@ pub(super) fn stop_on_interrupt(tasks: &mut millrace_base::Tasks) -> Cancellatio
     let stop = CancellationToken::new();
     let told = stop.clone();
     tasks.spawn("interrupt", async move {
-        let heard = tokio::signal::ctrl_c().await;
+        // a terminal that goes away, and whoever ends this, mean the same as Ctrl-C
+        let (mut ended, mut hung_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+        tokio::select! {
+            heard = tokio::signal::ctrl_c() => heard?,
+            _ = ended.recv() => {}
+            _ = hung_up.recv() => {}
+        }
         told.cancel();
-        heard
+        Ok::<_, std::io::Error>(())
     });
     stop
 }
@@ -330,12 +337,15 @@ async fn in_place(
     (system_id, target): (u64, Target),
 ) -> anyhow::Result<u8> {
     if context.config.etcd.is_some() {
-        bail!("the nodes are on several hosts\n  hint: docs/backup.md, \"After a loss\", says how to bring those back");
+        bail!(
+            "the nodes are on several hosts\n  hint: docs/backup.md, \"After a disaster, or a loss\", says what there is for those"
+        );
     }
     crate::platform::make_folders(context)?;
     let _lock = lifecycle::alone(context).await?;
     let label = wanted.backup.as_deref();
     let plan = millrace_backup::plan_restore(repo, system_id, &target, label, wanted.timeline).await.explained()?;
+    context.output.line(format!("cluster   {system_id}"));
     tell(context, &plan);
     if !wanted.yes {
         let what = format!(
@@ -363,9 +373,6 @@ async fn in_place(
         context.output.note(recovered::ends_early(at));
     }
     context.output.line(format!("{} is restored, in {:.1} s", done.primary, bar.seconds()));
-    for aside in &done.aside {
-        context.output.line(format!("kept as it was: {}", aside.display()));
-    }
     context
         .output
         .line("next: millrace up, which makes the replicas and the warehouse anew; then millrace backup create --full");

@@ -4,6 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use anyhow::{Context as _, bail};
 use millrace_backup::{
     BackupError, Kind, list, prove,
     repo::Repository,
@@ -169,7 +170,7 @@ impl Schedule {
                     Err(_) if token.is_cancelled() => return Ok(()),
                     Err(error) => {
                         let why = chain(error.as_ref());
-                        tracing::error!(error = why, "no backup was made");
+                        tracing::error!(error = why, "no backup was made, or not proven");
                         self.status.send_modify(|status| status.failed = Some(why));
                         pause = AGAIN;
                     }
@@ -219,27 +220,36 @@ impl Schedule {
         let nodes = Nodes::Followed(cluster);
         let (made, node) = backup::make(&self.context, &self.repo, nodes, (kind, false), &|_| {}, token).await?;
         tracing::info!(label = made.manifest.label, node = node.name, "a backup was made");
-        if self.config.prove {
-            let label = made.manifest.label;
-            let options = backup::proof(&self.context, Some(label.clone()))?;
-            while let Err(error) = prove(&self.repo, system_id, &options, &|_| {}, token).await {
-                match error {
-                    // one by hand
-                    BackupError::ProofRuns(_) => {}
-                    other => return Err(other).explained(),
-                }
-                tokio::select! {
-                    () = token.cancelled() => return Ok(()),
-                    () = tokio::time::sleep(LOOK) => {}
+        let proven = match self.config.prove {
+            true => self.prove(system_id, made.manifest.label, token).await,
+            false => Ok(()),
+        };
+        // a host without room for a proof must not keep backups for ever
+        let retention = retention_of(&self.config);
+        let expired = retention::expire(&self.repo, system_id, &retention, self.clock.wall(), false).await;
+        proven?;
+        self.status.send_modify(|status| status.failed = None);
+        expired.map(drop).explained()
+    }
+
+    async fn prove(&self, system_id: u64, label: String, token: &CancellationToken) -> anyhow::Result<()> {
+        let options = backup::proof(&self.context, Some(label.clone()))?;
+        while let Err(error) = prove(&self.repo, system_id, &options, &|_| {}, token).await {
+            match error {
+                // one by hand
+                BackupError::ProofRuns(_) => {}
+                other => {
+                    return Err(other).explained().with_context(|| format!("backup {label} was made, and not proven"));
                 }
             }
-            tracing::info!(label, "the backup was restored and checked");
-            let at = self.clock.wall();
-            self.status.send_modify(|status| status.proven = Some((label, at)));
+            tokio::select! {
+                () = token.cancelled() => bail!("interrupted"),
+                () = tokio::time::sleep(LOOK) => {}
+            }
         }
-        self.status.send_modify(|status| status.failed = None);
-        let retention = retention_of(&self.config);
-        retention::expire(&self.repo, system_id, &retention, self.clock.wall(), false).await.explained()?;
+        tracing::info!(label, "the backup was restored and checked");
+        let at = self.clock.wall();
+        self.status.send_modify(|status| status.proven = Some((label, at)));
         Ok(())
     }
 }

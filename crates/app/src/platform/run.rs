@@ -74,6 +74,8 @@ pub(crate) async fn run(context: Context, start: Start) -> anyhow::Result<bool> 
     let Some(_lock) = take_lock(&context).await? else { return Ok(false) };
     logging::to_file(&layout.platform_log(), start.log_filter.as_deref(), start.foreground)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), platform = %context.config.platform.name, "platform starts");
+    // of a restore that was killed
+    crate::in_place::clear(&context).await?;
     let stop = CancellationToken::new();
     let mut cluster_tasks = Tasks::new(CancellationToken::new());
     let mut services = Tasks::new(CancellationToken::new());

@@ -7,6 +7,8 @@ use crate::{
     harness::{Load, Platform, wait_until},
 };
 
+const NOW: &str = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+
 fn count(platform: &Platform, table: &str) -> u64 {
     platform.sql("primary", &format!("SELECT count(*) FROM operational.{table}")).parse().unwrap()
 }
@@ -39,8 +41,7 @@ fn a_disaster_is_undone_and_a_lost_host_comes_back() {
     let busy = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle' AND pid <> pg_backend_pid()";
     wait_until("what customers began to end", || platform.sql("primary", busy) == "0");
     let (payments, customers) = (count(&platform, "payments"), count(&platform, "customers"));
-    let now = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
-    let moment = platform.sql("primary", now);
+    let moment = platform.sql("primary", NOW);
     // the disaster, and work that goes on after it
     platform.sql(
         "primary",
@@ -52,7 +53,7 @@ fn a_disaster_is_undone_and_a_lost_host_comes_back() {
 
     platform.down();
     platform.run(&wanted).failed(2, "nothing was restored");
-    assert!(!platform.data().join("restoring").exists(), "nothing is made before it is confirmed");
+    assert!(!platform.data().join("nodes/a/restoring").exists(), "nothing is made before it is confirmed");
     let said = platform.run(&[&wanted[..], &["--yes"]].concat()).ok();
     assert!(said.contains("is restored") && said.contains("next: millrace up"), "{said}");
     // three nodes and the warehouse are kept
@@ -103,40 +104,55 @@ fn a_restore_that_fails_or_is_killed_changes_nothing() {
     fs::write(&file, text + table).unwrap();
     platform.up(&["--sample"]);
     platform.run(&["backup", "create"]).ok();
-    let payments = count(&platform, "payments");
+    let moment = platform.sql("primary", NOW);
+    // it is there exactly as long as nothing is restored
+    let after = "INSERT INTO operational.customers (full_name) VALUES ('After It')";
+    platform.sql("primary", after);
+    let is_as_it_was = |platform: &Platform| {
+        platform.sql("primary", "SELECT count(*) FROM operational.customers WHERE full_name = 'After It'") == "1"
+    };
+    archived(&platform);
+    let undone = platform.sql("primary", "SELECT pg_current_wal_insert_lsn()");
+    platform.sql("primary", "INSERT INTO operational.customers (full_name) VALUES ('The Last One')");
     archived(&platform);
     platform.down();
+    let restore = ["backup", "restore", "--in-place", "--time", &moment, "--yes"];
     let pack = walk(&platform.dir().join("backups"), "pack-00000");
     let whole = fs::read(&pack).unwrap();
     let mut damaged = whole.clone();
     let middle = damaged.len() / 2;
     damaged[middle] ^= 1;
     fs::write(&pack, damaged).unwrap();
-    platform.run(&["backup", "restore", "--in-place", "--yes"]).failed(1, "pack-00000");
-    assert!(!platform.data().join("restoring").exists());
+    platform.run(&restore).failed(1, "pack-00000");
+    assert!(!platform.data().join("nodes/a/restoring").exists());
     fs::write(&pack, whole).unwrap();
 
     // killed while the restored server runs
     let dir = platform.dir();
-    let mut killed =
-        crate::harness::command(&["--dir", dir.to_str().unwrap(), "backup", "restore", "--in-place", "--yes"])
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-    let pid_file = platform.data().join("restoring/data/postmaster.pid");
-    wait_until("the restored server", || pid_file.exists() || killed.try_wait().unwrap().is_some());
+    let mut killed = crate::harness::command(&[&["--dir", dir.to_str().unwrap()], &restore[..]].concat())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid_file = platform.data().join("nodes/a/restoring/data/postmaster.pid");
+    wait_until("the restored server", || pid_file.exists());
     killed.kill().unwrap();
-    killed.wait().unwrap();
+    assert!(!killed.wait().unwrap().success(), "it was too quick to be killed");
     platform.up(&[]);
-    assert_eq!(count(&platform, "payments"), payments);
+    assert!(is_as_it_was(&platform));
+    assert!(!platform.data().join("nodes/a/restoring").exists(), "what was left is beside the platform");
     platform.prove();
     platform.down();
-    // what it left is in nobody's way
-    platform.run(&["backup", "restore", "--in-place", "--yes"]).ok();
-    assert!(!platform.data().join("restoring").exists());
+    platform.run(&restore).ok();
     platform.up(&[]);
-    assert_eq!(count(&platform, "payments"), payments);
+    assert!(!is_as_it_was(&platform));
+    archived(&platform);
+    platform.down();
+
+    // too early a moment was chosen: a later one lies on the timeline that was left
+    platform.run(&["backup", "restore", "--in-place", "--lsn", &undone, "--timeline", "1", "--yes"]).ok();
+    platform.up(&[]);
+    assert!(is_as_it_was(&platform));
     platform.down();
 }
 

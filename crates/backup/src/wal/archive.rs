@@ -155,6 +155,15 @@ impl Inventory {
         parts.chain(self.segments.get(&segment).map(|stored| stored.written)).max().unwrap_or_default()
     }
 
+    /// When the first of a timeline came here.
+    pub(crate) fn begun(&self, timeline: u32) -> Micros {
+        let of = |segment: &Segment| segment.timeline == timeline;
+        let parts = self.parts.iter().filter(|(segment, _)| of(segment)).flat_map(|(_, parts)| parts);
+        let log = self.segments.iter().filter(|(segment, _)| of(segment)).map(|(_, stored)| stored.written);
+        let history = self.histories.get(&timeline).map(|stored| stored.written);
+        log.chain(parts.map(|part| part.stored.written)).chain(history).min().unwrap_or_default()
+    }
+
     /// Timelines that have anything here.
     pub(crate) fn timelines(&self) -> Vec<u32> {
         let all = self.segments.keys().chain(self.parts.keys()).map(|segment| segment.timeline);

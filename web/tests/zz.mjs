@@ -1,0 +1,20 @@
+import { launch, logIn, openPage, settings } from "./check.mjs";
+const config = settings();
+const browser = await launch(config.chromium);
+const page = await openPage(browser, config.base);
+await logIn(page, config);
+await page.goto(config.base + "/backups");
+await page.waitForSelector("#standing");
+await page.screenshot({ path: "/tmp/b1.png", fullPage: true });
+await page.click("form.filters button");
+await page.waitForSelector("#standing");
+await page.screenshot({ path: "/tmp/b2.png", fullPage: true });
+console.log(page.url(), page.troubles);
+
+await page.goto(config.base + "/backups?at=2020-01-01T00:00");
+await page.keyboard.press("t");
+await page.screenshot({ path: "/tmp/b3.png", fullPage: true });
+await page.setViewportSize({ width: 400, height: 800 });
+console.log(await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]));
+await page.screenshot({ path: "/tmp/b4.png", fullPage: true });
+await browser.close();
