@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic; this covers its helpers too")]
 
+#[path = "console/backups.rs"]
+mod backups;
 #[path = "console/cluster.rs"]
 mod cluster;
 #[path = "../examples/dev/made_up.rs"]
@@ -382,7 +384,7 @@ async fn every_answer_carries_the_security_headers() {
 #[tokio::test]
 async fn pages_hold_no_inline_script_or_style() {
     let bench = Bench::logged_in().await;
-    for path in ["/", "/dashboards/loans", "/reports", "/reports/payments", "/runs", "/cluster", "/proxy"] {
+    for path in ["/", "/dashboards/loans", "/reports", "/reports/payments", "/runs", "/cluster", "/proxy", "/backups"] {
         let page = bench.get(path).await.text;
         assert!(!page.contains(" style=") && !page.contains("<style"), "{path}");
         for script in page.split("<script").skip(1) {

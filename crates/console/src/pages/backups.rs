@@ -147,7 +147,11 @@ fn timeline(found: &Backups, now: Micros) -> Markup {
                 }
             }
             div.ends { span { (utc(first)) " UTC" } span { "now" } }
-            p.legend { span.key.whole {} "can be restored" span.key.none {} "cannot" span.key.full {} "full backup" span.key.part {} "incremental backup" }
+            p.legend {
+                @for (class, what) in [("whole", "can be restored"), ("none", "cannot"), ("full", "full backup"), ("part", "incremental backup")] {
+                    span { span.key.(class) {} (what) }
+                }
+            }
         }
     }
 }
