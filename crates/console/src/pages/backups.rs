@@ -118,7 +118,7 @@ fn standing(status: &PlatformStatus, backup: &BackupStatus, found: &Backups) -> 
                 } } }
                 @if let Some(why) = &backup.failed { div { dt { "The last try failed" } dd { (why) } } }
             }
-            @if covered.len() > 1 { p.note { "Between these stretches log is missing: no moment in a hole can be restored." } }
+            @if covered.len() > 1 { p.note { "Moments before that too, but for the holes below, where log is missing: no moment in a hole can be restored." } }
             @for problem in &found.problems { p.note { (problem) } }
             @if !findings.is_empty() { ul.findings { @for finding in findings { (home::finding(finding, status)) } } }
         }
@@ -173,7 +173,7 @@ fn guide(
                 button type="submit" { "What would it take?" }
             }
             @match plan {
-                None => p.muted { "It says which backup and log a restore would take, and the commands. Nothing is changed by asking." },
+                None => p.muted.takes { "It says which backup and log a restore would take, and the commands. Nothing is changed by asking." },
                 Some((_, Err(error))) => (problem(&error.to_string(), error.hint.as_deref())),
                 Some((at, Ok(plan))) => (steps(*at, plan)),
             }
