@@ -686,13 +686,7 @@ impl Operator for Source {
     }
 
     fn restore_plan(&self, _: Micros) -> BoxFuture<'_, Result<RestorePlan, OperateError>> {
-        let plan = RestorePlan {
-            backups: vec!["backup-07".into(), "backup-06".into()],
-            timeline: 4,
-            log_files: 212,
-            data_bytes: 47_900_000_000,
-        };
-        Box::pin(async move { Ok(plan) })
+        Box::pin(async move { Ok(backups::plan()) })
     }
 
     fn resync(&self, _table: &str) -> BoxFuture<'_, Result<(), OperateError>> {

@@ -1,7 +1,7 @@
 //! A month of backups, with a hole in the log.
 
 use millrace_base::{Lsn, Micros};
-use millrace_contract::backups::{BackupEntry, Backups, LogEntry, WindowEntry};
+use millrace_contract::backups::{BackupEntry, Backups, LogEntry, RestorePlan, WindowEntry};
 
 pub(super) fn all(now: Micros) -> Backups {
     const DAY: i64 = 86_400_000_000;
@@ -45,5 +45,15 @@ pub(super) fn all(now: Micros) -> Backups {
             },
         ],
         problems: Vec::new(),
+    }
+}
+
+/// Of any moment.
+pub(super) fn plan() -> RestorePlan {
+    RestorePlan {
+        backups: vec!["backup-07".into(), "backup-06".into()],
+        timeline: 4,
+        log_files: 212,
+        data_bytes: 47_900_000_000,
     }
 }
