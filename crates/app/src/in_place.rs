@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use millrace_backup::{ProgressFn, RestoreOptions, WalSource, end_restore, plan::Plan, repo::Repository, restore};
-use millrace_base::{Clock as _, SystemClock, files};
+use millrace_base::{Clock as _, SystemClock, failpoint, files};
 use millrace_cluster::{
     ClusterSpec, NodeSpec, act,
     history::{self, Event},
@@ -95,21 +95,26 @@ pub(crate) async fn run(
         context.output.line(format!("kept as it was: {}", path.display()));
         aside.push(path);
     };
+    failpoint::pass("in_place.replayed")?;
     let now = SystemClock::new().wall();
     let term = begin_term(&state_dir, &primary, system_id)?;
+    failpoint::pass("in_place.after_term")?;
     // what it holds may never have happened
     set_warehouse_aside(context, &SystemClock::new())?.into_iter().for_each(&mut kept);
     // the primary's comes last: without it, `up` asks for a restore
     let others = cluster.nodes.iter().filter(|node| node.name != primary.name);
     for node in others.chain([&primary]) {
+        failpoint::pass("in_place.before_aside")?;
         let data = cluster.server(node).data_dir();
         let moved = act::set_aside(node, &data, now).map_err(|error| explain(&error, error.hint()))?;
         moved.into_iter().for_each(&mut kept);
     }
+    failpoint::pass("in_place.before_rename")?;
     observe::mark_primary(&primary).with_context(|| format!("cannot mark {}", primary.folder.display()))?;
     let (from, to) = (scratch.data_dir(), cluster.server(&primary).data_dir());
     std::fs::rename(&from, &to).with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))?;
     files::sync_dir(&primary.folder).with_context(|| format!("cannot sync {}", primary.folder.display()))?;
+    failpoint::pass("in_place.after_rename")?;
     let event = Event::Restored {
         node: primary.name.to_string(),
         backup: plan.backups.last().cloned().unwrap_or_default(),

@@ -174,7 +174,8 @@ fn timelines_from(inventory: &Inventory, backup: &Manifest) -> Vec<u32> {
 
 /// Backups of branches that the newest timeline has not come from: after a restore to the past, those that were made
 /// beyond it.
-pub(crate) fn left_behind(inventory: &Inventory, backups: &[Manifest]) -> BTreeSet<String> {
+#[must_use]
+pub fn left_behind(inventory: &Inventory, backups: &[Manifest]) -> BTreeSet<String> {
     let Some(newest) = inventory.timelines().pop() else { return BTreeSet::new() };
     let history = inventory.history(newest);
     // without its history nothing is known of where it came from

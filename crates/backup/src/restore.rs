@@ -14,7 +14,7 @@ use std::{
     },
 };
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt};
 use millrace_pg::RunAs;
 use tokio_util::sync::CancellationToken;
 
@@ -200,18 +200,19 @@ impl Run<'_> {
         bytes_total: u64,
     ) -> Result<(), BackupError> {
         let done = Arc::new(AtomicU64::new(0));
+        let halt = self.stop.child_token();
         for ((backup, list), packs) in chain.iter().zip(lists).zip(wanted) {
-            let mut written = futures::stream::iter(packs)
+            let written = futures::stream::iter(packs)
                 .map(|wanted| {
                     let name = list.packs.get(wanted.pack);
                     let object = name.and_then(|name| backup.objects.iter().find(|object| object.name == *name));
-                    self.write_pack(backup, object, wanted, done.clone())
+                    self.write_pack(backup, object, wanted, (done.clone(), halt.clone()))
                 })
-                .buffer_unordered(self.options.threads.max(1))
-                .boxed();
-            while let Some(()) = written.try_next().await? {
+                .buffer_unordered(self.options.threads.max(1));
+            all(written, &halt, || {
                 (self.progress)(Step::Copy { bytes: done.load(Ordering::Relaxed).min(bytes_total), bytes_total });
-            }
+            })
+            .await?;
         }
         Ok(())
     }
@@ -221,20 +222,22 @@ impl Run<'_> {
         backup: &Manifest,
         object: Option<&crate::manifest::Object>,
         mut wanted: Wanted,
-        done: Arc<AtomicU64>,
+        (done, halt): (Arc<AtomicU64>, CancellationToken),
     ) -> Result<(), BackupError> {
+        if halt.is_cancelled() {
+            return Err(BackupError::Cancelled);
+        }
         let object = object.ok_or_else(|| BackupError::damaged(&backup.label, "its manifest names a pack too few"))?;
         let name = format!("{}/{}", folder(self.system_id, &backup.label), object.name);
         let sealed = self.repo.get(&name).await?;
         let (expected, keys, data) = (object.blake3.clone(), self.repo.keys.clone(), self.options.data_dir.clone());
         // written by `finish`
         wanted.pieces.retain(|(path, _)| path != CONTROL_FILE);
-        let stop = self.stop.clone();
         crate::blocking(move || {
             if blake3::hash(&sealed).to_hex().as_str() != expected {
                 return Err(BackupError::damaged(name, "its checksum is wrong"));
             }
-            unpack::read(&name, &sealed, &keys, &wanted.pieces, &stop, |path, piece, bytes| {
+            unpack::read(&name, &sealed, &keys, &wanted.pieces, &halt, |path, piece, bytes| {
                 unpack::write(&data, path, piece, bytes)?;
                 done.fetch_add(piece.bytes, Ordering::Relaxed);
                 Ok(())
@@ -253,10 +256,10 @@ impl Run<'_> {
             self.own(&place)?;
         }
         let total = plan.segments.len();
-        let side = &side;
-        let mut brought = futures::stream::iter(plan.segments.clone())
+        let (side, halt) = (&side, &self.stop.child_token());
+        let brought = futures::stream::iter(plan.segments.clone())
             .map(|segment| async move {
-                if self.stop.is_cancelled() {
+                if halt.is_cancelled() {
                     return Err(BackupError::Cancelled);
                 }
                 let place = side.join(segment.file_name(inventory.segment_bytes));
@@ -264,14 +267,13 @@ impl Run<'_> {
                 wal::write_file(place.clone(), content).await?;
                 self.own(&place)
             })
-            .buffer_unordered(self.options.threads.max(1))
-            .boxed();
+            .buffer_unordered(self.options.threads.max(1));
         let mut segments = 0;
-        while let Some(()) = brought.try_next().await? {
+        all(brought, halt, || {
             segments += 1;
             (self.progress)(Step::Log { segments, segments_total: total });
-        }
-        Ok(())
+        })
+        .await
     }
 
     /// Lengths, modes and owners; what recovery needs. Then all of it is on disk.
@@ -335,6 +337,27 @@ impl Run<'_> {
         })?;
         self.own(&place)
     }
+}
+
+/// Waits until every piece of work has ended, also after one that failed: what goes on would write into a folder that
+/// its owner is about to remove. The first failure is told.
+async fn all(
+    work: impl Stream<Item = Result<(), BackupError>>,
+    halt: &CancellationToken,
+    mut done: impl FnMut(),
+) -> Result<(), BackupError> {
+    let mut work = std::pin::pin!(work);
+    let mut failed = None;
+    while let Some(ended) = work.next().await {
+        match ended {
+            Ok(()) => done(),
+            Err(error) => {
+                halt.cancel();
+                failed.get_or_insert(error);
+            }
+        }
+    }
+    failed.map_or(Ok(()), Err)
 }
 
 /// Only what is absent or empty may be restored into.

@@ -2,11 +2,11 @@
 //!
 //! Not here: what a backup is, which the `backup` crate knows.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use millrace_backup::{
-    BackupError, Kind, list, prove,
+    BackupError, Kind, Manifest, list, plan, prove,
     repo::Repository,
     retention,
     wal::{self, ReceiveOptions, ReceiveStatus},
@@ -191,9 +191,10 @@ impl Schedule {
         token: &CancellationToken,
     ) -> anyhow::Result<()> {
         let backups = list(&self.repo, system_id).await.explained()?.backups;
+        let left = self.left_behind(system_id, &backups, cluster).await?;
         let newest = |full: bool| {
-            let of = backups.iter().filter(|backup| !full || backup.kind == Kind::Full);
-            of.max_by_key(|backup| backup.stopped_at)
+            let live = backups.iter().filter(|backup| !left.contains(&backup.label));
+            live.filter(|backup| !full || backup.kind == Kind::Full).max_by_key(|backup| backup.stopped_at)
         };
         self.status.send_modify(|status| {
             status.last = newest(false).map(|backup| LastBackup {
@@ -230,6 +231,23 @@ impl Schedule {
         proven?;
         self.status.send_modify(|status| status.failed = None);
         expired.map(drop).explained()
+    }
+
+    /// Backups that the primary has not come from, because the cluster was restored to the past: they do not count as
+    /// what is due. The log is looked through only while the newest backup is of an older timeline.
+    async fn left_behind(
+        &self,
+        system_id: u64,
+        backups: &[Manifest],
+        cluster: &watch::Receiver<ClusterStatus>,
+    ) -> anyhow::Result<BTreeSet<String>> {
+        let timeline = primary(&cluster.borrow()).and_then(|node| node.timeline);
+        let newest = backups.iter().max_by_key(|backup| backup.stopped_at);
+        if newest.zip(timeline).is_none_or(|(newest, timeline)| newest.timeline >= timeline) {
+            return Ok(BTreeSet::new());
+        }
+        let inventory = wal::inventory(&self.repo, system_id).await.explained()?;
+        Ok(plan::left_behind(&inventory, backups))
     }
 
     async fn prove(&self, system_id: u64, label: String, token: &CancellationToken) -> anyhow::Result<()> {

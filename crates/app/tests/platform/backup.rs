@@ -6,7 +6,7 @@ use millrace_testkit::{Bucket, Sandbox};
 
 use crate::harness::{Load, Platform, wait_until};
 
-fn with_backups(platform: &Platform) {
+pub(crate) fn with_backups(platform: &Platform) {
     with_backups_in(platform, "repository = \"backups\"");
 }
 
@@ -120,6 +120,9 @@ fn a_dropped_table_is_found_in_a_copy_and_brought_back() {
     let platform = Platform::init();
     with_backups(&platform);
     platform.up(&["--sample"]);
+    // at the end nothing may be committed for a moment
+    platform.sql("primary", "ALTER SYSTEM SET autovacuum = off");
+    platform.sql("primary", "SELECT pg_reload_conf()");
     platform.run(&["clone", "make"]).failed(1, "no backup");
     platform.run(&["backup", "create"]).ok();
     let made =
@@ -180,6 +183,8 @@ fn a_dropped_table_is_found_in_a_copy_and_brought_back() {
     assert_eq!(platform.run(&["clone", "list"]).ok().trim(), "there are no copies");
     // a moment after which nothing was committed, though there is log beyond it
     platform.sql("primary", "CREATE TABLE found_notes.last AS SELECT 7 AS n");
+    let workers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'autovacuum worker'";
+    wait_until("the last autovacuum to end", || platform.sql("primary", workers) == "0");
     let now = platform.sql("primary", "SELECT to_json(clock_timestamp() AT TIME ZONE 'UTC') #>> '{}' || 'Z'");
     let beyond = platform.sql("primary", "SELECT pg_switch_wal()");
     wait_until("the log in the repository", || {

@@ -1,10 +1,11 @@
 //! A cluster brought back from its backups, in its own place.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Stdio};
 
 use crate::{
+    backup::with_backups,
     failover::safe,
-    harness::{Load, Platform, wait_until},
+    harness::{Load, Platform, command, wait_until},
 };
 
 const NOW: &str = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
@@ -28,10 +29,7 @@ fn a_disaster_is_undone_and_a_lost_host_comes_back() {
     let platform = Platform::init();
     // beside the platform's data, as on another disk
     let repository = platform.dir().join("backups");
-    let file = platform.dir().join("millrace.toml");
-    let text = fs::read_to_string(&file).unwrap();
-    let table = "\n[backup]\nrepository = \"backups\"\nfull_every_hours = 0\nincremental_every_hours = 0\n";
-    fs::write(&file, text + table).unwrap();
+    with_backups(&platform);
     platform.up(&["--sample"]);
     platform.run(&["backup", "create"]).ok();
     let load = Load::on(&platform, "50");
@@ -98,10 +96,7 @@ fn a_disaster_is_undone_and_a_lost_host_comes_back() {
 #[test]
 fn a_restore_that_fails_or_is_killed_changes_nothing() {
     let platform = Platform::init();
-    let file = platform.dir().join("millrace.toml");
-    let text = fs::read_to_string(&file).unwrap();
-    let table = "\n[backup]\nrepository = \"backups\"\nfull_every_hours = 0\nincremental_every_hours = 0\n";
-    fs::write(&file, text + table).unwrap();
+    with_backups(&platform);
     platform.up(&["--sample"]);
     platform.run(&["backup", "create"]).ok();
     let moment = platform.sql("primary", NOW);
@@ -129,9 +124,9 @@ fn a_restore_that_fails_or_is_killed_changes_nothing() {
 
     // killed while the restored server runs
     let dir = platform.dir();
-    let mut killed = crate::harness::command(&[&["--dir", dir.to_str().unwrap()], &restore[..]].concat())
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
+    let mut killed = command(&[&["--dir", dir.to_str().unwrap()], &restore[..]].concat())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let pid_file = platform.data().join("nodes/a/restoring/data/postmaster.pid");
@@ -154,6 +149,68 @@ fn a_restore_that_fails_or_is_killed_changes_nothing() {
     platform.up(&[]);
     assert!(is_as_it_was(&platform));
     platform.down();
+}
+
+/// Dies at each step from the replayed server to the end, goes on, and is at the old state or at the restored one.
+#[test]
+fn dying_between_the_steps_leaves_the_old_state_or_the_new_one() {
+    let platform = Platform::init();
+    with_backups(&platform);
+    platform.up(&["--sample"]);
+    platform.run(&["backup", "create"]).ok();
+    let after =
+        "INSERT INTO operational.customers (full_name) VALUES ('After It') RETURNING pg_current_wal_insert_lsn()";
+    let moment = platform.sql("primary", "SELECT pg_current_wal_insert_lsn()");
+    platform.sql("primary", after);
+    let is_as_it_was = |platform: &Platform| {
+        platform.sql("primary", "SELECT count(*) FROM operational.customers WHERE full_name = 'After It'") == "1"
+    };
+    archived(&platform);
+    platform.down();
+    let restore = ["backup", "restore", "--in-place", "--lsn", &moment, "--timeline", "1", "--yes"];
+    let dir = platform.dir();
+    // of three nodes: none, one, and both replicas have been moved aside, then the primary too
+    for (failpoint, old) in [
+        ("in_place.replayed", true),
+        ("in_place.after_term", true),
+        ("in_place.before_aside=2", true),
+        ("in_place.before_aside=3", true),
+        ("in_place.after_rename", false),
+    ] {
+        die(&dir, failpoint, &restore);
+        platform.up(&[]);
+        assert_eq!(is_as_it_was(&platform), old, "{failpoint}");
+        platform.prove();
+        platform.down();
+    }
+    // the primary's data has been moved and nothing is in its place: no new cluster is made there
+    die(&dir, "in_place.before_rename", &restore);
+    let mut up =
+        command(&["--dir", dir.to_str().unwrap(), "up"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("what is wrong to be said", || {
+        let said = platform.run(&["status"]).stdout;
+        said.contains("the primary's data directory is gone") && said.contains("restore a backup")
+    });
+    platform.down();
+    assert!(up.wait().unwrap().success());
+    platform.run(&restore).ok();
+    platform.up(&[]);
+    assert!(!is_as_it_was(&platform));
+    safe(&platform);
+    platform.prove();
+    platform.down();
+}
+
+/// The command dies at a failpoint.
+#[track_caller]
+fn die(dir: &Path, failpoint: &str, arguments: &[&str]) {
+    let armed = format!("{failpoint}:abort");
+    let status = command(&[&["--dir", dir.to_str().unwrap(), "--failpoint", &armed], arguments].concat())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), None, "{failpoint} was not reached");
 }
 
 fn walk(folder: &Path, name: &str) -> std::path::PathBuf {
