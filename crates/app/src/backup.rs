@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     context::Context,
     control::Client,
-    explain::{Explained, explain},
+    explain::{Explained, Usage, explain},
     platform::ClusterView,
 };
 
@@ -51,12 +51,33 @@ pub(crate) fn config(context: &Context) -> anyhow::Result<&Backup> {
     })
 }
 
-/// Opens the repository. A key is made, kept in secrets.toml and said if there is none.
+/// Opens the repository with all its places. A key is made, kept in secrets.toml and said if there is none.
 ///
 /// # Errors
 /// If it cannot be opened.
 pub(crate) fn open(context: &Context) -> anyhow::Result<Repository> {
+    open_only(context, None)
+}
+
+/// The same with one place of several, as if there were no other.
+///
+/// # Errors
+/// Also if there is none of that name.
+pub(crate) fn open_only(context: &Context, only: Option<&str>) -> anyhow::Result<Repository> {
     let backup = config(context)?;
+    let all = std::iter::once(&backup.repository).chain(&backup.copies);
+    let mut locations = all.map(|of| location(context, of)).collect::<anyhow::Result<Vec<_>>>()?;
+    if let Some(only) = only {
+        let names: Vec<String> = locations.iter().map(Location::name).collect();
+        // a folder may be written as it is in the configuration
+        let folder = context.config.folder.join(only).display().to_string();
+        let wanted = |name: &String| [only, &folder].contains(&name.trim_end_matches('/'));
+        let Some(at) = names.iter().position(wanted) else {
+            let what = format!("[backup] names no repository {only}\n  hint: one of {}", names.join(", "));
+            return Err(Usage(what).into());
+        };
+        locations = vec![locations.swap_remove(at)];
+    }
     let key = match &context.secrets.backup_key {
         Some(key) => key.clone(),
         None => make_key(context)?,
@@ -64,7 +85,14 @@ pub(crate) fn open(context: &Context) -> anyhow::Result<Repository> {
     let public = Keys::public(&key).explained()?;
     let encryption = Encryption::to(public.iter().map(String::as_str)).explained()?;
     let sealing = Sealing { level: backup.compression_level, encryption };
-    Repository::open(&location(context, &backup.repository)?, sealing, Keys::parse(&key).explained()?).explained()
+    Repository::open_all(&locations, sealing, Keys::parse(&key).explained()?).explained()
+}
+
+/// Says which places do not answer.
+pub(crate) fn tell_away(context: &Context, repo: &Repository) {
+    for away in repo.away() {
+        context.output.note(format!("{} does not answer: {}", away.repository, away.why));
+    }
 }
 
 fn make_key(context: &Context) -> anyhow::Result<Secret> {
@@ -86,9 +114,11 @@ fn location(context: &Context, repository: &BackupRepository) -> anyhow::Result<
     Ok(match repository {
         BackupRepository::Folder(folder) => Location::Folder(folder.clone()),
         BackupRepository::S3 { bucket, prefix, endpoint, region } => {
-            let (access_key, secret_key) = context.secrets.s3.clone().with_context(|| {
+            let secrets = &context.secrets;
+            let keys = secrets.s3_of.get(bucket).or(secrets.s3.as_ref()).cloned();
+            let (access_key, secret_key) = keys.with_context(|| {
                 let path = context.config.secrets_path();
-                format!("{} has no s3_access_key and s3_secret_key, which [backup] repository needs", path.display())
+                format!("{} has no s3_access_key and s3_secret_key, which s3://{bucket} needs", path.display())
             })?;
             Location::S3(S3Location {
                 endpoint: endpoint.clone(),

@@ -78,11 +78,21 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Cluster(ClusterCommand),
     /// Backups: make, list, check, restore, remove
-    #[command(subcommand)]
-    Backup(BackupCommand),
+    Backup {
+        /// Of several places this one alone, as if there were no other: as it is written in millrace.toml
+        #[arg(long, global = true, value_name = "PLACE")]
+        repository: Option<String>,
+        #[command(subcommand)]
+        command: BackupCommand,
+    },
     /// The log in the backup repository
-    #[command(subcommand)]
-    Wal(WalCommand),
+    Wal {
+        /// Of several places this one alone
+        #[arg(long, global = true, value_name = "PLACE")]
+        repository: Option<String>,
+        #[command(subcommand)]
+        command: WalCommand,
+    },
     /// A look into the past: throw-away copies of the databases, beside the running cluster
     #[command(subcommand)]
     Clone(CloneCommand),

@@ -129,6 +129,11 @@ fn backups(status: &PlatformStatus, found: &mut Vec<Finding>) {
         let what_to_do = "wait if a large load runs; else look at the way to the repository".into();
         found.push(finding(Severity::Warning, subject(), what, what_to_do));
     }
+    for away in &backup.away {
+        let what = format!("{} gets nothing at present: {}", away.repository, away.why);
+        let what_to_do = "is it there, and has it room? When it answers, it is brought what it lacks";
+        found.push(finding(Severity::Warning, subject(), what, what_to_do.into()));
+    }
     if let Some(why) = &backup.failed {
         let what = format!("the last one could not be made or proven: {why}");
         let what_to_do = "it is tried again; by hand: `millrace backup create`".into();

@@ -35,8 +35,14 @@ pub async fn list(repo: &Repository, system_id: u64) -> Result<Catalog, BackupEr
     for label in labels {
         let place = folder(system_id, &label);
         let object = format!("{place}/manifest.json");
-        let bytes = match repo.get(&object).await {
+        let read = |bytes: &[u8]| manifest::from_document::<Manifest>(&object, bytes);
+        let bytes = match repo.get_good(&object, |bytes| read(bytes).map(drop)).await {
             Ok(bytes) => bytes,
+            Err(error @ (BackupError::Damaged { .. } | BackupError::LaterFormat { .. })) => {
+                tracing::error!(%error, "a backup's manifest cannot be read");
+                catalog.damaged.push((object, error.to_string()));
+                continue;
+            }
             Err(error) if error.is_not_found() => {
                 let newest = repo.list(&place).await?.into_iter().map(|listed| listed.written).max();
                 catalog.unfinished.extend(newest.map(|newest| (label, newest)));
@@ -44,15 +50,9 @@ pub async fn list(repo: &Repository, system_id: u64) -> Result<Catalog, BackupEr
             }
             Err(error) => return Err(error),
         };
-        match manifest::from_document::<Manifest>(&object, &bytes) {
-            Ok(manifest) if manifest.label == label && manifest.system_id == system_id => {
-                catalog.backups.push(manifest)
-            }
-            Ok(_) => catalog.damaged.push((object, "it is of another backup".to_owned())),
-            Err(error) => {
-                tracing::error!(%error, "a backup's manifest cannot be read");
-                catalog.damaged.push((object, error.to_string()));
-            }
+        match read(&bytes)? {
+            manifest if manifest.label == label && manifest.system_id == system_id => catalog.backups.push(manifest),
+            _ => catalog.damaged.push((object, "it is of another backup".to_owned())),
         }
     }
     Ok(catalog)
@@ -62,10 +62,7 @@ pub async fn list(repo: &Repository, system_id: u64) -> Result<Catalog, BackupEr
 pub(crate) async fn files(repo: &Repository, backup: &Manifest) -> Result<FileList, BackupError> {
     let object = backup.file_list()?;
     let name = format!("{}/{}", folder(backup.system_id, &backup.label), object.name);
-    let sealed = repo.get(&name).await?;
-    if blake3::hash(&sealed).to_hex().as_str() != object.blake3 {
-        return Err(BackupError::damaged(name, "its checksum is wrong"));
-    }
+    let sealed = repo.get_whole(&name, &object.blake3).await?;
     let document = seal::unseal(&name, &sealed, &repo.keys)?;
     manifest::from_document(&name, &document)
 }

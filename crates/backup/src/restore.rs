@@ -229,14 +229,11 @@ impl Run<'_> {
         }
         let object = object.ok_or_else(|| BackupError::damaged(&backup.label, "its manifest names a pack too few"))?;
         let name = format!("{}/{}", folder(self.system_id, &backup.label), object.name);
-        let sealed = self.repo.get(&name).await?;
-        let (expected, keys, data) = (object.blake3.clone(), self.repo.keys.clone(), self.options.data_dir.clone());
+        let sealed = self.repo.get_whole(&name, &object.blake3).await?;
+        let (keys, data) = (self.repo.keys.clone(), self.options.data_dir.clone());
         // written by `finish`
         wanted.pieces.retain(|(path, _)| path != CONTROL_FILE);
         crate::blocking(move || {
-            if blake3::hash(&sealed).to_hex().as_str() != expected {
-                return Err(BackupError::damaged(name, "its checksum is wrong"));
-            }
             unpack::read(&name, &sealed, &keys, &wanted.pieces, &halt, |path, piece, bytes| {
                 unpack::write(&data, path, piece, bytes)?;
                 done.fetch_add(piece.bytes, Ordering::Relaxed);
@@ -327,9 +324,11 @@ impl Run<'_> {
         let entry = list.files.iter().find(|file| file.path == CONTROL_FILE);
         let entry = entry.ok_or_else(|| damaged("it has no control file"))?;
         let [piece] = entry.pieces.as_slice() else { return Err(damaged("its control file is in pieces")) };
-        let name = list.packs.get(piece.pack).ok_or_else(|| damaged("its control file is in no pack"))?;
-        let name = format!("{}/{name}", folder(self.system_id, &self.backup.label));
-        let sealed = self.repo.get(&name).await?;
+        let name = list.packs.get(piece.pack);
+        let object = name.and_then(|name| self.backup.objects.iter().find(|object| object.name == *name));
+        let object = object.ok_or_else(|| damaged("its control file is in no pack"))?;
+        let name = format!("{}/{}", folder(self.system_id, &self.backup.label), object.name);
+        let sealed = self.repo.get_whole(&name, &object.blake3).await?;
         let place = unpack::place(&self.options.data_dir, CONTROL_FILE)?;
         let pieces = [(entry.path.clone(), piece.clone())];
         unpack::read(&name, &sealed, &self.repo.keys, &pieces, self.stop, |_, _, bytes| {

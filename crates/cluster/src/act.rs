@@ -154,7 +154,8 @@ pub async fn fence(
     }
 }
 
-/// A data directory that went its own way becomes a replica's of `primary` again.
+/// A data directory that went its own way becomes a replica's of `primary` again. The primary's timeline, if there
+/// was nothing to undo.
 ///
 /// # Errors
 /// If it cannot be rewound, or an earlier try was interrupted and left it unusable: then only a base backup helps.
@@ -163,7 +164,7 @@ pub async fn rewind(
     node: NodeSpec,
     primary: NodeSpec,
     postmaster: Option<Postmaster>,
-) -> Result<(), ClusterError> {
+) -> Result<Option<u32>, ClusterError> {
     let server = spec.server(&node);
     if let Some(mut postmaster) = postmaster {
         postmaster.stop(StopMode::Fast, Duration::from_secs(10)).await.map_err(ClusterError::node(&node.name))?;
@@ -173,13 +174,18 @@ pub async fn rewind(
     let client = connect(&params, Duration::from_secs(10)).await.map_err(ClusterError::sql(&primary.name))?;
     // without one since its promotion the primary looks as if its history were still the same
     catalog::checkpoint(&client).await.map_err(ClusterError::sql(&primary.name))?;
+    let timeline = catalog::timeline(&client).await.map_err(ClusterError::sql(&primary.name))?;
     catalog::create_physical_slot(&client, &upstream.slot).await.map_err(ClusterError::sql(&primary.name))?;
     drop(client);
     server.end_copies();
     observe::begin_rewind(&node).map_err(io("mark the data in", &node))?;
-    server.rewind(&upstream, &params, spec.limits.base_backup_timeout).await.map_err(ClusterError::node(&node.name))?;
+    let undone = server
+        .rewind(&upstream, &params, spec.limits.base_backup_timeout)
+        .await
+        .map_err(ClusterError::node(&node.name))?;
     observe::end_rewind(&node).map_err(io("unmark the data in", &node))?;
-    write_slots(&spec, &node, &primary).await
+    write_slots(&spec, &node, &primary).await?;
+    Ok((!undone).then_some(timeline))
 }
 
 /// Between looks at the transactions that are open.

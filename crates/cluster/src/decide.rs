@@ -454,10 +454,12 @@ impl Case<'_> {
         if waited < self.intent.policy.not_streaming_max {
             return NodePlan::wait(format!("connects to {primary}"));
         }
-        if server.timeline < ahead.timeline && view.may_be_rewound() {
+        // a server that waits for the rest of a record says that it is on the timeline where that began
+        let within = view.within == Some(ahead.timeline);
+        if server.timeline < ahead.timeline && !within && view.may_be_rewound() {
             return self.rewind(view, format!("holds log that {primary} does not, and is brought back to its history"));
         }
-        if server.lsn > ahead.lsn || server.timeline != ahead.timeline {
+        if server.lsn > ahead.lsn || server.timeline != ahead.timeline && !within {
             return self.rebuild(
                 view,
                 Discard::MoveAside,

@@ -54,6 +54,7 @@ pub(crate) struct Node {
     pub(crate) promise: Promise,
     setting: Option<InForce>,
     pub(crate) not_streaming_since: Option<Duration>,
+    pub(crate) within: Option<u32>,
     pub(crate) heard_at: Duration,
     /// How far the log had come then.
     heard: Option<Lsn>,
@@ -138,6 +139,7 @@ impl Node {
             promise: Promise::none(),
             setting: None,
             not_streaming_since: None,
+            within: None,
             heard_at: now,
             heard: None,
             deaf: false,
@@ -187,6 +189,7 @@ impl Node {
             slots: self.slots.clone(),
             silent_since: self.silent_since(),
             not_streaming_since: if primary { None } else { self.not_streaming_since },
+            within: self.within,
             absent_since: self.absent_since,
             heard_at: self.heard_at,
             vote: self.vote,
@@ -319,6 +322,12 @@ impl Node {
         if let Some(setting) = &mut self.setting {
             setting.stale = true;
         }
+    }
+
+    /// What went wrong before is over.
+    pub(crate) fn is_well(&mut self) {
+        self.failure = None;
+        self.backoff.reset();
     }
 
     /// Nothing that was known of its server holds any more.

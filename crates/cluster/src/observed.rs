@@ -129,6 +129,9 @@ pub struct NodeView {
     pub silent_since: Option<Duration>,
     /// A replica that answers has received nothing since. Monotonic.
     pub not_streaming_since: Option<Duration>,
+    /// A rewind found nothing to undo here: what it has is part of the history of the primary of this timeline.
+    #[serde(default)]
+    pub within: Option<u32>,
     /// It was last seen to have received something new. Monotonic.
     pub heard_at: Duration,
     /// Not among those who receive the primary's log since; `None` if it is. Monotonic.

@@ -236,6 +236,7 @@ impl Peers {
             slots: None,
             silent_since: None,
             not_streaming_since: None,
+            within: None,
             absent_since: Some(since),
             vote: None,
             follows: None,

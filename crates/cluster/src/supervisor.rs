@@ -136,7 +136,10 @@ enum Done {
     Stopped(Exit),
     /// With what is left of the server, if it waits for its disk.
     Fenced(Option<Box<Postmaster>>),
-    Rewound,
+    /// The primary's timeline, if there was nothing to undo.
+    Rewound {
+        within: Option<u32>,
+    },
     /// The server of a node that is none any more has ended.
     Left,
     HandedOver,
@@ -599,9 +602,10 @@ impl Supervisor {
                             None => self.keep_record(&self.intent.clone())?,
                         }
                     }
-                    Ok(Done::Replica | Done::Rewound) => {
-                        node.failure = None;
-                        node.backoff.reset();
+                    Ok(Done::Replica) => node.is_well(),
+                    Ok(Done::Rewound { within }) => {
+                        node.within = within;
+                        node.is_well();
                     }
                     Ok(Done::Left) => self.left(&name).await,
                     Ok(Done::Stopped(exit)) => tracing::info!(node = %name, %exit, "server stopped"),

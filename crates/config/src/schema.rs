@@ -406,6 +406,32 @@ pub(crate) const BACKUP: Table = Table {
             Default("7"),
             "any point so far back can be restored, up to 3,650; 0: no promise",
         ),
+        key("copies", "array of tables", Nothing, "other places that get the same: `[[backup.copies]]`"),
+    ],
+};
+
+pub(crate) const BACKUP_COPY: Table = Table {
+    header: "[[backup.copies]]",
+    about: "Another folder or bucket that everything is written to at the same time; each is enough to restore from.",
+    keys: &[
+        key(
+            "repository",
+            "text",
+            Required,
+            "as in `[backup]`; for a bucket with keys of its own `[[s3]]` in secrets.toml",
+        ),
+        key("endpoint", "text", Nothing, "as in `[backup]`"),
+        key("region", "text", Nothing, "as in `[backup]`"),
+    ],
+};
+
+pub(crate) const S3_KEYS: Table = Table {
+    header: "[[s3]]",
+    about: "In secrets.toml: the keys of one bucket, where they are others than `s3_access_key` and `s3_secret_key`.",
+    keys: &[
+        key("bucket", "text", Required, "the bucket's name, as after `s3://`"),
+        key("access_key", "text", Required, "the access key"),
+        key("secret_key", "text", Required, "its secret"),
     ],
 };
 
@@ -424,8 +450,9 @@ pub(crate) const SECRETS: Table = Table {
             Nothing,
             "opens the backups (an age identity); made with the first backup. Keep a copy elsewhere",
         ),
-        key("s3_access_key", "text", Nothing, "of `[backup] repository`"),
-        key("s3_secret_key", "text", Nothing, "of `[backup] repository`"),
+        key("s3_access_key", "text", Nothing, "of buckets that `[[s3]]` does not name"),
+        key("s3_secret_key", "text", Nothing, "of buckets that `[[s3]]` does not name"),
+        key("s3", "array of tables", Nothing, "keys of single buckets: `[[s3]]`"),
         key("roles", "table", Required, "role of the pack → password"),
     ],
 };
@@ -557,9 +584,10 @@ pub fn reference() -> String {
                 &WAREHOUSE,
                 &CONSOLE,
                 &BACKUP,
+                &BACKUP_COPY,
             ],
         ),
-        ("Secrets: `secrets.toml`", &[&SECRETS]),
+        ("Secrets: `secrets.toml`", &[&SECRETS, &S3_KEYS]),
         ("Packs", &[&PACK, &ROLE, &DASHBOARD, &FILTER, &TILE]),
     ];
     for (title, tables) in groups {

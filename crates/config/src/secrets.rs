@@ -35,6 +35,8 @@ pub struct Secrets {
     pub backup_key: Option<Secret>,
     /// Of a bucket of S3: the access key and its secret.
     pub s3: Option<(Secret, Secret)>,
+    /// The same of single buckets, by name.
+    pub s3_of: BTreeMap<String, (Secret, Secret)>,
     /// Of the pack's roles that may log in.
     pub roles: BTreeMap<String, Secret>,
 }
@@ -51,6 +53,7 @@ impl Secrets {
             etcd: None,
             backup_key: None,
             s3: None,
+            s3_of: BTreeMap::new(),
             roles: BTreeMap::new(),
         };
         secrets.complete(roles);
@@ -117,6 +120,13 @@ impl Secrets {
         let s3 = ["s3_access_key", "s3_secret_key"].map(|name| table.text_maybe(name).map(Secret::new));
         let [access, key] = s3;
         let s3 = access.zip(key);
+        let mut s3_of = BTreeMap::new();
+        for bucket in table.tables("s3", &schema::S3_KEYS).unwrap_or_default() {
+            let of = |name| bucket.read(name, text).map(|read| read.value);
+            if let (Some(name), Some(access), Some(key)) = (of("bucket"), of("access_key"), of("secret_key")) {
+                s3_of.insert(name, (Secret::new(access), Secret::new(key)));
+            }
+        }
         let mut roles = BTreeMap::new();
         for (role, _, value) in table.free_table("roles") {
             match text(value.get_ref()) {
@@ -134,7 +144,7 @@ impl Secrets {
             }
             return Err(ConfigError::Invalid(Diagnostics(found)));
         }
-        Ok(Self { superuser, replicator, warehouse_reader, console_session_key, etcd, backup_key, s3, roles })
+        Ok(Self { superuser, replicator, warehouse_reader, console_session_key, etcd, backup_key, s3, s3_of, roles })
     }
 
     /// Adds the key of backups to the file, in which everything else stays as it is.

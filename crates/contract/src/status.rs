@@ -138,6 +138,16 @@ pub struct BackupStatus {
     pub proven: Option<(String, Micros)>,
     /// Why the last try to make or prove one failed.
     pub failed: Option<String>,
+    /// Of several places those that nothing is written to for the time being.
+    #[serde(default)]
+    pub away: Vec<AwayRepository>,
+}
+
+/// A place of the repository that does not answer; others have what it lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwayRepository {
+    pub repository: String,
+    pub why: String,
 }
 
 /// The newest backup.

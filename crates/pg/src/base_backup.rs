@@ -44,7 +44,7 @@ impl ServerSpec {
             .arg(&upstream.slot)
             .args(["--wal-method=stream", "--checkpoint=fast", "--no-password"]);
         let made = match run(command, "pg_basebackup", deadline).await {
-            Ok(()) => self.finish(upstream),
+            Ok(_) => self.finish(upstream),
             Err(error) => Err(error),
         };
         if made.is_err()

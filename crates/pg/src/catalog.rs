@@ -355,6 +355,15 @@ pub async fn checkpoint(client: &Client) -> Result<(), PgError> {
     Ok(())
 }
 
+/// The timeline of a primary's newest checkpoint, which is its own once there has been one since its promotion.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn timeline(client: &Client) -> Result<u32, PgError> {
+    let row = client.query_one("SELECT timeline_id FROM pg_control_checkpoint()", &[]).await?;
+    Ok(row.try_get::<_, i32>("timeline_id")?.cast_unsigned())
+}
+
 /// Clients' transactions that are open, those of this session excepted.
 ///
 /// # Errors

@@ -15,6 +15,8 @@ impl ServerSpec {
     /// The source must have written a checkpoint since it was promoted, or nothing is seen to be different. An
     /// interrupted rewind leaves a directory that cannot be started; it is found out by the next one.
     ///
+    /// Whether there was anything to undo.
+    ///
     /// # Errors
     /// If the log from before the parting is gone, or the program fails otherwise; then only a base backup helps.
     pub async fn rewind(
@@ -22,19 +24,19 @@ impl ServerSpec {
         upstream: &Upstream,
         source: &ConnectParams,
         deadline: Duration,
-    ) -> Result<(), ServerError> {
+    ) -> Result<bool, ServerError> {
         self.end_orphans().await?;
         self.prepare_folder()?;
         let password_file = self.private_file("rewind.pgpass", &passfile_line(&source.user, &source.password))?;
         let conninfo = self.conninfo_of(&source.host, source.port, &source.user, "millrace rewind", &password_file.0);
         let mut command = self.command("pg_rewind");
         command.arg("--target-pgdata").arg(self.data_dir()).arg("--source-server").arg(conninfo);
-        run(command, "pg_rewind", deadline).await?;
+        let said = run(command, "pg_rewind", deadline).await?;
         drop(password_file);
         let signal = self.data_dir().join("standby.signal");
         fs::write(&signal, "").map_err(ServerError::io("write", &signal))?;
         self.run_as.own(&signal)?;
         self.configure(Some(upstream))?;
-        Ok(())
+        Ok(!said.contains("no rewind required"))
     }
 }

@@ -133,7 +133,7 @@ impl ServerSpec {
         for setting in &self.settings {
             command.arg("-c").arg(format!("{}={}", setting.name, setting.value));
         }
-        run(command, "postgres", Duration::from_secs(30)).await
+        run(command, "postgres", Duration::from_secs(30)).await.map(drop)
     }
 
     pub(crate) fn configure_dir(&self, data: &Path, upstream: Option<&Upstream>) -> Result<bool, ServerError> {
@@ -329,12 +329,13 @@ pub(crate) fn remove(folder: &Path) -> Result<(), ServerError> {
     }
 }
 
-/// Runs a program to its end; it is killed after `deadline` or when this future is dropped.
+/// Runs a program to its end, and returns what it said on standard error; it is killed after `deadline` or when this
+/// future is dropped.
 pub(crate) async fn run(
     command: std::process::Command,
     program: &'static str,
     deadline: Duration,
-) -> Result<(), ServerError> {
+) -> Result<String, ServerError> {
     let path = PathBuf::from(command.get_program());
     let folder = command.get_current_dir().map(Path::to_owned).unwrap_or_default();
     let mut command = tokio::process::Command::from(command);
@@ -343,10 +344,10 @@ pub(crate) async fn run(
         .await
         .map_err(|_| ServerError::ProgramTimeout { program, deadline })?
         .map_err(ServerError::io("run", path))?;
-    if output.status.success() {
-        return Ok(());
-    }
     let text = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        return Ok(text.into_owned());
+    }
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     if lines.iter().any(|line| line.contains("No space left on device")) {
         return Err(ServerError::DiskFull { path: folder });

@@ -2,9 +2,10 @@
 //! It can be told to misbehave as the real ones do.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -37,8 +38,14 @@ pub struct Faults {
     requests: AtomicU64,
     refused: AtomicU64,
     unanswered: AtomicU64,
+    /// How often in a row what was asked for last has gone wrong, by method and path.
+    struck: Mutex<HashMap<String, u32>>,
 }
 
+/// The same request goes wrong at most as often, one time after the other, unless the bucket is away.
+const IN_A_ROW: u32 = 2;
+
+#[derive(Clone, Copy)]
 enum Fate {
     Served,
     Refused,
@@ -46,21 +53,31 @@ enum Fate {
 }
 
 impl Faults {
-    fn next(&self) -> Fate {
+    fn next(&self, asked: String) -> Fate {
         let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
+        if self.away.load(Ordering::SeqCst) {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Fate::Refused;
+        }
         let due = |every: &AtomicU64| match every.load(Ordering::SeqCst) {
             0 => false,
             every => number.is_multiple_of(every),
         };
-        if self.away.load(Ordering::SeqCst) || due(&self.refused_every) {
-            self.refused.fetch_add(1, Ordering::SeqCst);
-            return Fate::Refused;
-        }
-        if due(&self.unanswered_every) {
-            self.unanswered.fetch_add(1, Ordering::SeqCst);
-            return Fate::Unanswered;
-        }
-        Fate::Served
+        let mut struck = self.struck.lock().expect("no holder panics");
+        let (times, fate) = match struck.get(&asked).copied().unwrap_or_default() {
+            // with many connections at once chance would strike one of them for ever
+            IN_A_ROW.. => (0, Fate::Served),
+            times if due(&self.refused_every) => (times + 1, Fate::Refused),
+            times if due(&self.unanswered_every) => (times + 1, Fate::Unanswered),
+            _ => (0, Fate::Served),
+        };
+        struck.insert(asked, times);
+        match fate {
+            Fate::Served => 0,
+            Fate::Refused => self.refused.fetch_add(1, Ordering::SeqCst),
+            Fate::Unanswered => self.unanswered.fetch_add(1, Ordering::SeqCst),
+        };
+        fate
     }
 
     /// Requests so far: all, those refused, those that were left without an answer.
@@ -134,7 +151,7 @@ async fn serve(
     service: s3s::service::S3Service,
     request: HttpRequest,
 ) -> Result<HttpResponse, HttpError> {
-    match faults.next() {
+    match faults.next(format!("{} {}", request.method(), request.uri().path())) {
         Fate::Served => service.call(request).await,
         Fate::Refused => {
             let body = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>";

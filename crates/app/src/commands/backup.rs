@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::bail;
 use millrace_backup::{
-    Kind, Manifest, RestoreOptions, Step, VerifyOptions, WalSource, list,
+    Kind, Manifest, RestoreOptions, Step, VerifyOptions, VerifyReport, WalSource, list,
     plan::{Plan, Target},
     repo::Repository,
     restore, retention, wal,
@@ -29,9 +29,9 @@ use crate::{
     recovered,
 };
 
-pub(super) async fn run(context: &Context, command: &BackupCommand) -> anyhow::Result<u8> {
-    let repo = backup::open(context)?;
-    match command {
+pub(super) async fn run(context: &Context, only: Option<&str>, command: &BackupCommand) -> anyhow::Result<u8> {
+    let repo = backup::open_only(context, only)?;
+    let ended = match command {
         BackupCommand::Create { full } => {
             make(context, &repo, if *full { Kind::Full } else { Kind::Incremental }).await
         }
@@ -41,19 +41,23 @@ pub(super) async fn run(context: &Context, command: &BackupCommand) -> anyhow::R
         BackupCommand::Expire { dry_run } => expire(context, &repo, *dry_run).await,
         BackupCommand::Restore(wanted) => back(context, &repo, wanted).await,
         BackupCommand::RestoreTable(wanted) => super::clone::restore_table(context, &repo, wanted).await,
-    }
+    };
+    backup::tell_away(context, &repo);
+    ended
 }
 
-pub(super) async fn wal(context: &Context, command: &WalCommand) -> anyhow::Result<u8> {
-    let repo = backup::open(context)?;
+pub(super) async fn wal(context: &Context, only: Option<&str>, command: &WalCommand) -> anyhow::Result<u8> {
+    let repo = backup::open_only(context, only)?;
     let system_id = backup::system_id(context, &repo).await?;
-    match command {
+    let ended = match command {
         WalCommand::Status => log_status(context, &repo, system_id).await,
         WalCommand::Fetch { name, to } => {
             wal::fetch(&repo, system_id, name, to).await.explained()?;
             Ok(0)
         }
-    }
+    };
+    backup::tell_away(context, &repo);
+    ended
 }
 
 /// Ctrl-C ends what goes on in order.
@@ -196,16 +200,49 @@ fn row(backup: &Manifest) -> Vec<String> {
     ]
 }
 
+/// Each place by itself: what one has lost another may still have, and nobody would notice.
 async fn verify(context: &Context, repo: &Repository, deep: bool) -> anyhow::Result<u8> {
     let system_id = backup::system_id(context, repo).await?;
     let mut tasks = millrace_base::Tasks::new(CancellationToken::new());
     let stop = stop_on_interrupt(&mut tasks);
-    let bar = Bar::new(context);
     let options = VerifyOptions { threads: backup::config(context)?.threads, deep };
-    let report = millrace_backup::verify(repo, system_id, &options, &|step| bar.tell(step), &stop).await;
-    bar.end();
-    let report = report.explained()?;
-    context.output.json(&report)?;
+    let places = repo.alone();
+    let several = places.len() > 1;
+    let (mut whole, mut reports) = (true, Vec::new());
+    for (name, place) in places {
+        let bar = Bar::new(context);
+        let read = async { millrace_backup::verify(&place?, system_id, &options, &|step| bar.tell(step), &stop).await };
+        let report = read.await;
+        bar.end();
+        if several {
+            context.output.line(format!("{name}:"));
+        }
+        let report = match report {
+            Ok(report) => report,
+            Err(error) if several && !stop.is_cancelled() => {
+                whole = false;
+                context.output.line(format!("✘ {error}"));
+                reports.push(serde_json::json!({ "repository": name, "error": error.to_string() }));
+                continue;
+            }
+            Err(error) => return Err(error).explained(),
+        };
+        whole &= report.findings.is_empty();
+        tell_report(context, &report);
+        let mut report = serde_json::to_value(&report)?;
+        if let Some(report) = report.as_object_mut().filter(|_| several) {
+            report.insert("repository".to_owned(), name.into());
+        }
+        reports.push(report);
+    }
+    match reports.as_slice() {
+        [only] => context.output.json(only)?,
+        several => context.output.json(&several)?,
+    }
+    Ok(u8::from(!whole))
+}
+
+fn tell_report(context: &Context, report: &VerifyReport) {
     for window in &report.windows {
         context.output.line(format!(
             "{}: can be restored to any point from {} ({}) to {} ({})",
@@ -220,7 +257,6 @@ async fn verify(context: &Context, repo: &Repository, deep: bool) -> anyhow::Res
         0 => context.output.line(format!("✔ {backups} backups, {objects} objects, {bytes}: all as they were written")),
         found => context.output.line(format!("{found} things are not as they should be")),
     }
-    Ok(u8::from(!report.findings.is_empty()))
 }
 
 async fn prove(context: &Context, repo: &Repository, label: Option<String>) -> anyhow::Result<u8> {

@@ -14,7 +14,7 @@ use millrace_backup::{
 use millrace_base::{Clock, Tasks};
 use millrace_cluster::ClusterStatus;
 use millrace_config::Backup;
-use millrace_contract::status::{BackupStatus, LastBackup, NodeRole, NodeStatus};
+use millrace_contract::status::{AwayRepository, BackupStatus, LastBackup, NodeRole, NodeStatus};
 use millrace_pg::ConnectParams;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -33,10 +33,14 @@ const FLUSH_EVERY: Duration = Duration::from_secs(1);
 const UPLOADS_MAX: usize = 2;
 /// Between looks at whether a backup is due.
 const LOOK: Duration = Duration::from_secs(30);
+/// Between comparisons of several places, and of those of which one was away.
+const COMPARE: Duration = Duration::from_secs(3_600);
+const COMPARE_AWAY: Duration = Duration::from_secs(15);
+const TELL_AWAY: Duration = Duration::from_secs(2);
 /// After one that failed.
 const AGAIN: Duration = Duration::from_secs(600);
 
-/// Begins both, if there is a `[backup]`.
+/// Begins both, if there is a `[backup]`; the open repository, and how it stands with it.
 ///
 /// # Errors
 /// If the repository cannot be opened.
@@ -45,18 +49,24 @@ pub(super) fn spawn(
     cluster: watch::Receiver<ClusterStatus>,
     clock: Arc<dyn Clock>,
     services: &mut Tasks,
-) -> anyhow::Result<Option<watch::Receiver<BackupStatus>>> {
+) -> anyhow::Result<Option<(Repository, watch::Receiver<BackupStatus>)>> {
     let Some(config) = context.config.backup.clone() else { return Ok(None) };
     let repo = backup::open(context)?;
     let (status, told) = watch::channel(BackupStatus { repository: repo.name().to_owned(), ..BackupStatus::default() });
     let status = Arc::new(status);
+    let opened = repo.clone();
     let archive = Archive { context: context.clone(), repo: repo.clone(), status: status.clone() };
     let (of, token) = (cluster.clone(), services.token().clone());
     services.spawn("log archive", async move { archive.follow(of, token).await });
+    if !config.copies.is_empty() {
+        let copies = Copies { repo: repo.clone(), status: status.clone() };
+        let token = services.token().clone();
+        services.spawn("repositories", async move { copies.keep(token).await });
+    }
     let schedule = Schedule { context: context.clone(), config, repo, status, clock };
     let token = services.token().clone();
     services.spawn("backups", async move { schedule.keep(cluster, token).await });
-    Ok(Some(told))
+    Ok(Some((opened, told)))
 }
 
 struct Archive {
@@ -146,6 +156,46 @@ impl Archive {
 
 fn primary(status: &ClusterStatus) -> Option<&NodeStatus> {
     status.nodes.iter().find(|node| node.role == NodeRole::Primary)
+}
+
+/// Several places that are to have the same.
+struct Copies {
+    repo: Repository,
+    status: Arc<watch::Sender<BackupStatus>>,
+}
+
+impl Copies {
+    /// Says who is away, and brings each what it lacks: of those that were away soon, of what others than the platform
+    /// left out (a backup by hand) now and then.
+    async fn keep(self, token: CancellationToken) -> anyhow::Result<()> {
+        let mut compared: Option<tokio::time::Instant> = None;
+        loop {
+            let pause = if self.repo.away().is_empty() { COMPARE } else { COMPARE_AWAY };
+            if compared.is_none_or(|at| at.elapsed() >= pause) {
+                match self.repo.catch_up(&token).await {
+                    Ok(brought) if brought.objects > 0 => {
+                        tracing::info!(brought.objects, brought.bytes, "copies were brought what they lacked");
+                    }
+                    Ok(_) => {}
+                    Err(_) if token.is_cancelled() => return Ok(()),
+                    Err(error) => tracing::warn!(%error, "copies were not brought what they lack"),
+                }
+                compared = Some(tokio::time::Instant::now());
+            }
+            let away =
+                self.repo.away().into_iter().map(|away| AwayRepository { repository: away.repository, why: away.why });
+            let away: Vec<AwayRepository> = away.collect();
+            self.status.send_if_modified(|status| {
+                let changed = status.away != away;
+                status.away = away;
+                changed
+            });
+            tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                () = tokio::time::sleep(TELL_AWAY) => {}
+            }
+        }
+    }
 }
 
 struct Schedule {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_backup::{Kind, Manifest, list, plan::Target, plan_restore, wal};
+use millrace_backup::{Kind, Manifest, list, plan::Target, plan_restore, repo::Repository, wal};
 use millrace_base::Micros;
 use millrace_contract::{
     backups::{BackupEntry, Backups, LogEntry, RestorePlan, WindowEntry},
@@ -26,29 +26,30 @@ const FRESH: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(crate) struct Restorable {
     context: Arc<Context>,
+    /// The one that the archive writes to: it knows which of its places do not answer.
+    repo: Option<Repository>,
     seen: Mutex<Option<(Instant, Backups)>>,
 }
 
 impl Restorable {
-    pub(crate) fn new(context: Arc<Context>) -> Self {
-        Self { context, seen: Mutex::new(None) }
+    pub(crate) fn new(context: Arc<Context>, repo: Option<Repository>) -> Self {
+        Self { context, repo, seen: Mutex::new(None) }
     }
 
     pub(crate) async fn backups(&self) -> Result<Option<Backups>, OperateError> {
-        if self.context.config.backup.is_none() {
-            return Ok(None);
-        }
+        let Some(repo) = &self.repo else { return Ok(None) };
         let mut seen = self.seen.lock().await;
         if let Some((_, backups)) = seen.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
             return Ok(Some(backups.clone()));
         }
-        let backups = look(&self.context).await.map_err(|error| refused(&error))?;
+        let backups = look(&self.context, repo).await.map_err(|error| refused(&error))?;
         *seen = Some((Instant::now(), backups.clone()));
         Ok(Some(backups))
     }
 
     pub(crate) async fn plan(&self, at: Micros) -> Result<RestorePlan, OperateError> {
-        plan(&self.context, at).await.map_err(|error| refused(&error))
+        let Some(repo) = &self.repo else { return Err(refused(&anyhow::anyhow!("there are no backups"))) };
+        plan(&self.context, repo, at).await.map_err(|error| refused(&error))
     }
 }
 
@@ -56,12 +57,11 @@ fn refused(error: &anyhow::Error) -> OperateError {
     OperateError { message: chain(error.as_ref()), hint: None }
 }
 
-async fn look(context: &Context) -> anyhow::Result<Backups> {
-    let repo = backup::open(context)?;
-    let system_id = backup::system_id(context, &repo).await?;
-    let catalog = list(&repo, system_id).await.explained()?;
-    let inventory = wal::inventory(&repo, system_id).await.explained()?;
-    let status = wal::status(&repo, system_id).await.explained()?;
+async fn look(context: &Context, repo: &Repository) -> anyhow::Result<Backups> {
+    let system_id = backup::system_id(context, repo).await?;
+    let catalog = list(repo, system_id).await.explained()?;
+    let inventory = wal::inventory(repo, system_id).await.explained()?;
+    let status = wal::status(repo, system_id).await.explained()?;
     let (windows, unusable) = millrace_backup::plan::windows(&catalog.backups, &inventory);
     let damaged = catalog.damaged.iter().map(|(object, why)| format!("{object}: {why}"));
     let conflicts = status.conflicts.iter().map(|name| format!("{name} is there with two contents"));
@@ -104,11 +104,10 @@ fn entry(backup: &Manifest) -> BackupEntry {
     }
 }
 
-async fn plan(context: &Context, at: Micros) -> anyhow::Result<RestorePlan> {
-    let repo = backup::open(context)?;
-    let system_id = backup::system_id(context, &repo).await?;
+async fn plan(context: &Context, repo: &Repository, at: Micros) -> anyhow::Result<RestorePlan> {
+    let system_id = backup::system_id(context, repo).await?;
     let target = Target::Time { at, inclusive: true };
-    let plan = plan_restore(&repo, system_id, &target, None, None).await.explained()?;
+    let plan = plan_restore(repo, system_id, &target, None, None).await.explained()?;
     Ok(RestorePlan {
         backups: plan.backups,
         timeline: plan.timeline,

@@ -242,7 +242,7 @@ async fn live(
     let cluster_token = cluster_tasks.token().clone();
     cluster_tasks.spawn("cluster", supervisor.run(cluster_token));
 
-    let backup = super::archive::spawn(context, cluster.clone(), clock.clone(), services)?;
+    let (repo, backup) = super::archive::spawn(context, cluster.clone(), clock.clone(), services)?.unzip();
     let (capture_status, capture_watch) = watch::channel(CaptureStatus {
         state: CaptureState::Waiting { reason: "the primary starts".into() },
         watermark: Lsn::INVALID,
@@ -255,7 +255,7 @@ async fn live(
     let (commands, command_receiver) = mpsc::channel(16);
     let operator = Arc::new(PlatformOperator {
         context: context.clone(),
-        restorable: super::restorable::Restorable::new(context.clone()),
+        restorable: super::restorable::Restorable::new(context.clone(), repo),
         observatory: Observatory::new(
             config.platform.name.clone(),
             clock.clone(),

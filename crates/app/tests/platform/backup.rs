@@ -102,6 +102,54 @@ fn a_bucket_keeps_them_as_well() {
     platform.down();
 }
 
+/// The disk of one of them goes away for a while; then the other's is lost.
+#[test]
+fn two_places_have_the_same_and_each_is_enough() {
+    let platform = Platform::init();
+    with_backups(&platform);
+    let file = platform.dir().join("millrace.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{text}\n[[backup.copies]]\nrepository = \"backups\"\n")).unwrap();
+    platform.run(&["check"]).failed(1, "`repository` is one that is named already");
+    fs::write(&file, format!("{text}\n[[backup.copies]]\nrepository = \"elsewhere\"\n")).unwrap();
+    platform.up(&["--sample"]);
+    let (here, elsewhere) = (platform.dir().join("backups"), platform.dir().join("elsewhere"));
+    platform.run(&["backup", "create"]).ok();
+    let status = || platform.run(&["status", "--json"]).json();
+    let away = || status()["backup"]["away"].as_array().unwrap().len();
+    assert_eq!(away(), 0);
+
+    let kept = platform.dir().join("kept");
+    fs::rename(&elsewhere, &kept).unwrap();
+    fs::write(&elsewhere, "no folder").unwrap();
+    platform.sql("primary", "INSERT INTO operational.customers (full_name) VALUES ('Of A Bad Hour')");
+    wait_until("a word on the one that is away", || away() == 1);
+    let said = platform.run(&["status"]).stdout;
+    assert!(said.contains("gets nothing at present") && said.contains("elsewhere"), "{said}");
+    let made = platform.run(&["backup", "create"]);
+    assert!(made.code == 0 && made.stderr.contains("does not answer"), "{made:?}");
+    let said = platform.run(&["backup", "verify"]);
+    assert!(said.code == 1 && said.stdout.contains("elsewhere:\n✘ "), "{}", said.stdout);
+
+    fs::remove_file(&elsewhere).unwrap();
+    fs::rename(&kept, &elsewhere).unwrap();
+    wait_until("both again", || away() == 0);
+    let said = platform.run(&["backup", "verify"]).ok();
+    assert_eq!(said.matches("2 backups").count(), 2, "{said}");
+    let reports = platform.run(&["backup", "verify", "--quick", "--json"]).json();
+    assert_eq!(reports.as_array().unwrap().len(), 2, "{reports}");
+
+    platform.down();
+    fs::remove_dir_all(&here).unwrap();
+    platform.run(&["backup", "list", "--repository", "nowhere"]).failed(2, "names no repository nowhere");
+    let list = |of: &str| platform.run(&["backup", "list", "--json", "--repository", of]).json();
+    assert_eq!(list("elsewhere").as_array().unwrap().len(), 2);
+    assert_eq!(list("backups").as_array().unwrap().len(), 0);
+    let to = platform.dir().join("restored");
+    platform.run(&["backup", "restore", "--to", &to.display().to_string()]).ok();
+    assert!(to.join("global/pg_control").exists());
+}
+
 fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap().flatten() {

@@ -278,12 +278,9 @@ pub(crate) async fn put(
 
 /// The content of a stored file, both checksums checked.
 pub(crate) async fn read(repo: &Repository, stored: &Stored) -> Result<Vec<u8>, BackupError> {
-    let sealed = repo.get(&stored.object).await?;
+    let sealed = repo.get_whole(&stored.object, &stored.stored_hash).await?;
     let (stored, keys) = (stored.clone(), repo.keys.clone());
     crate::blocking(move || {
-        if short_hash(&sealed) != stored.stored_hash {
-            return Err(BackupError::damaged(&stored.object, "its checksum is wrong"));
-        }
         let content = seal::unseal(&stored.object, &sealed, &keys)?;
         if short_hash(&content) != stored.content_hash {
             return Err(BackupError::damaged(&stored.object, "the checksum of its content is wrong"));

@@ -183,3 +183,16 @@ impl Restored {
 pub async fn numbers(client: &Connection, sql: &str) -> Vec<i64> {
     client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
+
+/// All files below a folder.
+pub fn walk(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        match entry.file_type().unwrap().is_dir() {
+            true => found.extend(walk(&entry.path())),
+            false => found.push(entry.path()),
+        }
+    }
+    found.sort();
+    found
+}

@@ -6,4 +6,5 @@ mod chain;
 mod common;
 mod round_trip;
 mod s3;
+mod several;
 mod unhappy;

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::common::*;
 
-fn location(bucket: &Bucket) -> S3Location {
+pub(crate) fn location(bucket: &Bucket) -> S3Location {
     S3Location {
         endpoint: Some(bucket.endpoint()),
         region: "eu-central-1".to_owned(),

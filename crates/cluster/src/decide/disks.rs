@@ -162,3 +162,22 @@ fn who_has_part_of_a_record_that_nobody_completes_is_made_anew() {
         "has the first part of a record that a does not have; it is kept aside, and the node made anew"
     );
 }
+
+/// Its server tells the timeline on which the record began: that of the former primary.
+#[test]
+fn after_a_rewind_with_nothing_to_undo_part_of_a_record_is_seen() {
+    let plan = |within: Option<u32>| {
+        after("b", |o, _| {
+            view(o, "a").server.as_mut().unwrap().timeline = 2;
+            let b = view(o, "b");
+            (b.not_streaming_since, b.within) = (Some(NOW - Duration::from_secs(20)), within);
+            let server = b.server.as_mut().unwrap();
+            (server.streaming, server.timeline, server.received_lsn) = (false, 1, Some(Lsn(101)));
+        })
+    };
+    let from = NodeName::new("a");
+    assert_eq!(plan(None).actions, [Action::Rewind { from: from.clone() }]);
+    assert_eq!(plan(Some(2)).actions, [Action::MakeReplica { from: from.clone(), discard: Discard::MoveAside }]);
+    // of another primary
+    assert_eq!(plan(Some(1)).actions, [Action::Rewind { from }]);
+}

@@ -278,6 +278,7 @@ impl World {
                 slots: None,
                 silent_since: server.silent_since,
                 not_streaming_since: server.not_streaming_since,
+                within: None,
                 absent_since: server.absent_since,
                 vote: None,
                 follows: server.follows.map(|from| self.names[from].clone()),

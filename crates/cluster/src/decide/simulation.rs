@@ -148,6 +148,7 @@ impl World {
                 vote: None,
                 follows: Some(self.intent.primary.clone()),
                 not_streaming_since: node.not_streaming_since,
+                within: None,
                 busy: node.job.as_ref().map(|(action, since)| (format!("{action:?}"), *since)),
                 failure: node.failure.clone(),
             };

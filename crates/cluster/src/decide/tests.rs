@@ -94,7 +94,7 @@ prop_compose! {
         let silent_since = silent_since.filter(|_| server.is_none());
         let may_write = process != ProcessState::None || orphans;
         NodeView {
-            part: Part { priority, delayed: false }, data, was_primary, rogue: rogue.is_some(), process, may_write, dying, disk, server, silent_since, not_streaming_since,
+            part: Part { priority, delayed: false }, data, was_primary, rogue: rogue.is_some(), process, may_write, dying, disk, server, silent_since, not_streaming_since, within: None,
             heard_at, slots: None, absent_since, vote, follows: follows.map(|node| NodeName::new(NAMES[node])), busy, failure,
         }
     }
@@ -423,6 +423,7 @@ fn healthy(is_primary: bool) -> NodeView {
         slots: None,
         silent_since: None,
         not_streaming_since: None,
+        within: None,
         absent_since: None,
         vote: None,
         follows: (!is_primary).then(|| NodeName::new("a")),

@@ -110,7 +110,7 @@ impl Supervisor {
                 node.follows = Some(from.clone());
                 let rewinding = act::rewind(spec, node.spec.clone(), primary, node.postmaster.take());
                 // an interrupted rewind costs a base backup
-                self.step("rewind", name, async { rewinding.await.map(|()| Done::Rewound) }, false);
+                self.step("rewind", name, async { rewinding.await.map(|within| Done::Rewound { within }) }, false);
                 Ok(())
             }
             Action::CopySlots { from } => {

@@ -5,12 +5,17 @@ use std::{
     time::Duration,
 };
 
-use crate::table::{Problem, Reader, text};
+use crate::{
+    schema,
+    table::{Problem, Reader, text},
+};
 
 /// `[backup]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backup {
     pub repository: BackupRepository,
+    /// Others that have the same.
+    pub copies: Vec<BackupRepository>,
     /// zstd's, 1 to 19.
     pub compression_level: i32,
     pub threads: usize,
@@ -34,7 +39,8 @@ pub enum BackupRepository {
     S3 { bucket: String, prefix: String, endpoint: Option<String>, region: String },
 }
 
-pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
+/// What `repository`, `endpoint` and `region` of a table say.
+fn repository(table: &Reader<'_>, folder: &Path) -> BackupRepository {
     let endpoint = table.text_maybe("endpoint");
     let region = table.text_maybe("region").unwrap_or_else(|| "us-east-1".to_owned());
     let repository = table.read("repository", |value| {
@@ -56,7 +62,7 @@ pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
             }
         }
     });
-    let repository = match repository.map(|at| at.value) {
+    match repository.map(|at| at.value) {
         Some(BackupRepository::S3 { bucket, prefix, .. }) => BackupRepository::S3 { bucket, prefix, endpoint, region },
         Some(folder) => {
             if endpoint.is_some() {
@@ -67,7 +73,26 @@ pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
         }
         // which has been said
         None => BackupRepository::Folder(PathBuf::new()),
-    };
+    }
+}
+
+/// The same place twice would be no copy.
+fn copies(table: &Reader<'_>, folder: &Path, first: &BackupRepository) -> Vec<BackupRepository> {
+    let mut copies = Vec::new();
+    for copy in table.tables("copies", &schema::BACKUP_COPY).unwrap_or_default() {
+        let found = repository(&copy, folder);
+        if found == *first || copies.contains(&found) {
+            let hint = Some("name another folder or bucket, best at another place".to_owned());
+            copy.wrong(None, "`repository` is one that is named already", hint);
+        }
+        copies.push(found);
+    }
+    copies
+}
+
+pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
+    let repository = repository(table, folder);
+    let copies = copies(table, folder, &repository);
     let hours = |name| {
         let hours = table.integer(name, 0..=8_760);
         (hours > 0).then(|| Duration::from_secs(hours * 3600))
@@ -75,6 +100,7 @@ pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
     let days = table.integer("window_days", 0..=3_650);
     Backup {
         repository,
+        copies,
         compression_level: i32::try_from(table.integer("compression_level", 1..=19)).unwrap_or(3),
         threads: usize::try_from(table.integer("threads", 1..=64)).unwrap_or(1),
         bytes_per_second_max: table.size_maybe("throttle", 1 << 20..=u64::MAX >> 1),

@@ -644,6 +644,7 @@ impl Operator for Source {
                 last: None,
                 proven: Some(("backup-00".into(), Micros(now.0 - 28_200_000_000))),
                 failed: None,
+                away: Vec::new(),
             }),
             memory_bytes: 412_000_000,
             findings: if self.beat() % 40 < 20 {

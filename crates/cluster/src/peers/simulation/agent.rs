@@ -339,6 +339,7 @@ impl Agent {
             slots: slots.clone(),
             silent_since: self.silent_since,
             not_streaming_since: if primary { None } else { self.not_streaming_since },
+            within: None,
             heard_at: self.heard_at,
             part: server.part,
             absent_since: self.absent_since,
