@@ -246,7 +246,16 @@ fn options(
 
 /// What `[backup]` promises to keep.
 pub(crate) fn retention_of(config: &Backup) -> Retention {
-    Retention { full_backups: config.keep_full, window: config.window, ..Retention::default() }
+    Retention {
+        full_backups: config.keep_full,
+        window: config.window,
+        daily: config.keep_daily,
+        weekly: config.keep_weekly,
+        monthly: config.keep_monthly,
+        yearly: config.keep_yearly,
+        dumps: (config.keep_dumps > 0).then_some(config.keep_dumps),
+        ..Retention::default()
+    }
 }
 
 /// How a backup is proven: restored beside the data, replayed and checked.

@@ -317,6 +317,74 @@ pub(crate) enum BackupCommand {
     Restore(RestoreTo),
     /// Bring one table of the past back beside the live one, in a schema of its own
     RestoreTable(RestoreTable),
+    /// Bring one database of the past back beside the live ones, under a name of its own
+    RestoreDatabase(RestoreDatabase),
+    /// A logical backup of one database, and of the roles: pg_dump into the repository
+    Dump(DumpArgs),
+    /// What logical backups there are
+    Dumps,
+    /// Write a logical backup into a new folder, for pg_restore or psql
+    Fetch {
+        /// As `dumps` names it
+        dump: String,
+        /// A new folder, or an empty one
+        #[arg(long)]
+        to: PathBuf,
+    },
+    /// Load a logical backup into a new database of the running cluster
+    Load(LoadArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DumpArgs {
+    /// [default: the pack's]
+    #[arg(long)]
+    pub(crate) database: Option<String>,
+    /// Only this schema; a pattern, and may be given several times
+    #[arg(long)]
+    pub(crate) schema: Vec<String>,
+    /// Only this table; a pattern, and may be given several times
+    #[arg(long)]
+    pub(crate) table: Vec<String>,
+    /// custom, plain or directory [default: custom; directory with --jobs]
+    #[arg(long)]
+    pub(crate) format: Option<String>,
+    /// Tables at a time; needs room for the dump meanwhile
+    #[arg(long, default_value_t = 1, value_parser = jobs)]
+    pub(crate) jobs: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// As `dumps` names it
+    pub(crate) dump: String,
+    /// The database that is made for it
+    #[arg(long)]
+    pub(crate) into: String,
+    /// Tables at a time
+    #[arg(long, default_value_t = 2, value_parser = jobs)]
+    pub(crate) jobs: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreDatabase {
+    pub(crate) database: String,
+    /// As of when: '10 minutes ago', 2026-11-22T10:00:00Z or a position of the log [default: the latest point]
+    #[arg(long)]
+    pub(crate) at: Option<String>,
+    /// The database that is made for it [default: its name and _restored]
+    #[arg(long)]
+    pub(crate) into: Option<String>,
+    /// Tables at a time
+    #[arg(long, default_value_t = 2, value_parser = jobs)]
+    pub(crate) jobs: usize,
+}
+
+fn jobs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(jobs @ 1..=64) => Ok(jobs),
+        Ok(_) | Err(_) => Err("a number from 1 to 64".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]

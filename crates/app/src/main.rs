@@ -17,6 +17,7 @@ mod lock;
 mod logging;
 mod output;
 mod platform;
+mod programs;
 mod recovered;
 mod users;
 mod verify;

@@ -1,6 +1,7 @@
 //! The backups in a repository: listing, reading, removing.
 
 use millrace_base::Micros;
+use serde::de::DeserializeOwned;
 
 use crate::{
     error::BackupError,
@@ -29,33 +30,46 @@ pub(crate) fn folder(system_id: u64, label: &str) -> String {
 /// # Errors
 /// If the repository cannot be read. A damaged manifest is told in the result.
 pub async fn list(repo: &Repository, system_id: u64) -> Result<Catalog, BackupError> {
-    let mut catalog = Catalog::default();
-    let mut labels = repo.folders(&format!("{system_id}/backups")).await?;
-    labels.sort();
-    for label in labels {
-        let place = folder(system_id, &label);
+    let of = |manifest: &Manifest| (manifest.label.clone(), manifest.system_id);
+    let (backups, damaged, unfinished) = shelf(repo, system_id, &format!("{system_id}/backups"), of).await?;
+    Ok(Catalog { backups, damaged, unfinished })
+}
+
+/// What is there, what is damaged (object and reason), what has no manifest (label and the time of its newest object).
+type Shelf<T> = (Vec<T>, Vec<(String, String)>, Vec<(String, Micros)>);
+
+/// The manifests of a folder that has a folder each; `of` says what one is of: its label and cluster.
+pub(crate) async fn shelf<T: DeserializeOwned>(
+    repo: &Repository,
+    system_id: u64,
+    shelf: &str,
+    of: impl Fn(&T) -> (String, u64),
+) -> Result<Shelf<T>, BackupError> {
+    let (mut found, mut damaged, mut unfinished) = Shelf::default();
+    for label in repo.folders(shelf).await? {
+        let place = format!("{shelf}/{label}");
         let object = format!("{place}/manifest.json");
-        let read = |bytes: &[u8]| manifest::from_document::<Manifest>(&object, bytes);
+        let read = |bytes: &[u8]| manifest::from_document::<T>(&object, bytes);
         let bytes = match repo.get_good(&object, |bytes| read(bytes).map(drop)).await {
             Ok(bytes) => bytes,
             Err(error @ (BackupError::Damaged { .. } | BackupError::LaterFormat { .. })) => {
                 tracing::error!(%error, "a backup's manifest cannot be read");
-                catalog.damaged.push((object, error.to_string()));
+                damaged.push((object, error.to_string()));
                 continue;
             }
             Err(error) if error.is_not_found() => {
                 let newest = repo.list(&place).await?.into_iter().map(|listed| listed.written).max();
-                catalog.unfinished.extend(newest.map(|newest| (label, newest)));
+                unfinished.extend(newest.map(|newest| (label, newest)));
                 continue;
             }
             Err(error) => return Err(error),
         };
         match read(&bytes)? {
-            manifest if manifest.label == label && manifest.system_id == system_id => catalog.backups.push(manifest),
-            _ => catalog.damaged.push((object, "it is of another backup".to_owned())),
+            manifest if of(&manifest) == (label, system_id) => found.push(manifest),
+            _ => damaged.push((object, "it is of another backup".to_owned())),
         }
     }
-    Ok(catalog)
+    Ok((found, damaged, unfinished))
 }
 
 /// The sealed list of a backup's files.
@@ -69,9 +83,12 @@ pub(crate) async fn files(repo: &Repository, backup: &Manifest) -> Result<FileLi
 
 /// Removes a backup; its manifest goes first, so that a half removed one counts for nothing.
 pub(crate) async fn remove(repo: &Repository, system_id: u64, label: &str) -> Result<(), BackupError> {
-    let place = folder(system_id, label);
+    clear(repo, &folder(system_id, label)).await
+}
+
+pub(crate) async fn clear(repo: &Repository, place: &str) -> Result<(), BackupError> {
     repo.delete(&format!("{place}/manifest.json")).await?;
-    for listed in repo.list(&place).await? {
+    for listed in repo.list(place).await? {
         repo.delete(&listed.name).await?;
     }
     Ok(())

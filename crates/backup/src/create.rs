@@ -91,7 +91,7 @@ pub async fn create(
 }
 
 /// `20261122T184200Z-3f9a`: sorted by time, never the same twice.
-fn label() -> String {
+pub(crate) fn label() -> String {
     use millrace_base::Clock;
     let now = millrace_base::SystemClock::new().wall();
     let time = now.to_timestamp().map_or_else(|| now.0.to_string(), |time| time.strftime("%Y%m%dT%H%M%SZ").to_string());

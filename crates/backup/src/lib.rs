@@ -12,6 +12,7 @@
 //!     manifest.json                              written last: without it there is no backup
 //!     files.json.zst[.age]                       the files with modes, lengths and places; backup_label
 //!     pack-<number>.zst[.age]                    the content of files
+//!   dumps/<label>/                               a logical backup: manifest.json, and files in parts
 //!   wal/
 //!     archive.json                               the size of a segment
 //!     <timeline>/<segment>.<content>.<stored>.zst[.age]
@@ -49,8 +50,7 @@
 //!
 //! # Not here
 //!
-//! Logical backups; several repositories at once (make one call for each); resuming an interrupted backup (it is begun
-//! anew); servers whose data directory is on another host.
+//! Resuming an interrupted backup (it is begun anew); servers whose data directory is on another host.
 //!
 //! # Example
 //!
@@ -84,6 +84,7 @@
 
 mod catalog;
 mod create;
+pub mod dump;
 mod error;
 mod manifest;
 mod pack;

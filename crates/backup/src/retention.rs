@@ -13,7 +13,7 @@ use millrace_base::{Lsn, Micros};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    catalog,
+    catalog, dump,
     error::BackupError,
     manifest::{Kind, Manifest},
     plan::left_behind,
@@ -35,6 +35,8 @@ pub struct Retention {
     pub weekly: usize,
     pub monthly: usize,
     pub yearly: usize,
+    /// So many of the newest logical backups of each database; `None`: all.
+    pub dumps: Option<usize>,
     /// Labels that stay whatever the rules say.
     pub held: BTreeSet<String>,
 }
@@ -142,6 +144,8 @@ pub struct Expired {
     pub decision: Decision,
     pub log_objects: u64,
     pub log_bytes: u64,
+    /// Logical backups.
+    pub dumps: Vec<String>,
     /// Left by runs that failed a day ago or longer.
     pub garbage: Vec<String>,
 }
@@ -171,15 +175,23 @@ pub async fn expire(
         false => wal::inventory(repo, system_id).await?,
     };
     let decision = decide(&catalog.backups, &left_behind(&inventory, &catalog.backups), retention, now);
-    let old = |newest: &Micros| now.since(*newest) >= GARBAGE_AFTER;
-    let garbage: Vec<String> =
-        catalog.unfinished.iter().filter(|(_, newest)| old(newest)).map(|(label, _)| label.clone()).collect();
+    let logical = dump::dumps(repo, system_id).await?;
+    let dumps = retention.dumps.map_or_else(Vec::new, |keep| dump::superfluous(&logical.dumps, keep));
+    let old = |unfinished: &[(String, Micros)]| -> Vec<String> {
+        let old = unfinished.iter().filter(|(_, newest)| now.since(*newest) >= GARBAGE_AFTER);
+        old.map(|(label, _)| label.clone()).collect()
+    };
+    let (garbage, of_dumps) = (old(&catalog.unfinished), old(&logical.unfinished));
     // one that is being made starts after the newest, which is kept, and so needs nothing of this
     let log = decision.log_before.map_or_else(Vec::new, |before| inventory.before(before));
     if !dry_run {
         for label in decision.expired.iter().chain(&garbage) {
             catalog::remove(repo, system_id, label).await?;
             tracing::info!(label, "backup removed");
+        }
+        for label in dumps.iter().chain(&of_dumps) {
+            dump::remove(repo, system_id, label).await?;
+            tracing::info!(label, "logical backup removed");
         }
         for (object, _) in &log {
             repo.delete(object).await?;
@@ -189,7 +201,8 @@ pub async fn expire(
         decision,
         log_objects: u64::try_from(log.len()).unwrap_or(u64::MAX),
         log_bytes: log.iter().map(|(_, bytes)| bytes).sum(),
-        garbage,
+        dumps,
+        garbage: garbage.into_iter().chain(of_dumps).collect(),
     })
 }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     ProgressFn, Step,
     catalog::{self, Catalog, folder},
+    dump::{self, Dump},
     error::BackupError,
     manifest::Manifest,
     plan::{self, Window},
@@ -33,6 +34,8 @@ pub struct VerifyOptions {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyReport {
     pub backups: usize,
+    /// Logical ones.
+    pub dumps: usize,
     pub objects: usize,
     pub bytes: u64,
     /// Empty: all is well.
@@ -75,6 +78,8 @@ enum Content {
     Bytes,
     /// Of a file of the log: the checksum of what is inside.
     Log(String),
+    /// A part of a logical backup.
+    Sealed,
     Pack(Vec<(String, crate::manifest::Piece)>),
 }
 
@@ -97,7 +102,8 @@ pub async fn verify(
         let mut now = VerifyReport::default();
         let inventory = known_log(repo, system_id, &mut now).await?;
         judge(&catalog, &inventory, &mut now);
-        missing(repo, &catalog, &mut now).await?;
+        let dumps = dump::dumps(repo, system_id).await?.dumps;
+        missing(repo, (&catalog, &dumps), &mut now).await?;
         report.findings.extend(now.findings);
         report.findings.sort_by(|a, b| a.what.cmp(&b.what));
         report.findings.dedup();
@@ -120,11 +126,22 @@ async fn known_log(repo: &Repository, system_id: u64, report: &mut VerifyReport)
 }
 
 /// Objects that manifests name and that are not there.
-async fn missing(repo: &Repository, catalog: &Catalog, report: &mut VerifyReport) -> Result<(), BackupError> {
-    for backup in &catalog.backups {
-        let place = folder(backup.system_id, &backup.label);
+async fn missing(
+    repo: &Repository,
+    (catalog, dumps): (&Catalog, &[Dump]),
+    report: &mut VerifyReport,
+) -> Result<(), BackupError> {
+    let backups = catalog.backups.iter().map(|backup| {
+        let names: Vec<&str> = backup.objects.iter().map(|object| object.name.as_str()).collect();
+        (folder(backup.system_id, &backup.label), names)
+    });
+    let dumps = dumps.iter().map(|dump| {
+        let parts = dump.files.iter().flat_map(|file| &file.parts);
+        (dump::folder(dump.system_id, &dump.label), parts.map(|part| part.name.as_str()).collect())
+    });
+    for (place, names) in backups.chain(dumps) {
         let there: HashSet<String> = repo.list(&place).await?.into_iter().map(|listed| listed.name).collect();
-        let names = backup.objects.iter().map(|object| format!("{place}/{}", object.name));
+        let names = names.into_iter().map(|name| format!("{place}/{name}"));
         report.findings.extend(names.filter(|name| !there.contains(name)).map(|name| Finding::new(name, GONE)));
     }
     Ok(())
@@ -143,7 +160,10 @@ async fn verify_listed(
     report.unfinished = catalog.unfinished.iter().map(|(label, _)| label.clone()).collect();
     let inventory = known_log(repo, system_id, &mut report).await?;
     judge(&catalog, &inventory, &mut report);
-    let checks = checks(repo, &catalog, &inventory, options.deep, &mut report).await?;
+    let logical = dump::dumps(repo, system_id).await?;
+    report.dumps = logical.dumps.len();
+    report.findings.extend(logical.damaged.iter().map(|(object, reason)| Finding::new(object, reason)));
+    let checks = checks(repo, (&catalog, &logical.dumps), &inventory, options.deep, &mut report).await?;
     let objects_total = checks.len();
     let mut checked = futures::stream::iter(checks)
         .map(|check| async move {
@@ -198,7 +218,7 @@ fn judge(catalog: &Catalog, inventory: &Inventory, report: &mut VerifyReport) {
 
 async fn checks(
     repo: &Repository,
-    catalog: &Catalog,
+    (catalog, dumps): (&Catalog, &[Dump]),
     inventory: &Inventory,
     deep: bool,
     report: &mut VerifyReport,
@@ -223,6 +243,15 @@ async fn checks(
                 content: place.map_or(Content::Bytes, |place| Content::Pack(pieces.swap_remove(place).1)),
             });
         }
+    }
+    for dump in dumps {
+        let place = dump::folder(dump.system_id, &dump.label);
+        checks.extend(dump.files.iter().flat_map(|file| &file.parts).map(|part| Check {
+            name: format!("{place}/{}", part.name),
+            bytes: part.bytes,
+            hash: part.blake3.clone(),
+            content: Content::Sealed,
+        }));
     }
     Ok(checks)
 }
@@ -291,6 +320,7 @@ async fn look(
                 }
                 Err(BackupError::damaged(&check.name, "the checksum of its content is wrong"))
             }),
+            Content::Sealed => crate::seal::unseal(&check.name, &sealed, &keys).map(drop),
             Content::Pack(pieces) => unpack::read(&check.name, &sealed, &keys, pieces, &stop, |_, _, _| Ok(())),
         };
         match opened {

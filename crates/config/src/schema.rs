@@ -400,6 +400,11 @@ pub(crate) const BACKUP: Table = Table {
             "each backup made by these times is restored beside the data, replayed and checked; it needs as much room again",
         ),
         key("keep_full", "integer", Default("2"), "so many full backups stay, with what builds on them, 1 to 1,000"),
+        key("keep_daily", "integer", Default("0"), "the last backup of so many of the latest days (UTC) stays too"),
+        key("keep_weekly", "integer", Default("0"), "of so many of the latest ISO weeks"),
+        key("keep_monthly", "integer", Default("0"), "of so many of the latest months"),
+        key("keep_yearly", "integer", Default("0"), "of so many of the latest years"),
+        key("keep_dumps", "integer", Default("7"), "so many logical backups of each database stay; 0: all"),
         key(
             "window_days",
             "integer",

@@ -18,7 +18,7 @@ use millrace_pg::{RunAs, StopMode};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{client, lifecycle};
+use super::{client, dump, lifecycle};
 use crate::{
     backup::{self, Nodes, retention_of},
     cli::{BackupCommand, RestoreTo, WalCommand},
@@ -41,6 +41,11 @@ pub(super) async fn run(context: &Context, only: Option<&str>, command: &BackupC
         BackupCommand::Expire { dry_run } => expire(context, &repo, *dry_run).await,
         BackupCommand::Restore(wanted) => back(context, &repo, wanted).await,
         BackupCommand::RestoreTable(wanted) => super::clone::restore_table(context, &repo, wanted).await,
+        BackupCommand::RestoreDatabase(wanted) => dump::restore_database(context, &repo, wanted).await,
+        BackupCommand::Dump(wanted) => dump::make(context, &repo, wanted).await,
+        BackupCommand::Dumps => dump::list(context, &repo).await,
+        BackupCommand::Fetch { dump, to } => dump::fetch(context, &repo, dump, to).await,
+        BackupCommand::Load(wanted) => dump::load(context, &repo, wanted).await,
     };
     backup::tell_away(context, &repo);
     ended
@@ -254,7 +259,14 @@ fn tell_report(context: &Context, report: &VerifyReport) {
     }
     let (backups, objects, bytes) = (report.backups, report.objects, bytes_text(report.bytes));
     match report.findings.len() {
-        0 => context.output.line(format!("✔ {backups} backups, {objects} objects, {bytes}: all as they were written")),
+        0 => {
+            let dumps = match report.dumps {
+                0 => String::new(),
+                dumps => format!("{dumps} logical ones, "),
+            };
+            let line = format!("✔ {backups} backups, {dumps}{objects} objects, {bytes}: all as they were written");
+            context.output.line(line);
+        }
         found => context.output.line(format!("{found} things are not as they should be")),
     }
 }
@@ -290,7 +302,7 @@ async fn expire(context: &Context, repo: &Repository, dry_run: bool) -> anyhow::
         context.output.line(format!("keeps {label}: {why}"));
     }
     let verb = if dry_run { "would remove" } else { "removed" };
-    for label in &expired.decision.expired {
+    for label in expired.decision.expired.iter().chain(&expired.dumps) {
         context.output.line(format!("{verb} {label}"));
     }
     context.output.line(format!("{verb} {} files of log, {}", expired.log_objects, bytes_text(expired.log_bytes)));

@@ -1,7 +1,5 @@
 //! `millrace clone` and `millrace backup restore-table`: a look into the past beside the running cluster.
 
-use std::{path::Path, process::Stdio};
-
 use anyhow::{Context as _, bail};
 use millrace_backup::{plan::Target, repo::Repository};
 use millrace_base::{Clock as _, Lsn, Micros, SystemClock, files, ident::Ident};
@@ -11,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 use super::{
     SHORT,
     backup::{Bar, stop_on_interrupt},
-    psql::pgpass_line,
 };
 use crate::{
     backup,
@@ -20,6 +17,7 @@ use crate::{
     context::Context,
     explain::{Explained as _, Usage},
     output::table,
+    programs::{self, Programs},
     recovered,
 };
 
@@ -144,7 +142,7 @@ pub(super) async fn restore_table(context: &Context, repo: &Repository, wanted: 
     Ok(0)
 }
 
-async fn primary(context: &Context) -> anyhow::Result<ConnectParams> {
+pub(super) async fn primary(context: &Context) -> anyhow::Result<ConnectParams> {
     let api = super::client(&context.clone().of_cluster()?);
     let view: crate::platform::ClusterView = api.get("/cluster", SHORT).await?;
     let node = view.nodes.iter().find(|node| node.role == millrace_contract::status::NodeRole::Primary);
@@ -174,46 +172,15 @@ async fn bring(
     }
     // in the folder of the copy, which goes whatever happens
     let folder = context.layout.clones().join(port.to_string());
-    let passfile = folder.join("pgpass");
-    files::write_atomic(&passfile, format!("{}{}", pgpass_line(&past), pgpass_line(primary)).as_bytes(), 0o600)?;
-    copy(context, (&past, primary), &passfile, into).await
-}
-
-/// `pg_dump` into a file, and only a whole one into `psql`: that commits what it has when its input ends early.
-async fn copy(
-    context: &Context,
-    (past, primary): (&ConnectParams, &ConnectParams),
-    passfile: &Path,
-    into: &str,
-) -> anyhow::Result<()> {
-    let binaries = millrace_pg::Binaries::find(context.config.postgres.bin_dir.as_deref()).explained()?;
-    let ca = context.config.tls().ca_cert();
-    let command = |program: &str, params: &ConnectParams| {
-        let mut command = tokio::process::Command::new(binaries.program(program));
-        command
-            .env("PGPASSFILE", passfile)
-            .env("PGHOST", &params.host)
-            .env("PGPORT", params.port.to_string())
-            .env("PGUSER", &params.user)
-            .env("PGDATABASE", &params.database)
-            .env("PGSSLMODE", "verify-ca")
-            .env("PGSSLROOTCERT", &ca)
-            .kill_on_drop(true);
-        command
-    };
-    let file = passfile.with_file_name("table.sql");
+    let programs = Programs::new(context, &folder, &[&past, primary])?;
+    // only a whole file goes into `psql`: that commits what it has when its input ends early
+    let file = folder.join("table.sql");
     files::write_atomic(&file, b"", 0o600)?;
-    let mut dump = command("pg_dump", past);
+    let mut dump = programs.command("pg_dump", &past);
     dump.arg("--schema").arg(Ident(into).to_string()).arg("--no-publications").arg("--file").arg(&file);
-    let mut load = command("psql", primary);
+    let mut load = programs.command("psql", primary);
     load.args(["--quiet", "--no-psqlrc", "--single-transaction", "--set", "ON_ERROR_STOP=1", "--output", "/dev/null"]);
     load.arg("--file").arg(&file);
-    for (program, mut command) in [("pg_dump", dump), ("psql", load)] {
-        let output = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output().await;
-        let output = output.with_context(|| format!("cannot run {program}"))?;
-        if !output.status.success() {
-            bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-    }
-    Ok(())
+    programs::run("pg_dump", dump).await?;
+    programs::run("psql", load).await
 }

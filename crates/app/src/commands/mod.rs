@@ -4,12 +4,13 @@
 mod backup;
 mod clone;
 mod cluster;
+mod dump;
 mod lifecycle;
 pub(crate) mod load;
 mod logs;
 mod proxy;
 pub(crate) mod ps;
-mod psql;
+pub(crate) mod psql;
 mod report;
 mod show;
 

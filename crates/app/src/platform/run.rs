@@ -76,6 +76,7 @@ pub(crate) async fn run(context: Context, start: Start) -> anyhow::Result<bool> 
     tracing::info!(version = env!("CARGO_PKG_VERSION"), platform = %context.config.platform.name, "platform starts");
     // of a restore that was killed
     crate::in_place::clear(&context).await?;
+    crate::programs::clear(&context);
     let stop = CancellationToken::new();
     let mut cluster_tasks = Tasks::new(CancellationToken::new());
     let mut services = Tasks::new(CancellationToken::new());

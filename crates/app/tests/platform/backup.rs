@@ -10,7 +10,7 @@ pub(crate) fn with_backups(platform: &Platform) {
     with_backups_in(platform, "repository = \"backups\"");
 }
 
-fn with_backups_in(platform: &Platform, place: &str) {
+pub(crate) fn with_backups_in(platform: &Platform, place: &str) {
     let file = platform.dir().join("millrace.toml");
     let text = fs::read_to_string(&file).unwrap();
     let table = format!("\n[backup]\n{place}\nfull_every_hours = 0\nincremental_every_hours = 0\n");
@@ -150,7 +150,7 @@ fn two_places_have_the_same_and_each_is_enough() {
     assert!(to.join("global/pg_control").exists());
 }
 
-fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+pub(crate) fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap().flatten() {
         match entry.file_type().unwrap().is_dir() {

@@ -107,6 +107,14 @@ impl Platform {
             .to_owned()
     }
 
+    /// In another database than the pack's.
+    #[track_caller]
+    pub(crate) fn sql_in(&self, target: &str, database: &str, sql: &str) -> String {
+        let connect = format!("\\connect \"{database}\"");
+        let options = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", &connect, "-c", sql];
+        self.run(&[["psql", target, "--"].as_slice(), &options].concat()).ok().trim_end().to_owned()
+    }
+
     pub(crate) fn try_sql(&self, target: &str, sql: &str) -> Said {
         self.run(&["psql", target, "--", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql])
     }

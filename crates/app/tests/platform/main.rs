@@ -14,6 +14,7 @@ mod browser;
 mod clock;
 mod crash;
 mod disk;
+mod dumps;
 mod failover;
 mod harness;
 mod hosts;

@@ -28,6 +28,13 @@ pub struct Backup {
     pub prove: bool,
     /// So many full backups stay.
     pub keep_full: usize,
+    /// The last backup of so many of the latest days, ISO weeks, months and years that have one.
+    pub keep_daily: usize,
+    pub keep_weekly: usize,
+    pub keep_monthly: usize,
+    pub keep_yearly: usize,
+    /// So many logical backups of each database stay; 0: all.
+    pub keep_dumps: usize,
     /// Any point so far back can be restored.
     pub window: Option<Duration>,
 }
@@ -97,6 +104,7 @@ pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
         let hours = table.integer(name, 0..=8_760);
         (hours > 0).then(|| Duration::from_secs(hours * 3600))
     };
+    let count = |name, range| usize::try_from(table.integer(name, range)).unwrap_or(1);
     let days = table.integer("window_days", 0..=3_650);
     Backup {
         repository,
@@ -107,7 +115,12 @@ pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
         full_every: hours("full_every_hours"),
         incremental_every: hours("incremental_every_hours"),
         prove: table.boolean("prove"),
-        keep_full: usize::try_from(table.integer("keep_full", 1..=1_000)).unwrap_or(1),
+        keep_full: count("keep_full", 1..=1_000),
+        keep_daily: count("keep_daily", 0..=1_000),
+        keep_weekly: count("keep_weekly", 0..=1_000),
+        keep_monthly: count("keep_monthly", 0..=1_000),
+        keep_yearly: count("keep_yearly", 0..=1_000),
+        keep_dumps: count("keep_dumps", 0..=1_000),
         window: (days > 0).then(|| Duration::from_secs(days * 86_400)),
     }
 }
