@@ -424,6 +424,9 @@ pub(crate) struct RestoreTo {
     /// A folder that is not there yet, or empty
     #[arg(long, value_name = "FOLDER")]
     pub(crate) to: Option<PathBuf>,
+    /// Over a stopped server's data directory of this cluster: files that are the same stay, all others go
+    #[arg(long, requires = "to")]
+    pub(crate) delta: bool,
     /// In the place of this platform's cluster, which must be stopped; what is there is kept aside
     #[arg(long, conflicts_with = "to")]
     pub(crate) in_place: bool,

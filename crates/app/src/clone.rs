@@ -117,6 +117,7 @@ async fn restored(
     let root = rustix::process::geteuid().is_root();
     let options = RestoreOptions {
         data_dir: spec.data_dir(),
+        delta: false,
         target,
         backup: Some(label.clone()),
         timeline: Some(plan.timeline),

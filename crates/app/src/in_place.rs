@@ -145,6 +145,7 @@ async fn made(
     let owner = rustix::process::geteuid().is_root().then(|| scratch.run_as.clone());
     let options = RestoreOptions {
         data_dir: scratch.data_dir(),
+        delta: false,
         target: plan.target.clone(),
         backup: plan.backups.last().cloned(),
         timeline: Some(plan.timeline),

@@ -84,6 +84,7 @@
 
 mod catalog;
 mod create;
+mod delta;
 pub mod dump;
 mod error;
 mod manifest;
@@ -122,6 +123,10 @@ pub enum Step {
     Copy {
         bytes: u64,
         bytes_total: u64,
+    },
+    /// A restore found so much there already.
+    Kept {
+        bytes: u64,
     },
     /// The log's archive is waited for.
     WaitForLog {

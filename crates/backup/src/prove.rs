@@ -79,6 +79,7 @@ pub async fn prove(
     let tablespaces = backup.into_iter().flat_map(|backup| &backup.tablespaces);
     let restore_options = RestoreOptions {
         data_dir: scratch.data(),
+        delta: false,
         target: options.target.clone(),
         backup: Some(label),
         timeline: Some(plan.timeline),

@@ -4,7 +4,7 @@
 //! last, so that no server starts on an unfinished restore.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     ProgressFn, Step,
     catalog::{self, folder},
+    delta,
     error::BackupError,
     manifest::{FileList, Manifest},
     plan::{self, Plan, Target},
@@ -34,8 +35,10 @@ use crate::{
 /// What is restored, and where to.
 #[derive(Debug, Clone)]
 pub struct RestoreOptions {
-    /// Made if it is not there; must be empty.
+    /// Made if it is not there; must be empty, unless `delta`.
     pub data_dir: PathBuf,
+    /// What is the same already in a stopped server's directory of the same cluster stays, and all else goes.
+    pub delta: bool,
     pub target: Target,
     /// `None`: the newest backup from which the target can be reached.
     pub backup: Option<String>,
@@ -93,15 +96,25 @@ pub async fn restore(
     };
     let run = Run { repo, options, progress, stop, system_id, backup: last };
     let log = if options.wal == WalSource::Prefetch { plan.segments.len() } else { 0 };
+    let delta = options.delta && delta::take(&options.data_dir, system_id)?;
+    if delta {
+        delta::sweep(&options.data_dir, list, &run.links())?;
+    }
     run.has_room(list, inventory.segment_bytes.saturating_mul(u64::try_from(log).unwrap_or(u64::MAX)))?;
-    run.lay_out(list)?;
-    let wanted = unpack::wanted(&lists)?;
+    run.lay_out(list, delta)?;
+    let mut wanted = unpack::wanted(&lists)?;
+    if delta {
+        let compared = delta::compare(&options.data_dir, wanted, list, options.threads, stop).await?;
+        wanted = compared.wanted;
+        progress(Step::Kept { bytes: compared.kept_bytes });
+    }
     run.write_packs(&chain, &lists, wanted, list.files.iter().map(|file| file.bytes).sum()).await?;
     if options.wal == WalSource::Prefetch {
         run.bring_log(&plan, &inventory).await?;
     }
     run.finish(&plan, list)?;
     run.write_control(list).await?;
+    delta::give_back(&options.data_dir)?;
     tracing::info!(label, folder = %options.data_dir.display(), target = %options.target, "restored");
     Ok(plan)
 }
@@ -153,12 +166,24 @@ impl Run<'_> {
         self.options.tablespaces.get(&oid).cloned().unwrap_or_else(|| PathBuf::from(path))
     }
 
+    /// Where tablespaces lead to, by their links.
+    fn links(&self) -> BTreeMap<String, PathBuf> {
+        let link = |t: &crate::manifest::Tablespace| (format!("pg_tblspc/{}", t.oid), self.tablespace(t.oid, &t.path));
+        self.backup.tablespaces.iter().map(link).collect()
+    }
+
     /// That the data and the log will fit, as far as that can be known before. Tablespaces may lie elsewhere.
     fn has_room(&self, list: &FileList, log_bytes: u64) -> Result<(), BackupError> {
         let data: u64 = list.files.iter().filter(|f| !f.path.starts_with("pg_tblspc/")).map(|file| file.bytes).sum();
         let Some(place) = self.options.data_dir.ancestors().find(|place| place.exists()) else { return Ok(()) };
         let stat = rustix::fs::statvfs(place).map_err(|errno| BackupError::io("look at", place)(errno.into()))?;
-        let needed_bytes = data.saturating_add(log_bytes);
+        let there: u64 = match self.options.delta {
+            true => {
+                list.files.iter().filter_map(|f| fs::metadata(place.join(&f.path)).ok()).map(|file| file.len()).sum()
+            }
+            false => 0,
+        };
+        let needed_bytes = data.saturating_add(log_bytes).saturating_sub(there);
         let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
         if needed_bytes > free_bytes {
             return Err(BackupError::NoRoom { path: self.options.data_dir.clone(), needed_bytes, free_bytes });
@@ -167,24 +192,25 @@ impl Run<'_> {
     }
 
     /// The folders and links. All places are looked at before the first is changed.
-    fn lay_out(&self, list: &FileList) -> Result<(), BackupError> {
+    fn lay_out(&self, list: &FileList, delta: bool) -> Result<(), BackupError> {
         let data = &self.options.data_dir;
-        let tablespaces: Vec<(u32, PathBuf)> =
-            self.backup.tablespaces.iter().map(|t| (t.oid, self.tablespace(t.oid, &t.path))).collect();
-        for place in std::iter::once(data).chain(tablespaces.iter().map(|(_, place)| place)) {
-            check_empty(place)?;
+        let links = self.links();
+        let there = |link: &str| delta && data.join(link).is_dir();
+        if !delta {
+            check_empty(data)?;
+        }
+        for (_, target) in links.iter().filter(|(link, _)| !there(link)) {
+            check_empty(target)?;
         }
         self.make_folder(data, 0o700)?;
-        let links: HashSet<String> = tablespaces.iter().map(|(oid, _)| format!("pg_tblspc/{oid}")).collect();
         for folder in &list.folders {
             let place = unpack::place(data, &folder.path)?;
-            match tablespaces
-                .iter()
-                .find(|(oid, _)| links.contains(&folder.path) && folder.path == format!("pg_tblspc/{oid}"))
-            {
-                Some((_, target)) => {
+            match links.get(&folder.path) {
+                Some(target) => {
                     self.make_folder(target, folder.mode)?;
-                    std::os::unix::fs::symlink(target, &place).map_err(BackupError::io("link", &place))?;
+                    if !there(&folder.path) {
+                        std::os::unix::fs::symlink(target, &place).map_err(BackupError::io("link", &place))?;
+                    }
                 }
                 None => self.make_folder(&place, folder.mode)?,
             }

@@ -120,6 +120,7 @@ impl Bar {
                 let rate = done / seconds / f64::from(1 << 20);
                 format!("{} of {}, {rate:.0} MiB/s, {left:.0} s left", bytes_text(bytes), bytes_text(bytes_total))
             }
+            Step::Kept { bytes } => format!("{} are there already", bytes_text(bytes)),
             Step::WaitForLog { until } => format!("waits for the log up to {until}"),
             Step::Log { segments, segments_total } => format!("log: {segments} of {segments_total} files"),
             Step::Verify { objects, objects_total } => format!("{objects} of {objects_total} objects"),
@@ -354,6 +355,7 @@ async fn back(context: &Context, repo: &Repository, wanted: &RestoreTo) -> anyho
     let owner = RunAs::resolve(root.then_some(context.config.platform.user.as_str())).explained()?;
     let options = RestoreOptions {
         data_dir: data_dir.clone(),
+        delta: wanted.delta,
         target,
         backup: wanted.backup.clone(),
         timeline: wanted.timeline,
@@ -362,12 +364,25 @@ async fn back(context: &Context, repo: &Repository, wanted: &RestoreTo) -> anyho
         tablespaces: Default::default(),
         wal: WalSource::Prefetch,
     };
-    let plan = restore(repo, system_id, &options, &|step| bar.tell(step), &stop).await;
+    let kept = Mutex::new(None);
+    let progress = |step: Step| {
+        if let (Step::Kept { bytes }, Ok(mut kept)) = (step, kept.lock()) {
+            *kept = Some(bytes);
+        }
+        bar.tell(step);
+    };
+    let plan = restore(repo, system_id, &options, &progress, &stop).await;
     bar.end();
     let plan = plan.explained()?;
-    context.output.json(&plan)?;
+    let kept = kept.into_inner().ok().flatten();
+    let mut document = serde_json::to_value(&plan)?;
+    if let (Some(document), Some(bytes)) = (document.as_object_mut(), kept) {
+        document.insert("kept_bytes".to_owned(), bytes.into());
+    }
+    context.output.json(&document)?;
     tell(context, &plan);
-    context.output.line(format!("restored to {} in {:.1} s", data_dir.display(), bar.begun.elapsed().as_secs_f64()));
+    let stayed = kept.map_or_else(String::new, |bytes| format!(", {} were there already", bytes_text(bytes)));
+    context.output.line(format!("restored to {} in {:.1} s{stayed}", data_dir.display(), bar.seconds()));
     context.output.line(format!(
         "next: as {}: {} -D {} -o '-p 5499 -k /tmp' start; it replays the log, and then takes writes",
         context.config.platform.user,

@@ -1,3 +1,5 @@
+//! One place, and several of which some are away.
+
 use std::{fs, path::Path};
 
 use tokio_util::sync::CancellationToken;

@@ -119,6 +119,7 @@ pub struct Restored {
 pub fn restore_options(spec: &ServerSpec, target: Target) -> RestoreOptions {
     RestoreOptions {
         data_dir: spec.data_dir(),
+        delta: false,
         target,
         backup: None,
         timeline: None,

@@ -4,6 +4,7 @@
 
 mod chain;
 mod common;
+mod over;
 mod round_trip;
 mod s3;
 mod several;

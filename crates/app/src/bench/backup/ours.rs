@@ -106,6 +106,7 @@ impl Ours {
     pub(super) async fn restore(&self, place: &ServerSpec, lab: &Lab, whole: bool) -> anyhow::Result<()> {
         let options = RestoreOptions {
             data_dir: place.data_dir(),
+            delta: false,
             target: if whole { Target::Latest } else { Target::Consistent },
             backup: None,
             timeline: None,
