@@ -193,6 +193,7 @@ impl Run<'_> {
             throttle: self.options.bytes_per_second_max.map(Throttle::new),
             stop: self.stop.clone(),
             read: AtomicU64::new(0),
+            idle: pack::Idle::default(),
         });
         let mut done = self.copy(&job, label, packs, total).await?;
         let stopped = self.session.stop().await?;

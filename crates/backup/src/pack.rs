@@ -5,11 +5,12 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     fs::File,
     os::unix::fs::FileExt,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -17,6 +18,7 @@ use std::{
 
 use millrace_base::Lsn;
 use tokio_util::sync::CancellationToken;
+use zstd::bulk::Compressor;
 
 use crate::{
     error::BackupError,
@@ -85,6 +87,42 @@ pub(crate) struct Job {
     pub(crate) throttle: Option<Throttle>,
     pub(crate) stop: CancellationToken,
     pub(crate) read: AtomicU64,
+    pub(crate) idle: Idle,
+}
+
+/// What a worker needs for a pack and leaves to the next: memory that is new each time would be given by the system page
+/// by page, which is a tenth of the work.
+#[derive(Default)]
+pub(crate) struct Idle(Mutex<Vec<Tools>>);
+
+struct Tools {
+    /// As long as the largest pack so far.
+    content: Vec<u8>,
+    compressor: Compressor<'static>,
+}
+
+impl fmt::Debug for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Idle").finish_non_exhaustive()
+    }
+}
+
+impl Idle {
+    fn with<T>(
+        &self,
+        sealing: &Sealing,
+        work: impl FnOnce(&mut Tools) -> Result<T, BackupError>,
+    ) -> Result<T, BackupError> {
+        let idle = || self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let found = idle().pop();
+        let mut tools = match found {
+            Some(tools) => tools,
+            None => Tools { content: Vec::new(), compressor: sealing.compressor()? },
+        };
+        let done = work(&mut tools);
+        idle().push(tools);
+        done
+    }
 }
 
 /// What an incremental backup builds on.
@@ -142,76 +180,82 @@ pub(crate) struct Packed {
 
 /// Reads, checks, compresses and encrypts one pack. Blocking.
 pub(crate) fn make(job: &Arc<Job>, number: usize, extents: &[Extent]) -> Result<Packed, BackupError> {
-    let name = format!("pack-{number:05}.{}", job.sealing.extension());
-    let mut content = Vec::new();
-    let mut room = Vec::new();
-    let mut packed = Packed { object: None, outcomes: Vec::new(), damaged: Vec::new(), bytes: 0 };
-    for extent in extents {
-        let Some(found) = job.files.get(extent.file) else { continue };
-        let place = job.data.join(&found.path);
-        let mut outcome = Outcome {
-            file: extent.file,
-            begins: extent.at == 0,
-            end: None,
-            blake3: None,
-            on_parent: false,
-            piece: None,
-        };
-        let whole = found.pages.is_none() && extent.at == 0 && extent.bytes == found.bytes;
-        let read = match found.path == CONTROL_FILE {
-            true => settled(job, &place, extent, &mut room),
-            false => read(job, &place, extent, whole, &mut room),
-        };
-        let Some((file, filled)) = read? else {
-            packed.outcomes.push(outcome);
-            continue;
-        };
-        let filled = if found.pages.is_some() { filled / PAGE * PAGE } else { filled };
-        let bytes = room.get_mut(..filled).unwrap_or_default();
-        if let Some(kind) = found.pages.as_ref().filter(|_| job.check_pages) {
-            check(job, &file, &place, found, kind.number, extent.at, bytes, &mut packed.damaged)?;
+    job.idle.with(&job.sealing, |tools| {
+        let mut packed = Packed { object: None, outcomes: Vec::new(), damaged: Vec::new(), bytes: 0 };
+        // so much of the content is filled
+        let mut end = 0;
+        for extent in extents {
+            take(job, number, extent, (&mut tools.content, &mut end), &mut packed)?;
         }
-        outcome.end = Some(extent.at + len(bytes));
-        if whole {
-            outcome.blake3 = Some(blake3::hash(bytes).to_hex().to_string());
+        let content = tools.content.get(..end).unwrap_or_default();
+        packed.bytes = len(content);
+        if packed.bytes > 0 {
+            let sealed = job.sealing.seal_with(&mut tools.compressor, content)?;
+            let name = format!("pack-{number:05}.{}", job.sealing.extension());
+            let blake3 = blake3::hash(&sealed).to_hex().to_string();
+            packed.object = Some((Object { name, bytes: len(&sealed), blake3 }, sealed));
         }
-        let (mut taken, mut pages): (&[u8], _) = (bytes, None);
-        let some;
-        if let Some((parent, before)) = job.parent.as_ref().and_then(|p| Some((p, p.files.get(&found.path)?))) {
-            if found.pages.is_some() {
-                outcome.on_parent = true;
-                let runs;
-                (some, runs) = changed(bytes, extent.at, before.bytes, parent.start);
-                if runs.is_empty() {
-                    taken = &[];
-                } else if some.len() < bytes.len() {
-                    (taken, pages) = (&some, Some(runs));
-                }
-            } else if outcome.blake3.is_some() && outcome.blake3 == before.blake3 {
-                outcome.on_parent = true;
-                taken = &[];
-            }
-        }
-        if !taken.is_empty() {
-            outcome.piece = Some(Piece {
-                pack: number,
-                offset: len(&content),
-                bytes: len(taken),
-                blake3: blake3::hash(taken).to_hex().to_string(),
-                at: extent.at,
-                pages,
-            });
-            content.extend_from_slice(taken);
-        }
+        Ok(packed)
+    })
+}
+
+/// Reads an extent to the end of the content, where what the backup needs of it stays.
+fn take(
+    job: &Arc<Job>,
+    number: usize,
+    extent: &Extent,
+    (content, end): (&mut Vec<u8>, &mut usize),
+    packed: &mut Packed,
+) -> Result<(), BackupError> {
+    let Some(found) = job.files.get(extent.file) else { return Ok(()) };
+    let place = job.data.join(&found.path);
+    let mut outcome =
+        Outcome { file: extent.file, begins: extent.at == 0, end: None, blake3: None, on_parent: false, piece: None };
+    let whole = found.pages.is_none() && extent.at == 0 && extent.bytes == found.bytes;
+    let read = match found.path == CONTROL_FILE {
+        true => settled(job, &place, extent, (content, *end)),
+        false => read(job, &place, extent, whole, (content, *end)),
+    };
+    let Some((file, filled)) = read? else {
         packed.outcomes.push(outcome);
+        return Ok(());
+    };
+    let filled = if found.pages.is_some() { filled / PAGE * PAGE } else { filled };
+    let bytes = content.get_mut(*end..*end + filled).unwrap_or_default();
+    if let Some(kind) = found.pages.as_ref().filter(|_| job.check_pages) {
+        check(job, &file, &place, found, kind.number, extent.at, bytes, &mut packed.damaged)?;
     }
-    packed.bytes = len(&content);
-    if packed.bytes > 0 {
-        let sealed = job.sealing.seal(&content)?;
-        let blake3 = blake3::hash(&sealed).to_hex().to_string();
-        packed.object = Some((Object { name, bytes: len(&sealed), blake3 }, sealed));
+    outcome.end = Some(extent.at + len(bytes));
+    if whole {
+        outcome.blake3 = Some(blake3::hash(bytes).to_hex().to_string());
     }
-    Ok(packed)
+    let (mut taken, mut pages) = (bytes.len(), None);
+    if let Some((parent, before)) = job.parent.as_ref().and_then(|p| Some((p, p.files.get(&found.path)?))) {
+        if found.pages.is_some() {
+            outcome.on_parent = true;
+            let runs = changed(bytes, extent.at, before.bytes, parent.start);
+            taken = gather(bytes, extent.at, &runs);
+            pages = Some(runs).filter(|_| taken > 0 && taken < bytes.len());
+        } else if outcome.blake3.is_some() && outcome.blake3 == before.blake3 {
+            outcome.on_parent = true;
+            taken = 0;
+        }
+    }
+    if taken > 0 {
+        let known = outcome.blake3.clone().filter(|_| taken == bytes.len());
+        let taken_bytes = bytes.get(..taken).unwrap_or_default();
+        outcome.piece = Some(Piece {
+            pack: number,
+            offset: u64::try_from(*end).unwrap_or(u64::MAX),
+            bytes: len(taken_bytes),
+            blake3: known.unwrap_or_else(|| blake3::hash(taken_bytes).to_hex().to_string()),
+            at: extent.at,
+            pages,
+        });
+        *end += taken;
+    }
+    packed.outcomes.push(outcome);
+    Ok(())
 }
 
 fn len(bytes: &[u8]) -> u64 {
@@ -219,11 +263,16 @@ fn len(bytes: &[u8]) -> u64 {
 }
 
 /// A file that the server overwrites in place: until it reads the same twice.
-fn settled(job: &Job, place: &Path, extent: &Extent, room: &mut Vec<u8>) -> Result<Option<(File, usize)>, BackupError> {
+fn settled(
+    job: &Job,
+    place: &Path,
+    extent: &Extent,
+    (room, begin): (&mut Vec<u8>, usize),
+) -> Result<Option<(File, usize)>, BackupError> {
     let mut before: Option<Vec<u8>> = None;
     for _ in 0..READS_MAX {
-        let Some((file, filled)) = read(job, place, extent, true, room)? else { return Ok(None) };
-        let now = room.get(..filled).unwrap_or_default();
+        let Some((file, filled)) = read(job, place, extent, true, (room, begin))? else { return Ok(None) };
+        let now = room.get(begin..begin + filled).unwrap_or_default();
         if before.as_deref() == Some(now) {
             return Ok(Some((file, filled)));
         }
@@ -232,7 +281,7 @@ fn settled(job: &Job, place: &Path, extent: &Extent, room: &mut Vec<u8>) -> Resu
     Err(BackupError::Unfit(format!("{} changes with every look at it", place.display())))
 }
 
-/// Reads an extent into the beginning of `room`, which grows; says how much of it there is. `None` if the file has gone.
+/// Reads an extent into `room` from `begin` on, which grows; says how much of it there is. `None` if the file has gone.
 ///
 /// `whole`: the extent is a file without pages, which may be another and longer one than when it was found (settings are
 /// replaced by renaming). Half of it would be worse than none: it is read as long as it is now.
@@ -241,7 +290,7 @@ fn read(
     place: &Path,
     extent: &Extent,
     whole: bool,
-    room: &mut Vec<u8>,
+    (room, begin): (&mut Vec<u8>, usize),
 ) -> Result<Option<(File, usize)>, BackupError> {
     let Some(file) = there(File::open(place), "open", place)? else { return Ok(None) };
     let wanted = if whole {
@@ -251,16 +300,21 @@ fn read(
         extent.bytes
     };
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-    if room.len() < wanted {
-        // zeros from the system, not written one by one
-        *room = vec![0; wanted.next_power_of_two()];
+    let needed = begin.saturating_add(wanted);
+    if room.len() < needed {
+        let larger = needed.next_power_of_two();
+        match begin {
+            // zeros from the system, not written one by one
+            0 => *room = vec![0; larger],
+            _ => room.resize(larger, 0),
+        }
     }
     let mut filled = 0;
     while filled < wanted {
         if job.stop.is_cancelled() {
             return Err(BackupError::Cancelled);
         }
-        let Some(place_for) = room.get_mut(filled..wanted.min(filled + STEP)) else { break };
+        let Some(place_for) = room.get_mut(begin + filled..begin + wanted.min(filled + STEP)) else { break };
         let got = file
             .read_at(place_for, extent.at + u64::try_from(filled).unwrap_or(u64::MAX))
             .map_err(BackupError::io("read", place))?;
@@ -312,15 +366,27 @@ fn check(
     Ok(())
 }
 
-/// The pages that an incremental backup needs of a chunk, and which they are.
-fn changed(bytes: &[u8], at: u64, parent_bytes: u64, since: Lsn) -> (Vec<u8>, Vec<(u64, u64)>) {
+/// The pages that an incremental backup needs of a chunk: first block and number of each run.
+fn changed(bytes: &[u8], at: u64, parent_bytes: u64, since: Lsn) -> Vec<(u64, u64)> {
     let size = u64::try_from(PAGE).unwrap_or(1);
     let known = parent_bytes / size;
     let needed = |(block, page): &(u64, &[u8])| *block >= known || page::is_changed(page, since);
-    let chosen: Vec<(u64, &[u8])> = (at / size..).zip(bytes.chunks_exact(PAGE)).filter(needed).collect();
-    let runs = page::runs(chosen.iter().map(|(block, _)| *block));
-    let pages: Vec<&[u8]> = chosen.into_iter().map(|(_, page)| page).collect();
-    (pages.concat(), runs)
+    page::runs((at / size..).zip(bytes.chunks_exact(PAGE)).filter(needed).map(|(block, _)| block))
+}
+
+/// Moves the runs' pages to the beginning; how many bytes they are.
+fn gather(bytes: &mut [u8], at: u64, runs: &[(u64, u64)]) -> usize {
+    let size = u64::try_from(PAGE).unwrap_or(1);
+    let place = |blocks: u64| usize::try_from(blocks.saturating_mul(size)).unwrap_or(usize::MAX);
+    let mut to = 0;
+    for (first, number) in runs {
+        let (from, length) = (place(first - at / size), place(*number));
+        if from != to {
+            bytes.copy_within(from..from + length, to);
+        }
+        to += length;
+    }
+    to
 }
 
 #[cfg(test)]
@@ -363,6 +429,7 @@ mod tests {
                 throttle: None,
                 stop: CancellationToken::new(),
                 read: AtomicU64::new(0),
+                idle: Idle::default(),
             });
             let packed = make(&job, 0, &[Extent { file: 0, at: 0, bytes: then }]).unwrap();
             assert_eq!(packed.outcomes[0].end, Some(if whole { 1_000 } else { then }), "found with {then}");
@@ -377,8 +444,11 @@ mod tests {
             page[4..8].copy_from_slice(&lsn.to_le_bytes());
         }
         let at = u64::try_from(PAGE * 8).unwrap();
-        let (pages, runs) = changed(&bytes, at, at + u64::try_from(PAGE * 3).unwrap(), Lsn(10));
+        let runs = changed(&bytes, at, at + u64::try_from(PAGE * 3).unwrap(), Lsn(10));
         assert_eq!(runs, [(9, 1), (11, 1)], "a newer one, and one beyond the parent's end");
-        assert_eq!(pages.len(), PAGE * 2);
+        let wanted = [&bytes[PAGE..PAGE * 2], &bytes[PAGE * 3..]].concat();
+        assert_eq!(gather(&mut bytes, at, &runs), PAGE * 2);
+        assert_eq!(bytes[..PAGE * 2], wanted);
+        assert_eq!(gather(&mut bytes, at, &[]), 0);
     }
 }

@@ -9,7 +9,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -94,7 +94,7 @@ pub async fn restore(
     let (Some(last), Some(list)) = (chain.last(), lists.last()) else {
         return Err(BackupError::NoSuchBackup(label.to_owned()));
     };
-    let run = Run { repo, options, progress, stop, system_id, backup: last };
+    let run = Run { repo, options, progress, stop, system_id, backup: last, rooms: Arc::default() };
     let log = if options.wal == WalSource::Prefetch { plan.segments.len() } else { 0 };
     let delta = options.delta && delta::take(&options.data_dir, system_id)?;
     if delta {
@@ -141,6 +141,8 @@ struct Run<'a> {
     stop: &'a CancellationToken,
     system_id: u64,
     backup: &'a Manifest,
+    /// For the contents of packs, from one to the next.
+    rooms: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl Run<'_> {
@@ -257,14 +259,19 @@ impl Run<'_> {
         let name = format!("{}/{}", folder(self.system_id, &backup.label), object.name);
         let sealed = self.repo.get_whole(&name, &object.blake3).await?;
         let (keys, data) = (self.repo.keys.clone(), self.options.data_dir.clone());
+        let rooms = self.rooms.clone();
         // written by `finish`
         wanted.pieces.retain(|(path, _)| path != CONTROL_FILE);
         crate::blocking(move || {
-            unpack::read(&name, &sealed, &keys, &wanted.pieces, &halt, |path, piece, bytes| {
+            let idle = || rooms.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut room = idle().pop().unwrap_or_default();
+            let read = unpack::read(&name, &sealed, &keys, &wanted.pieces, &halt, &mut room, |path, piece, bytes| {
                 unpack::write(&data, path, piece, bytes)?;
                 done.fetch_add(piece.bytes, Ordering::Relaxed);
                 Ok(())
-            })
+            });
+            idle().push(room);
+            read
         })
         .await
     }
@@ -357,7 +364,8 @@ impl Run<'_> {
         let sealed = self.repo.get_whole(&name, &object.blake3).await?;
         let place = unpack::place(&self.options.data_dir, CONTROL_FILE)?;
         let pieces = [(entry.path.clone(), piece.clone())];
-        unpack::read(&name, &sealed, &self.repo.keys, &pieces, self.stop, |_, _, bytes| {
+        let mut room = Vec::new();
+        unpack::read(&name, &sealed, &self.repo.keys, &pieces, self.stop, &mut room, |_, _, bytes| {
             millrace_base::files::write_atomic(&place, bytes, entry.mode).map_err(BackupError::io("write", &place))
         })?;
         self.own(&place)

@@ -4,13 +4,15 @@
 //! `age -d -i key.txt object | zstd -d` gives the content without this program. age authenticates every 64 KiB.
 
 use std::{
+    borrow::Cow,
     fmt,
-    io::{Read, Write},
+    io::{Read as _, Write as _},
     sync::Arc,
 };
 
 use age::{Decryptor, Encryptor, Identity, Recipient, x25519};
 use millrace_base::Secret;
+use zstd::bulk::Compressor;
 
 use crate::error::BackupError;
 
@@ -97,6 +99,9 @@ impl fmt::Debug for Keys {
     }
 }
 
+/// No object has more content.
+const CONTENT_MAX: u64 = 1 << 30;
+
 /// How objects are written.
 #[derive(Debug, Clone)]
 pub struct Sealing {
@@ -120,11 +125,25 @@ impl Sealing {
         }
     }
 
+    /// For [`Self::seal_with`].
+    pub(crate) fn compressor(&self) -> Result<Compressor<'static>, BackupError> {
+        Compressor::new(self.level).map_err(|error| BackupError::Encrypt(error.to_string()))
+    }
+
     /// Seals all of `content`.
     pub(crate) fn seal(&self, content: &[u8]) -> Result<Vec<u8>, BackupError> {
+        self.seal_with(&mut self.compressor()?, content)
+    }
+
+    /// The same with the tables of an earlier call.
+    pub(crate) fn seal_with(
+        &self,
+        compressor: &mut Compressor<'static>,
+        content: &[u8],
+    ) -> Result<Vec<u8>, BackupError> {
         let failed = |error: &dyn fmt::Display| BackupError::Encrypt(error.to_string());
         // all at once: a stream would be compressed in pieces that cannot see each other without a copy
-        let compressed = zstd::bulk::compress(content, self.level).map_err(|e| failed(&e))?;
+        let compressed = compressor.compress(content).map_err(|e| failed(&e))?;
         let Encryption::Recipients(all) = &self.encryption else { return Ok(compressed) };
         let all = all.iter().map(|recipient| recipient as &dyn Recipient);
         let encryptor = Encryptor::with_recipients(all).map_err(|e| failed(&e))?;
@@ -136,30 +155,47 @@ impl Sealing {
     }
 }
 
-/// The content of a sealed object, piece by piece. `object` is its name: it says how it is sealed, and errors name it.
-pub(crate) fn open<'a>(object: &str, sealed: &'a [u8], keys: &Keys) -> Result<Box<dyn Read + 'a>, BackupError> {
-    let zstd = |reader: Box<dyn Read + 'a>| match zstd::stream::read::Decoder::new(reader) {
-        Ok(decoder) => Ok(Box::new(decoder) as Box<dyn Read + 'a>),
-        Err(error) => Err(BackupError::damaged(object, error)),
-    };
+/// The compressed content of a sealed object. `object` is its name: it says how it is sealed, and errors name it.
+fn decrypt<'a>(object: &str, sealed: &'a [u8], keys: &Keys) -> Result<Cow<'a, [u8]>, BackupError> {
     if !object.ends_with(".age") {
-        return zstd(Box::new(sealed));
+        return Ok(Cow::Borrowed(sealed));
     }
     if keys.is_empty() {
         return Err(BackupError::NoKey { object: object.to_owned() });
     }
     let decryptor = Decryptor::new_buffered(sealed).map_err(|error| BackupError::damaged(object, error))?;
-    let plain = decryptor.decrypt(keys.0.iter().map(|key| key as &dyn Identity)).map_err(|error| match error {
+    let mut plain = decryptor.decrypt(keys.0.iter().map(|key| key as &dyn Identity)).map_err(|error| match error {
         age::DecryptError::NoMatchingKeys => BackupError::WrongKey { object: object.to_owned() },
         other => BackupError::damaged(object, other),
     })?;
-    zstd(Box::new(plain))
+    let mut compressed = Vec::with_capacity(sealed.len());
+    plain.read_to_end(&mut compressed).map_err(|error| BackupError::damaged(object, error))?;
+    Ok(Cow::Owned(compressed))
+}
+
+/// Opens a sealed object into the beginning of `room`, which grows if it must; how long the content is.
+pub(crate) fn open_into(object: &str, sealed: &[u8], keys: &Keys, room: &mut Vec<u8>) -> Result<usize, BackupError> {
+    let compressed = decrypt(object, sealed, keys)?;
+    let length = zstd::zstd_safe::get_frame_content_size(&compressed).ok().flatten();
+    let length = length.filter(|length| *length <= CONTENT_MAX).and_then(|length| usize::try_from(length).ok());
+    let length = length.ok_or_else(|| BackupError::damaged(object, "it does not say how long its content is"))?;
+    if room.len() < length {
+        // zeros from the system, not written one by one
+        *room = vec![0; length.next_power_of_two()];
+    }
+    let place = room.get_mut(..length).unwrap_or_default();
+    let opened = zstd::bulk::decompress_to_buffer(&compressed, place);
+    match opened.map_err(|error| BackupError::damaged(object, error))? {
+        opened if opened == length => Ok(length),
+        opened => Err(BackupError::damaged(object, format!("it has {opened} bytes and says {length}"))),
+    }
 }
 
 /// All of the content of a sealed object.
 pub(crate) fn unseal(object: &str, sealed: &[u8], keys: &Keys) -> Result<Vec<u8>, BackupError> {
     let mut content = Vec::new();
-    open(object, sealed, keys)?.read_to_end(&mut content).map_err(|error| BackupError::damaged(object, error))?;
+    let length = open_into(object, sealed, keys, &mut content)?;
+    content.truncate(length);
     Ok(content)
 }
 

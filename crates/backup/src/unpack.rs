@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{File, OpenOptions},
-    io::Read,
     os::unix::fs::FileExt,
     path::{Component, Path, PathBuf},
 };
@@ -71,33 +70,26 @@ pub(crate) fn place(data: &Path, path: &str) -> Result<PathBuf, BackupError> {
         .ok_or_else(|| BackupError::damaged(path, "the name leads out of the data directory"))
 }
 
-/// Checks a pack, and hands each wanted piece out. Blocking.
+/// Checks a pack, and hands each wanted piece out. `room` is for its content, better one that was used before: memory that
+/// is new each time would be given by the system page by page. Blocking.
 pub(crate) fn read(
     object: &str,
     sealed: &[u8],
     keys: &Keys,
     pieces: &[(String, Piece)],
     stop: &CancellationToken,
+    room: &mut Vec<u8>,
     mut each: impl FnMut(&str, &Piece, &[u8]) -> Result<(), BackupError>,
 ) -> Result<(), BackupError> {
-    let mut content = seal::open(object, sealed, keys)?;
-    let mut at = 0;
-    let mut bytes = Vec::new();
-    let damaged = |error: std::io::Error| BackupError::damaged(object, error);
+    let length = seal::open_into(object, sealed, keys, room)?;
+    let content = room.get(..length).unwrap_or_default();
     for (path, piece) in pieces {
         if stop.is_cancelled() {
             return Err(BackupError::Cancelled);
         }
-        let skip = piece.offset.checked_sub(at).ok_or_else(|| BackupError::damaged(object, "its pieces overlap"))?;
-        std::io::copy(&mut content.by_ref().take(skip), &mut std::io::sink()).map_err(damaged)?;
-        let length = usize::try_from(piece.bytes).unwrap_or(usize::MAX);
-        if length > bytes.len() {
-            // zeros from the system, not written one by one
-            bytes = vec![0; length.next_power_of_two()];
-        }
-        let bytes = bytes.get_mut(..length).unwrap_or_default();
-        content.read_exact(bytes).map_err(damaged)?;
-        at = piece.offset + piece.bytes;
+        let place = usize::try_from(piece.offset).ok().zip(usize::try_from(piece.offset.saturating_add(piece.bytes)).ok());
+        let bytes = place.and_then(|(from, to)| content.get(from..to));
+        let bytes = bytes.ok_or_else(|| BackupError::damaged(object, format!("its part of {path} is not in it")))?;
         if blake3::hash(bytes).to_hex().as_str() != piece.blake3 {
             return Err(BackupError::damaged(object, format!("the checksum of its part of {path} is wrong")));
         }

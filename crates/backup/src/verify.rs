@@ -321,7 +321,10 @@ async fn look(
                 Err(BackupError::damaged(&check.name, "the checksum of its content is wrong"))
             }),
             Content::Sealed => crate::seal::unseal(&check.name, &sealed, &keys).map(drop),
-            Content::Pack(pieces) => unpack::read(&check.name, &sealed, &keys, pieces, &stop, |_, _, _| Ok(())),
+            Content::Pack(pieces) => {
+                let mut room = Vec::new();
+                unpack::read(&check.name, &sealed, &keys, pieces, &stop, &mut room, |_, _, _| Ok(()))
+            }
         };
         match opened {
             Ok(()) => Ok((bytes, None)),
