@@ -228,7 +228,15 @@ mod tests {
 
     fn piece(content: &[u8], at: u64) -> Piece {
         let bytes = u64::try_from(content.len()).unwrap();
-        Piece { pack: 0, offset: at, bytes, blake3: blake3::hash(content).to_hex().to_string(), at, pages: None }
+        Piece {
+            pack: 0,
+            offset: at,
+            bytes,
+            blake3: blake3::hash(content).to_hex().to_string(),
+            at,
+            pages: None,
+            steps: false,
+        }
     }
 
     fn pack(pieces: &[(&str, Piece)]) -> Vec<Wanted> {

@@ -33,7 +33,8 @@
 //!
 //! A pack's content is parts of files, one after the other; the list of files says where each begins, how long it is, its
 //! BLAKE3, and where in the file it belongs. In an incremental backup a part may be single pages (`pages`: first block and
-//! number), and a file that rests on its parent (`on_parent`) is the parent's with these written over it, cut to length.
+//! number), and in a part with `steps` pages of alike items are kept as differences (module `steps` says how to undo that; the
+//! BLAKE3 is of what they were); and a file that rests on its parent (`on_parent`) is the parent's with these written over it, cut to length.
 //!
 //! # Invariants
 //!
@@ -99,6 +100,7 @@ pub mod retention;
 mod scan;
 pub mod seal;
 mod session;
+mod steps;
 mod unpack;
 mod verify;
 pub mod wal;

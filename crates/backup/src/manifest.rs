@@ -143,6 +143,9 @@ pub(crate) struct Piece {
     /// The pages that these bytes are, as (first block of the file, number); none: one run of bytes at `at`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) pages: Option<Vec<(u64, u64)>>,
+    /// Pages that are marked are kept as differences; the checksum is of what they were.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) steps: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
@@ -188,8 +191,15 @@ mod tests {
     use super::*;
 
     fn list() -> FileList {
-        let piece =
-            Piece { pack: 0, offset: 5, bytes: 8192, blake3: "00".to_owned(), at: 0, pages: Some(vec![(3, 1)]) };
+        let piece = Piece {
+            pack: 0,
+            offset: 5,
+            bytes: 8192,
+            blake3: "00".to_owned(),
+            at: 0,
+            pages: Some(vec![(3, 1)]),
+            steps: true,
+        };
         let file = FileEntry {
             path: "base/1/2".to_owned(),
             mode: 0o600,

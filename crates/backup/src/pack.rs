@@ -26,6 +26,7 @@ use crate::{
     page::{self, BLOCKS_PER_FILE, PAGE, Verdict},
     scan::{CONTROL_FILE, Found, there},
     seal::Sealing,
+    steps,
 };
 
 /// Chunks of a file; whole pages.
@@ -251,6 +252,7 @@ fn take(
             blake3: known.unwrap_or_else(|| blake3::hash(taken_bytes).to_hex().to_string()),
             at: extent.at,
             pages,
+            steps: found.pages.is_some() && bytes.get_mut(..taken).is_some_and(steps::apply),
         });
         *end += taken;
     }

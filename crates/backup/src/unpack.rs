@@ -17,6 +17,7 @@ use crate::{
     manifest::{FileEntry, FileList, Piece},
     page::PAGE,
     seal::{self, Keys},
+    steps,
 };
 
 /// One pack and what is wanted of it: files and pieces in the order of the content.
@@ -82,14 +83,18 @@ pub(crate) fn read(
     mut each: impl FnMut(&str, &Piece, &[u8]) -> Result<(), BackupError>,
 ) -> Result<(), BackupError> {
     let length = seal::open_into(object, sealed, keys, room)?;
-    let content = room.get(..length).unwrap_or_default();
+    let content = room.get_mut(..length).unwrap_or_default();
     for (path, piece) in pieces {
         if stop.is_cancelled() {
             return Err(BackupError::Cancelled);
         }
-        let place = usize::try_from(piece.offset).ok().zip(usize::try_from(piece.offset.saturating_add(piece.bytes)).ok());
-        let bytes = place.and_then(|(from, to)| content.get(from..to));
+        let place =
+            usize::try_from(piece.offset).ok().zip(usize::try_from(piece.offset.saturating_add(piece.bytes)).ok());
+        let bytes = place.and_then(|(from, to)| content.get_mut(from..to));
         let bytes = bytes.ok_or_else(|| BackupError::damaged(object, format!("its part of {path} is not in it")))?;
+        if piece.steps {
+            steps::undo(bytes);
+        }
         if blake3::hash(bytes).to_hex().as_str() != piece.blake3 {
             return Err(BackupError::damaged(object, format!("the checksum of its part of {path} is wrong")));
         }
@@ -127,7 +132,7 @@ mod tests {
     use super::*;
 
     fn piece(pack: usize, offset: u64) -> Piece {
-        Piece { pack, offset, bytes: 1, blake3: String::new(), at: 0, pages: None }
+        Piece { pack, offset, bytes: 1, blake3: String::new(), at: 0, pages: None, steps: false }
     }
 
     fn entry(path: &str, on_parent: bool, pieces: &[Piece]) -> FileEntry {
