@@ -88,6 +88,23 @@ pub(crate) fn open_only(context: &Context, only: Option<&str>) -> anyhow::Result
     Repository::open_all(&locations, sealing, Keys::parse(&key).explained()?).explained()
 }
 
+/// That all places answer. What is restored as the latest while one does not may be older than what it alone has, and
+/// another history of the same number may begin there.
+///
+/// # Errors
+/// If one does not.
+pub(crate) async fn all_there(repo: &Repository) -> anyhow::Result<()> {
+    repo.clusters().await.explained()?;
+    match repo.away().first() {
+        None => Ok(()),
+        Some(away) => Err(anyhow!(
+            "{} does not answer, and may have what others lack: {}\n  hint: --repository PLACE takes one alone, with what it has",
+            away.repository,
+            away.why
+        )),
+    }
+}
+
 /// Says which places do not answer.
 pub(crate) fn tell_away(context: &Context, repo: &Repository) {
     for away in repo.away() {

@@ -108,6 +108,7 @@ async fn restored(
     progress: &ProgressFn<'_>,
     stop: &CancellationToken,
 ) -> anyhow::Result<Made> {
+    crate::backup::all_there(repo).await?;
     let plan = plan_restore(repo, system_id, &target, None, None).await.explained()?;
     let label = plan.backups.last().cloned().unwrap_or_default();
     let all = list_backups(repo, system_id).await.explained()?.backups;

@@ -28,11 +28,12 @@ const MARK: &str = "millrace_restoring";
 /// Of a file at a time.
 const BUFFER: usize = 1 << 20;
 
-/// Takes the folder. `false`: it is absent or empty, and everything is restored.
+/// Whether there is something to restore over. `false`: it is absent or empty, and everything is restored. `links` are where
+/// tablespaces lead to, by `pg_tblspc/<oid>`.
 ///
 /// # Errors
-/// If it is another cluster's or none's, or something runs in it.
-pub(crate) fn take(data: &Path, system_id: u64) -> Result<bool, BackupError> {
+/// If it is another cluster's or none's, or a server works in it, or in what it leads to.
+pub(crate) fn may_take(data: &Path, system_id: u64, links: &BTreeMap<String, PathBuf>) -> Result<bool, BackupError> {
     let refuse = |reason: &str| Err(BackupError::Target { path: data.to_owned(), reason: reason.to_owned() });
     match fs::read_dir(data) {
         Ok(mut entries) => {
@@ -54,21 +55,21 @@ pub(crate) fn take(data: &Path, system_id: u64) -> Result<bool, BackupError> {
         Some(_) => return refuse("it holds the data of another cluster"),
         None => return refuse("it is not empty, and no data directory"),
     }
-    if let Some(pid) = at_work(data)? {
-        return refuse(&format!("process {pid} works in it: stop the server first"));
+    match at_work(data, links)? {
+        Some(pid) => refuse(&format!("process {pid} works in it, or in what it leads to: stop the server first")),
+        None => Ok(true),
     }
+}
+
+/// From here on no server starts on it.
+pub(crate) fn take(data: &Path, system_id: u64) -> Result<(), BackupError> {
+    let mark = data.join(MARK);
     files::write_atomic(&mark, system_id.to_string().as_bytes(), 0o600).map_err(BackupError::io("write", &mark))?;
     let control = data.join(CONTROL_FILE);
-    match fs::remove_file(&control) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(BackupError::io("remove", &control)(error)),
-        Ok(()) | Err(_) => {
-            let folder = data.join("global");
-            match fs::File::open(&folder).and_then(|folder| folder.sync_all()) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(BackupError::io("sync", folder)(error)),
-                Ok(()) | Err(_) => Ok(true),
-            }
-        }
-    }
+    crate::scan::there(fs::remove_file(&control), "remove", &control)?;
+    let folder = data.join("global");
+    crate::scan::there(fs::File::open(&folder).and_then(|folder| folder.sync_all()), "sync", &folder)?;
+    Ok(())
 }
 
 /// The folder is whole again.
@@ -80,13 +81,20 @@ pub(crate) fn give_back(data: &Path) -> Result<(), BackupError> {
     }
 }
 
-/// A process whose working directory it is: all of a server's have that.
-fn at_work(data: &Path) -> Result<Option<u32>, BackupError> {
-    let data = fs::canonicalize(data).map_err(BackupError::io("look at", data))?;
+/// A process whose working directory it is, as all of a server's have, or whose log or tablespaces are those that it leads
+/// to (a copied folder has the original's links). By number of the file, which a container cannot rename.
+fn at_work(data: &Path, links: &BTreeMap<String, PathBuf>) -> Result<Option<u32>, BackupError> {
+    let number = |place: &Path| fs::metadata(place).ok().map(|meta| (meta.dev(), meta.ino()));
+    let mut ours = vec![(String::new(), number(data))];
+    ours.push(("pg_wal".to_owned(), number(&data.join("pg_wal"))));
+    ours.extend(links.iter().map(|(link, target)| (link.clone(), number(target))));
     let processes = fs::read_dir("/proc").map_err(BackupError::io("list", "/proc"))?;
-    let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    // one that has ended meanwhile has no working directory
-    Ok(pids.into_iter().find(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)))
+    let mut pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    Ok(pids.find(|pid| {
+        // one that has ended meanwhile has no working directory
+        let folder = PathBuf::from(format!("/proc/{pid}/cwd"));
+        ours.iter().any(|(path, ours)| ours.is_some() && number(&folder.join(path)) == *ours)
+    }))
 }
 
 /// Removes what the backup does not have. `links` are where tablespaces lead to, by `pg_tblspc/<oid>`.
@@ -338,14 +346,17 @@ mod tests {
     fn only_a_folder_of_the_same_cluster_is_taken() {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("data");
-        assert!(!take(&data, 1).unwrap());
+        let may = |system_id| may_take(&data, system_id, &BTreeMap::new());
+        assert!(!may(1).unwrap());
         fs::create_dir(&data).unwrap();
-        assert!(!take(&data, 1).unwrap());
+        assert!(!may(1).unwrap());
         fs::write(data.join("letter.txt"), "dear").unwrap();
-        assert!(take(&data, 1).unwrap_err().to_string().contains("no data directory"));
+        assert!(may(1).unwrap_err().to_string().contains("no data directory"));
         fs::write(data.join(MARK), "2").unwrap();
-        assert!(take(&data, 1).unwrap_err().to_string().contains("of another cluster"));
-        assert!(take(&data, 2).unwrap());
+        assert!(may(1).unwrap_err().to_string().contains("of another cluster"));
+        assert!(may(2).unwrap());
+        take(&data, 2).unwrap();
+        assert!(may(2).unwrap());
         give_back(&data).unwrap();
         give_back(&data).unwrap();
         assert!(!data.join(MARK).exists());

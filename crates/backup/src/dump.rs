@@ -217,7 +217,8 @@ impl Writer<'_> {
         // the repository compresses better, and what it is given need not be packed twice
         match options.format {
             DumpFormat::Custom => dump.args(["--format=custom", "--compress=0"]),
-            DumpFormat::Plain => dump.arg("--format=plain"),
+            // of the others `pg_restore` leaves them out: a second subscriber would take the slot of the first
+            DumpFormat::Plain => dump.args(["--format=plain", "--no-publications", "--no-subscriptions"]),
             DumpFormat::Directory => dump.args(["--format=directory", "--compress=0"]),
         };
         dump.args(options.schemas.iter().map(|schema| format!("--schema={schema}")));
@@ -275,7 +276,20 @@ impl Writer<'_> {
         for number in 0u32.. {
             let mut part = Vec::new();
             let limit = u64::try_from(PART).unwrap_or(u64::MAX);
-            (&mut from).take(limit).read_to_end(&mut part).await.map_err(BackupError::io("read from", path))?;
+            {
+                let mut limited = (&mut from).take(limit);
+                let mut reading = std::pin::pin!(limited.read_to_end(&mut part));
+                // what is on its way goes on while the program is slow
+                loop {
+                    tokio::select! {
+                        read = &mut reading => {
+                            read.map_err(BackupError::io("read from", path))?;
+                            break;
+                        }
+                        Some(part) = on_their_way.next() => file.parts.push(part?),
+                    }
+                }
+            }
             // an empty file is one empty part
             if part.is_empty() && number > 0 {
                 break;
@@ -370,16 +384,16 @@ pub async fn fetch(
     Ok(dump)
 }
 
-/// Which go, so that of each database the newest `keep` stay. Pure.
+/// Which go, so that of each database the newest `keep` stay, and as many of each choice of its parts. Pure.
 #[must_use]
 pub fn superfluous(dumps: &[Dump], keep: usize) -> Vec<String> {
     let mut newest_first: Vec<&Dump> = dumps.iter().collect();
     newest_first.sort_by_key(|dump| std::cmp::Reverse((dump.at, dump.label.clone())));
-    let mut seen: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
+    let mut seen: std::collections::BTreeMap<(&str, &[String], &[String]), usize> = std::collections::BTreeMap::new();
     let mut gone: Vec<String> = newest_first
         .into_iter()
         .filter(|dump| {
-            let count = seen.entry(&dump.database).or_default();
+            let count = seen.entry((&dump.database, &dump.schemas, &dump.tables)).or_default();
             *count += 1;
             *count > keep
         })
@@ -418,7 +432,8 @@ mod tests {
             stored_bytes: 0,
             files: Vec::new(),
         };
-        let all = [dump("a", "x", 1), dump("b", "x", 2), dump("c", "y", 1), dump("d", "x", 3)];
+        let part = Dump { tables: vec!["t".to_owned()], ..dump("e", "x", 9) };
+        let all = [dump("a", "x", 1), dump("b", "x", 2), dump("c", "y", 1), dump("d", "x", 3), part];
         assert_eq!(superfluous(&all, 2), ["a"]);
         assert_eq!(superfluous(&all, 1), ["a", "b"]);
         assert_eq!(superfluous(&all, 9), [""; 0]);

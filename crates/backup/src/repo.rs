@@ -33,8 +33,13 @@ use crate::{
     seal::{Keys, Sealing},
 };
 
-/// The slowest of several places may take so much longer than the first.
+/// The slowest of several places may take so much longer than the first, and a second more for each so many bytes.
 const PATIENCE: Duration = Duration::from_secs(20);
+const BYTES_A_SECOND: usize = 256 << 10;
+/// As long for a listing.
+const PATIENCE_LISTING: Duration = Duration::from_secs(120);
+/// Of several places one is asked for an object no longer.
+const READ_MAX: Duration = Duration::from_secs(300);
 
 /// An open repository; cheap to clone. Clones share what is known of its places.
 #[derive(Clone)]
@@ -90,6 +95,11 @@ impl Member {
         let place = Place::open(&self.location)?;
         self.standing(|standing| standing.place = Some(place.clone()));
         Ok(place)
+    }
+
+    fn silent(&self, after: Duration) -> BackupError {
+        let reason = format!("has not answered for {} s", after.as_secs());
+        BackupError::BadRepository { repository: self.location.name(), reason }
     }
 
     fn leaves(&self, why: String) {
@@ -164,9 +174,9 @@ impl Repository {
         self.members.iter().filter_map(away).collect()
     }
 
-    /// Asks all members that are not away at the same time. Once one has answered, those that fail or take too long
-    /// are away; as long as none has, nobody is.
-    async fn all<T, F>(&self, ask: impl Fn(Place) -> F) -> Result<Answers<T>, BackupError>
+    /// Asks all members that are not away at the same time. Once one has answered, those that fail or take longer than it
+    /// and `patience` are away; as long as none has, nobody is.
+    async fn all<T, F>(&self, patience: Duration, ask: impl Fn(Place) -> F) -> Result<Answers<T>, BackupError>
     where
         F: Future<Output = Result<T, BackupError>>,
     {
@@ -192,11 +202,9 @@ impl Repository {
             };
             let Some((number, answer)) = next else { break };
             waiting.retain(|other| *other != number);
+            until.get_or_insert_with(|| Instant::now() + patience);
             match answer {
-                Ok(answer) => {
-                    until.get_or_insert_with(|| Instant::now() + PATIENCE);
-                    answers.done.push((number, answer));
-                }
+                Ok(answer) => answers.done.push((number, answer)),
                 Err(error) => answers.failed.push((number, error)),
             }
         }
@@ -207,7 +215,7 @@ impl Repository {
             return Err(if told < answers.failed.len() { answers.failed.swap_remove(told).1 } else { none() });
         }
         for number in waiting {
-            self.leaves(number, format!("it has not answered for {} s", PATIENCE.as_secs()));
+            self.leaves(number, format!("it has not answered for {} s", patience.as_secs()));
         }
         Ok(answers)
     }
@@ -225,10 +233,12 @@ impl Repository {
     /// Something is changed in all places; it stands once one has it.
     async fn change(
         &self,
+        bytes: usize,
         ask: impl Fn(Place) -> BoxFuture<'static, Result<(), BackupError>> + Send,
     ) -> Result<(), BackupError> {
         let _writing = self.gate.read().await;
-        let mut answers = self.all(ask).await?;
+        let patience = PATIENCE + Duration::from_secs(u64::try_from(bytes / BYTES_A_SECOND).unwrap_or_default());
+        let mut answers = self.all(patience, ask).await?;
         if let Some(at) = answers.failed.iter().position(|(_, error)| error.already_exists()) {
             return Err(answers.failed.swap_remove(at).1);
         }
@@ -239,7 +249,7 @@ impl Repository {
     /// Writes an object that is not there yet. Returns once it is durable. One that is there with the same content is fine.
     pub(crate) async fn create(&self, object: &str, bytes: Vec<u8>) -> Result<(), BackupError> {
         let (object, bytes) = (Arc::<str>::from(object), Bytes::from(bytes));
-        self.change(|place| {
+        self.change(bytes.len(), |place| {
             let (object, bytes) = (object.clone(), bytes.clone());
             Box::pin(async move { place.create(&object, &bytes).await })
         })
@@ -249,7 +259,7 @@ impl Repository {
     /// Writes an object whose name tells its content: writing it again changes nothing.
     pub(crate) async fn put(&self, object: &str, bytes: Bytes) -> Result<(), BackupError> {
         let object = Arc::<str>::from(object);
-        self.change(|place| {
+        self.change(bytes.len(), |place| {
             let (object, bytes) = (object.clone(), bytes.clone());
             Box::pin(async move { place.put(&object, bytes).await })
         })
@@ -259,7 +269,7 @@ impl Repository {
     /// That it is not there is no error.
     pub(crate) async fn delete(&self, object: &str) -> Result<(), BackupError> {
         let object = Arc::<str>::from(object);
-        self.change(|place| {
+        self.change(0, |place| {
             let object = object.clone();
             Box::pin(async move { place.delete(&object).await })
         })
@@ -306,7 +316,11 @@ impl Repository {
         order.sort_by_key(|(_, member)| member.is_away());
         for (number, member) in order {
             let got = async { good(member.place()?.get(object).await?).await };
-            let error = match got.await {
+            let got = match self.members.len() {
+                1 => got.await,
+                _ => tokio::time::timeout(READ_MAX, got).await.unwrap_or_else(|_| Err(member.silent(READ_MAX))),
+            };
+            let error = match got {
                 Ok(bytes) => {
                     silent.into_iter().for_each(|(number, why)| self.leaves(number, why));
                     return Ok(bytes);
@@ -358,7 +372,7 @@ impl Repository {
     where
         F: Future<Output = Result<T, BackupError>>,
     {
-        let mut answers = self.all(ask).await?;
+        let mut answers = self.all(PATIENCE_LISTING, ask).await?;
         answers.failed.into_iter().for_each(|(number, error)| self.leaves(number, error.to_string()));
         answers.done.sort_by_key(|(number, _)| *number);
         Ok(answers.done.into_iter().map(|(_, answer)| answer).collect())

@@ -96,12 +96,14 @@ pub async fn restore(
     };
     let run = Run { repo, options, progress, stop, system_id, backup: last, rooms: Arc::default() };
     let log = if options.wal == WalSource::Prefetch { plan.segments.len() } else { 0 };
-    let delta = options.delta && delta::take(&options.data_dir, system_id)?;
+    let delta = options.delta && delta::may_take(&options.data_dir, system_id, &run.links())?;
+    run.has_room(list, inventory.segment_bytes.saturating_mul(u64::try_from(log).unwrap_or(u64::MAX)))?;
+    run.places_are_free(delta)?;
     if delta {
+        delta::take(&options.data_dir, system_id)?;
         delta::sweep(&options.data_dir, list, &run.links())?;
     }
-    run.has_room(list, inventory.segment_bytes.saturating_mul(u64::try_from(log).unwrap_or(u64::MAX)))?;
-    run.lay_out(list, delta)?;
+    run.lay_out(list)?;
     let mut wanted = unpack::wanted(&lists)?;
     if delta {
         let compared = delta::compare(&options.data_dir, wanted, list, options.threads, stop).await?;
@@ -176,7 +178,8 @@ impl Run<'_> {
 
     /// That the data and the log will fit, as far as that can be known before. Tablespaces may lie elsewhere.
     fn has_room(&self, list: &FileList, log_bytes: u64) -> Result<(), BackupError> {
-        let data: u64 = list.files.iter().filter(|f| !f.path.starts_with("pg_tblspc/")).map(|file| file.bytes).sum();
+        let of_data = || list.files.iter().filter(|file| !file.path.starts_with("pg_tblspc/"));
+        let data: u64 = of_data().map(|file| file.bytes).sum();
         let Some(place) = self.options.data_dir.ancestors().find(|place| place.exists()) else { return Ok(()) };
         let stat = rustix::fs::statvfs(place).map_err(|errno| BackupError::io("look at", place)(errno.into()))?;
         let there: u64 = match self.options.delta {
@@ -193,24 +196,30 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The folders and links. All places are looked at before the first is changed.
-    fn lay_out(&self, list: &FileList, delta: bool) -> Result<(), BackupError> {
+    /// All places are looked at before the first is changed.
+    fn places_are_free(&self, delta: bool) -> Result<(), BackupError> {
         let data = &self.options.data_dir;
-        let links = self.links();
-        let there = |link: &str| delta && data.join(link).is_dir();
         if !delta {
             check_empty(data)?;
         }
-        for (_, target) in links.iter().filter(|(link, _)| !there(link)) {
+        let leads = |link: &String, target: &PathBuf| fs::read_link(data.join(link)).is_ok_and(|at| at == *target);
+        for (_, target) in self.links().iter().filter(|(link, target)| !(delta && leads(link, target))) {
             check_empty(target)?;
         }
+        Ok(())
+    }
+
+    /// The folders and links.
+    fn lay_out(&self, list: &FileList) -> Result<(), BackupError> {
+        let data = &self.options.data_dir;
+        let links = self.links();
         self.make_folder(data, 0o700)?;
         for folder in &list.folders {
             let place = unpack::place(data, &folder.path)?;
             match links.get(&folder.path) {
                 Some(target) => {
                     self.make_folder(target, folder.mode)?;
-                    if !there(&folder.path) {
+                    if !place.is_dir() {
                         std::os::unix::fs::symlink(target, &place).map_err(BackupError::io("link", &place))?;
                     }
                 }

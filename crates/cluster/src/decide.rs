@@ -474,6 +474,11 @@ impl Case<'_> {
             );
             return self.rebuild(view, Discard::MoveAside, sentence);
         }
+        if within && server.timeline != ahead.timeline && waited >= self.intent.policy.not_streaming_max * 4 {
+            // it may have applied since what the primary does not have
+            let sentence = format!("does not come to {primary}'s history; it is kept aside, and the node made anew");
+            return self.rebuild(view, Discard::MoveAside, sentence);
+        }
         let kept_from = slot.and_then(|slot| slot.restart_lsn);
         if kept_from.is_some_and(|kept_from| kept_from > received) {
             return self.rebuild(view, discard(view), format!("needs log that {primary} no longer has and is rebuilt"));

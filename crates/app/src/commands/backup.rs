@@ -337,6 +337,9 @@ async fn back(context: &Context, repo: &Repository, wanted: &RestoreTo) -> anyho
     };
     let target = target(wanted)?;
     let label = wanted.backup.as_deref();
+    if wanted.in_place || wanted.to.is_some() {
+        backup::all_there(repo).await?;
+    }
     if wanted.in_place {
         return in_place(context, repo, wanted, (system_id, target)).await;
     }

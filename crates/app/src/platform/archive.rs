@@ -168,32 +168,40 @@ impl Copies {
     /// Says who is away, and brings each what it lacks: of those that were away soon, of what others than the platform
     /// left out (a backup by hand) now and then.
     async fn keep(self, token: CancellationToken) -> anyhow::Result<()> {
-        let mut compared: Option<tokio::time::Instant> = None;
-        loop {
-            let pause = if self.repo.away().is_empty() { COMPARE } else { COMPARE_AWAY };
-            if compared.is_none_or(|at| at.elapsed() >= pause) {
+        let comparing = async {
+            loop {
                 match self.repo.catch_up(&token).await {
                     Ok(brought) if brought.objects > 0 => {
                         tracing::info!(brought.objects, brought.bytes, "copies were brought what they lacked");
                     }
                     Ok(_) => {}
-                    Err(_) if token.is_cancelled() => return Ok(()),
                     Err(error) => tracing::warn!(%error, "copies were not brought what they lack"),
                 }
-                compared = Some(tokio::time::Instant::now());
+                let compared = tokio::time::Instant::now();
+                let pause = || if self.repo.away().is_empty() { COMPARE } else { COMPARE_AWAY };
+                while compared.elapsed() < pause() {
+                    tokio::time::sleep(TELL_AWAY).await;
+                }
             }
-            let away =
-                self.repo.away().into_iter().map(|away| AwayRepository { repository: away.repository, why: away.why });
-            let away: Vec<AwayRepository> = away.collect();
-            self.status.send_if_modified(|status| {
-                let changed = status.away != away;
-                status.away = away;
-                changed
-            });
-            tokio::select! {
-                () = token.cancelled() => return Ok(()),
-                () = tokio::time::sleep(TELL_AWAY) => {}
+        };
+        let telling = async {
+            loop {
+                let away = self.repo.away().into_iter();
+                let away = away.map(|away| AwayRepository { repository: away.repository, why: away.why });
+                let away: Vec<AwayRepository> = away.collect();
+                self.status.send_if_modified(|status| {
+                    let changed = status.away != away;
+                    status.away = away;
+                    changed
+                });
+                tokio::time::sleep(TELL_AWAY).await;
             }
+        };
+        tokio::select! {
+            // an object that is on its way is brought again
+            () = token.cancelled() => Ok(()),
+            () = comparing => Ok(()),
+            () = telling => Ok(()),
         }
     }
 }

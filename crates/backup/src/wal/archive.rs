@@ -209,13 +209,19 @@ pub(crate) fn short_hash(bytes: &[u8]) -> String {
     hex
 }
 
+/// From a place where it is whole.
+async fn read_archive(repo: &Repository, object: &str) -> Result<Archive, BackupError> {
+    let read = |bytes: &[u8]| manifest::from_document::<Archive>(object, bytes);
+    read(&repo.get_good(object, |bytes| read(bytes).map(drop)).await?)
+}
+
 /// Says what the archive is of, or checks that it says the same already.
 pub(crate) async fn begin(repo: &Repository, system_id: u64, segment_bytes: u64) -> Result<(), BackupError> {
     let object = archive_object(system_id);
     let archive = Archive { format: manifest::FORMAT, system_id, segment_bytes };
     match repo.create(&object, manifest::to_document(&archive)?).await {
         Err(error) if error.already_exists() => {
-            let found: Archive = manifest::from_document(&object, &repo.get(&object).await?)?;
+            let found = read_archive(repo, &object).await?;
             if found.segment_bytes == segment_bytes {
                 return Ok(());
             }
@@ -248,7 +254,7 @@ pub(crate) async fn listed(repo: &Repository, system_id: u64) -> Result<Inventor
     let listing = repo.list(&folder(system_id)).await?;
     let object = archive_object(system_id);
     let segment_bytes = if listing.iter().any(|listed| listed.name == object) {
-        manifest::from_document::<Archive>(&object, &repo.get(&object).await?)?.segment_bytes
+        read_archive(repo, &object).await?.segment_bytes
     } else {
         USUAL_SEGMENT_BYTES
     };

@@ -108,9 +108,8 @@ async fn what_is_the_same_stays_and_the_rest_comes_back() {
         }
         fs::write(spec.data_dir().join("base/stray"), "x").unwrap();
         let kept_bytes = again(options, CancellationToken::new()).await.unwrap().unwrap();
-        // the two large tables are 14 and 5 MB of some 45; one of them is not there in one round
-        let least = if round == "part" { 10 } else { 24 };
-        assert!(kept_bytes > least << 20, "{round}: {kept_bytes}");
+        // the other databases alone are more; looking at rows and vacuum change pages of the tables
+        assert!(kept_bytes > 10 << 20, "{round}: {kept_bytes}");
         assert!(!spec.data_dir().join("base/stray").exists() && !spec.data_dir().join("millrace_restoring").exists());
         assert_eq!(
             fs::read_link(spec.data_dir().join(format!("pg_tblspc/{}", part.manifest.tablespaces[0].oid))).unwrap(),

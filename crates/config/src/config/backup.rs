@@ -83,14 +83,28 @@ fn repository(table: &Reader<'_>, folder: &Path) -> BackupRepository {
     }
 }
 
+/// Also if they are the same.
+fn is_within(inner: &BackupRepository, outer: &BackupRepository) -> bool {
+    use BackupRepository::{Folder, S3};
+    // components leave `.` out
+    let parts = |folder: &PathBuf| folder.components().collect::<PathBuf>();
+    match (inner, outer) {
+        (Folder(inner), Folder(outer)) => parts(inner).starts_with(parts(outer)),
+        (S3 { bucket, prefix, endpoint, .. }, S3 { bucket: other, prefix: outer, endpoint: of, .. }) => {
+            (bucket, endpoint) == (other, of) && Path::new(prefix).starts_with(outer)
+        }
+        (Folder(_), S3 { .. }) | (S3 { .. }, Folder(_)) => false,
+    }
+}
+
 /// The same place twice would be no copy.
 fn copies(table: &Reader<'_>, folder: &Path, first: &BackupRepository) -> Vec<BackupRepository> {
     let mut copies = Vec::new();
     for copy in table.tables("copies", &schema::BACKUP_COPY).unwrap_or_default() {
         let found = repository(&copy, folder);
-        if found == *first || copies.contains(&found) {
+        if std::iter::once(first).chain(&copies).any(|other| is_within(&found, other) || is_within(other, &found)) {
             let hint = Some("name another folder or bucket, best at another place".to_owned());
-            copy.wrong(None, "`repository` is one that is named already", hint);
+            copy.wrong(None, "`repository` is one that is named already, or lies within one", hint);
         }
         copies.push(found);
     }
