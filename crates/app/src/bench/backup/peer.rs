@@ -102,8 +102,10 @@ impl Peer {
             if row.get::<_, Option<bool>>(0) == Some(true) {
                 return Ok(());
             }
-            if row.get::<_, i64>(1) > 0 || Instant::now() > deadline {
-                bail!("pgBackRest did not take the log up to {name}");
+            // one that failed is tried again by the server
+            if Instant::now() > deadline {
+                let failed: i64 = row.get(1);
+                bail!("pgBackRest did not take the log up to {name}; {failed} tries failed");
             }
             tokio::time::sleep(LOOK).await;
         }
