@@ -2,7 +2,7 @@
 # Installs what is missing, names each thing, asks nothing, and touches nothing that is present.
 #
 #   scripts/setup.sh up      what `make up` needs: C toolchain, Node.js, PostgreSQL, libduckdb, browser bundle
-#   scripts/setup.sh test    that, and what the tests need: Chromium, etcd, libfaketime, drivers of PostgreSQL (Python, Node.js, Java),
+#   scripts/setup.sh test    that, and what the tests need: Chromium, etcd, libfaketime, drivers of PostgreSQL (Python, Node.js, Java), Azurite,
 #                            cargo-nextest
 #   scripts/setup.sh web     the browser bundle alone
 #
@@ -200,12 +200,13 @@ install_python() {
     cp "$requirements" $venv/requirements.txt
 }
 
-install_node_drivers() {
-    local folder=crates/proxy-tests/tests/node
+# install_node_packages FOLDER WHAT: what the folder's package-lock.json names.
+install_node_packages() {
+    local folder=$1 what=$2
     local installed=$folder/node_modules/.package-lock.json
     [ -e "$folder/package.json" ] || return 0
     if [ ! -e "$installed" ] || [ "$folder/package-lock.json" -nt "$installed" ]; then
-        say "installing Node.js drivers of PostgreSQL, for tests"
+        say "installing $what"
         (cd "$folder" && npm ci --loglevel=error --no-fund --no-audit </dev/null >/dev/null) || fail "npm ci failed in $folder"
         touch "$installed"
     fi
@@ -223,7 +224,7 @@ install_java() {
 install_nextest() {
     have cargo-nextest || {
         say "installing cargo-nextest, the test runner (compiled here: some minutes)"
-        cargo install --quiet --locked cargo-nextest || fail "could not install cargo-nextest"
+        cargo install --quiet --locked --debug cargo-nextest || fail "could not install cargo-nextest"
     }
 }
 
@@ -245,7 +246,8 @@ case $stage in
             install_ip
             install_faketime
             install_python
-            install_node_drivers
+            install_node_packages crates/proxy-tests/tests/node "Node.js drivers of PostgreSQL, for tests"
+            install_node_packages crates/backup/tests/azurite "Azurite, an emulator of Azure's storage, for tests (190 MB)"
             install_java
             install_nextest
         fi

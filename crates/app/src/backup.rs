@@ -6,7 +6,7 @@ use anyhow::{Context as _, anyhow};
 use millrace_backup::{
     BackupError, CreateOptions, Created, Kind, ProgressFn, ProveOptions, create,
     plan::Target,
-    repo::{Location, Repository, S3Location},
+    repo::{AzureLocation, GoogleLocation, Location, Repository, S3Location},
     retention::Retention,
     seal::{Encryption, Keys, Sealing},
 };
@@ -128,15 +128,17 @@ fn make_key(context: &Context) -> anyhow::Result<Secret> {
 }
 
 fn location(context: &Context, repository: &BackupRepository) -> anyhow::Result<Location> {
+    let secrets = &context.secrets;
+    let lacks = |what: &str, place: String| {
+        let path = context.config.secrets_path();
+        format!("{} has no {what}, which {place} needs", path.display())
+    };
     Ok(match repository {
         BackupRepository::Folder(folder) => Location::Folder(folder.clone()),
         BackupRepository::S3 { bucket, prefix, endpoint, region } => {
-            let secrets = &context.secrets;
             let keys = secrets.s3_of.get(bucket).or(secrets.s3.as_ref()).cloned();
-            let (access_key, secret_key) = keys.with_context(|| {
-                let path = context.config.secrets_path();
-                format!("{} has no s3_access_key and s3_secret_key, which s3://{bucket} needs", path.display())
-            })?;
+            let (access_key, secret_key) =
+                keys.with_context(|| lacks("s3_access_key and s3_secret_key", format!("s3://{bucket}")))?;
             Location::S3(S3Location {
                 endpoint: endpoint.clone(),
                 region: region.clone(),
@@ -147,6 +149,23 @@ fn location(context: &Context, repository: &BackupRepository) -> anyhow::Result<
                 allow_http: endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://")),
             })
         }
+        BackupRepository::Azure { container, prefix, endpoint } => {
+            let keys = secrets.azure_of.get(container).or(secrets.azure.as_ref()).cloned();
+            let (account, key) =
+                keys.with_context(|| lacks("azure_account and azure_key", format!("az://{container}")))?;
+            Location::Azure(AzureLocation {
+                endpoint: endpoint.clone(),
+                container: container.clone(),
+                prefix: prefix.clone(),
+                account: account.reveal().to_owned(),
+                key,
+            })
+        }
+        BackupRepository::Google { bucket, prefix, service_account } => Location::Google(GoogleLocation {
+            bucket: bucket.clone(),
+            prefix: prefix.clone(),
+            service_account: service_account.clone(),
+        }),
     })
 }
 

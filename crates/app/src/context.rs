@@ -239,6 +239,7 @@ impl Context {
             state_dir: self.layout.cluster(),
             log_dir: self.layout.logs(),
             limits,
+            seed: crate::sow::seed(self),
         };
         spec.validate().map_err(|error| explain(&error, error.hint()))?;
         Ok(spec)

@@ -9,6 +9,7 @@ mod clone;
 mod commands;
 mod context;
 mod control;
+mod dumps;
 mod explain;
 mod findings;
 mod in_place;
@@ -19,6 +20,7 @@ mod output;
 mod platform;
 mod programs;
 mod recovered;
+mod sow;
 mod users;
 mod verify;
 

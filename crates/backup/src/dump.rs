@@ -125,6 +125,12 @@ impl Dump {
     pub fn file(&self) -> &'static str {
         DUMP
     }
+
+    /// It is of the whole database.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.schemas.is_empty() && self.tables.is_empty()
+    }
 }
 
 /// A cluster's logical backups.

@@ -13,6 +13,7 @@
 //!     files.json.zst[.age]                       the files with modes, lengths and places; backup_label
 //!     pack-<number>.zst[.age]                    the content of files
 //!   dumps/<label>/                               a logical backup: manifest.json, and files in parts
+//!   proofs/<label>.<time>.json                   what was restored and checked; time in microseconds since 1970
 //!   wal/
 //!     archive.json                               the size of a segment
 //!     <timeline>/<segment>.<content>.<stored>.zst[.age]
@@ -92,6 +93,7 @@ mod manifest;
 mod pack;
 mod page;
 pub mod plan;
+pub mod proofs;
 mod prove;
 mod recovery;
 pub mod repo;

@@ -1,6 +1,6 @@
 //! What a restore needs: which backups, which log, and whether the target can be reached at all. Pure.
 
-use std::{collections::BTreeSet, fmt};
+use std::{cmp::Reverse, collections::BTreeSet, fmt};
 
 use millrace_base::{Lsn, Micros};
 use serde::{Deserialize, Serialize};
@@ -120,7 +120,8 @@ struct Reach {
 }
 
 /// Follows the log from `from` along a path of timelines (newest first, each with its beginning). A segment in which a
-/// timeline begins is taken from the newest that has it, as a server does.
+/// timeline begins is taken from whichever has more of it, and of equals from the newest, as a server does: of a timeline
+/// that has just begun there may be the first few pages of a segment that the one before has up to the branch.
 fn follow(inventory: &Inventory, path: &[(u32, Lsn)], from: Lsn) -> Reach {
     let bytes = inventory.segment_bytes;
     let newest = path.first().map_or(1, |(timeline, _)| *timeline);
@@ -129,14 +130,14 @@ fn follow(inventory: &Inventory, path: &[(u32, Lsn)], from: Lsn) -> Reach {
     loop {
         // what a timeline has beyond the branch of the next one is not of this path
         let ends = std::iter::once(Lsn(u64::MAX)).chain(path.iter().map(|(_, begin)| *begin));
-        let mut candidates = path
+        let candidates = path
             .iter()
             .zip(ends)
             .filter(|((_, begin), end)| begin.0 / bytes <= at.number && at.start(bytes) < *end)
             .map(|((timeline, _), end)| (Segment { timeline: *timeline, ..at }, end))
             .filter_map(|(segment, end)| Some((segment, inventory.reach(segment)?.min(end))));
-        // the newest timeline whose log is there at all
-        let Some((found, reach)) = candidates.next() else { break };
+        // the first of equals
+        let Some((found, reach)) = candidates.min_by_key(|(_, reach)| Reverse(*reach)) else { break };
         to = to.max(reach);
         to_time = to_time.max(inventory.written(found));
         segments.push(found);

@@ -56,8 +56,45 @@ pub(crate) fn archive(segments: &[(u32, u64)], histories: &[(u32, u32, u64)]) ->
     inventory
 }
 
+/// The first bytes of a segment.
+fn part(inventory: &mut Inventory, (timeline, number): (u32, u64), bytes: u64) {
+    let hash = "b".repeat(32);
+    let segment = Segment { timeline, number };
+    let name =
+        format!("7/wal/{timeline:08X}/{}.partial/00000000-{bytes:08X}.{hash}.{hash}.zst", segment.file_name(MIB16));
+    let written = Micros(i64::try_from(segment.start(MIB16).0 + bytes).unwrap());
+    let listed = Inventory::from_listing(MIB16, &[Listed { name, bytes: 1, written }]);
+    assert_eq!(listed.parts.len(), 1);
+    inventory.parts.extend(listed.parts);
+}
+
 fn numbers(plan: &Plan) -> Vec<(u32, u64)> {
     plan.segments.iter().map(|segment| (segment.timeline, segment.number)).collect()
+}
+
+#[test]
+fn a_timeline_that_has_just_begun_hides_nothing() {
+    let backups = [backup("a", 1, MIB16, 2 * MIB16 + 500)];
+    let branch = 2 * MIB16 + 900;
+    let mut inventory = archive(&[(1, 1)], &[(2, 1, branch)]);
+    part(&mut inventory, (1, 2), 950);
+    let latest = |inventory: &Inventory| plan(&backups, inventory, &Target::Latest, None, Some(2)).unwrap();
+    part(&mut inventory, (2, 2), 100);
+    let plan = latest(&inventory);
+    assert_eq!(
+        (numbers(&plan), plan.window.to),
+        (vec![(1, 1), (1, 2)], Lsn(branch)),
+        "what the old one has beyond is not of it"
+    );
+    inventory.parts.remove(&Segment { timeline: 2, number: 2 });
+    part(&mut inventory, (2, 2), 900);
+    assert_eq!(numbers(&latest(&inventory)), [(1, 1), (2, 2)]);
+    inventory.parts.remove(&Segment { timeline: 2, number: 2 });
+    part(&mut inventory, (2, 2), 2_000);
+    assert_eq!(
+        (numbers(&latest(&inventory)), latest(&inventory).window.to),
+        (vec![(1, 1), (2, 2)], Lsn(2 * MIB16 + 2_000))
+    );
 }
 
 #[test]

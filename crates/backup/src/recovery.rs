@@ -14,6 +14,9 @@ pub enum WalSource {
     Prefetch,
     /// A `restore_command`, as PostgreSQL runs it (`%f`, `%p`): for a log too long to be kept twice.
     Command(String),
+    /// All of it is put where the server keeps its own, and the server is a standby: after that it goes on with what its
+    /// primary sends. Whoever asks for this sets `primary_conninfo`.
+    Standby,
 }
 
 const HEADING: &str = "\n# of the restore; what is about recovery has no effect once it is over\n";
@@ -23,7 +26,7 @@ pub(crate) fn without(text: &str) -> &str {
     text.rfind(HEADING).and_then(|at| text.get(..at)).unwrap_or(text)
 }
 
-/// The settings of recovery, for the end of `postgresql.auto.conf`. The last of equal names counts.
+/// The settings of recovery, for the end of `postgresql.auto.conf`. The last of equal names counts. A standby needs none.
 pub(crate) fn settings(plan: &Plan, source: &WalSource) -> String {
     let mut text = HEADING.to_owned();
     let mut set = |name: &str, value: &str| {
@@ -38,6 +41,7 @@ pub(crate) fn settings(plan: &Plan, source: &WalSource) -> String {
             set("recovery_end_command", &format!("rm -rf \"{RESTORE_WAL}\""));
         }
         WalSource::Command(command) => set("restore_command", command),
+        WalSource::Standby => return String::new(),
     }
     set("recovery_target_timeline", &plan.timeline.to_string());
     set("recovery_target_action", "promote");

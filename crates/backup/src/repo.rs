@@ -26,7 +26,7 @@ use tokio::{sync::RwLock, time::Instant};
 pub use catch_up::CaughtUp;
 pub(crate) use place::Listed;
 use place::Place;
-pub use place::{Location, S3Location};
+pub use place::{AzureLocation, GoogleLocation, Location, S3Location};
 
 use crate::{
     error::BackupError,

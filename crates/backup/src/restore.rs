@@ -95,7 +95,8 @@ pub async fn restore(
         return Err(BackupError::NoSuchBackup(label.to_owned()));
     };
     let run = Run { repo, options, progress, stop, system_id, backup: last, rooms: Arc::default() };
-    let log = if options.wal == WalSource::Prefetch { plan.segments.len() } else { 0 };
+    let brings_log = matches!(options.wal, WalSource::Prefetch | WalSource::Standby);
+    let log = if brings_log { plan.segments.len() } else { 0 };
     let delta = options.delta && delta::may_take(&options.data_dir, system_id, &run.links())?;
     run.has_room(list, inventory.segment_bytes.saturating_mul(u64::try_from(log).unwrap_or(u64::MAX)))?;
     run.places_are_free(delta)?;
@@ -111,7 +112,7 @@ pub async fn restore(
         progress(Step::Kept { bytes: compared.kept_bytes });
     }
     run.write_packs(&chain, &lists, wanted, list.files.iter().map(|file| file.bytes).sum()).await?;
-    if options.wal == WalSource::Prefetch {
+    if brings_log {
         run.bring_log(&plan, &inventory).await?;
     }
     run.finish(&plan, list)?;
@@ -285,11 +286,16 @@ impl Run<'_> {
         .await
     }
 
-    /// The log that the plan names, and every history: a new timeline must not take the number of one that was.
+    /// The log that the plan names, and every history: a new timeline must not take the number of one that was. A standby
+    /// follows the newest history that it finds, so it gets none beyond its timeline.
     async fn bring_log(&self, plan: &Plan, inventory: &Inventory) -> Result<(), BackupError> {
-        let side = self.options.data_dir.join(RESTORE_WAL);
+        let (folder, histories_to) = match self.options.wal {
+            WalSource::Standby => ("pg_wal", plan.timeline),
+            _ => (RESTORE_WAL, u32::MAX),
+        };
+        let side = self.options.data_dir.join(folder);
         self.make_folder(&side, 0o700)?;
-        for (timeline, stored) in &inventory.histories {
+        for (timeline, stored) in inventory.histories.range(..=histories_to) {
             let place = side.join(wal::history_name(*timeline));
             wal::write_file(place.clone(), wal::read(self.repo, stored).await?).await?;
             self.own(&place)?;
@@ -337,8 +343,13 @@ impl Run<'_> {
         let conf = data.join(AUTO_CONF);
         let before = crate::scan::there(fs::read_to_string(&conf), "read", &conf)?.unwrap_or_default();
         let settings = recovery::settings(plan, &self.options.wal);
+        let (before, signal) = match self.options.wal {
+            // an earlier restore's target would end it there
+            WalSource::Standby => (recovery::without(&before), "standby.signal"),
+            _ => (before.as_str(), "recovery.signal"),
+        };
         self.write(AUTO_CONF, format!("{before}{settings}").as_bytes())?;
-        self.write("recovery.signal", b"")?;
+        self.write(signal, b"")?;
         self.sync()
     }
 

@@ -17,6 +17,7 @@ use crate::{
     error::BackupError,
     manifest::{Kind, Manifest},
     plan::left_behind,
+    proofs,
     repo::Repository,
     wal,
 };
@@ -196,6 +197,8 @@ pub async fn expire(
         for (object, _) in &log {
             repo.delete(object).await?;
         }
+        let stays = |label: &str| decision.kept.iter().any(|(kept, _)| kept == label);
+        proofs::forget(repo, system_id, stays).await?;
     }
     Ok(Expired {
         decision,

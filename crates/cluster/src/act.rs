@@ -12,13 +12,14 @@ use std::{
 use millrace_base::Micros;
 use millrace_pg::{
     Connection, PgError, Postmaster, ServerError, ServerSpec, StopMode, catalog, connect, control_file, process::Exit,
-    roles,
+    roles, server::Upstream,
 };
 
 use crate::{
     error::ClusterError,
     observe,
     plan::Discard,
+    seed::{Seed, Sown},
     spec::{ClusterSpec, NodeName, NodeSpec, REPLICATOR},
 };
 
@@ -36,7 +37,8 @@ pub async fn initdb(spec: ClusterSpec, node: NodeSpec) -> Result<u64, ClusterErr
     Ok(control.system_id)
 }
 
-/// A replica made anew: its server stopped, its data discarded, its slot renewed, a base backup taken.
+/// A replica made anew: its server stopped, its data discarded, its slot renewed, its data copied from whoever has a copy, or
+/// from the primary.
 ///
 /// # Errors
 /// If a step fails; data moved aside stays there.
@@ -58,13 +60,59 @@ pub async fn make_replica(
     // a copy left by an earlier supervisor would hold the slot for ever
     server.end_copies();
     renew_slot(&client, &upstream.slot).await.map_err(ClusterError::sql(&primary.name))?;
+    let begin = catalog::slot_begin(&client, &upstream.slot).await.map_err(ClusterError::sql(&primary.name))?;
     drop(client);
     // only now: what is there may be all that is left
     remove_discarded(&node).await?;
     discard_data(&node, server.data_dir(), discard, now).await?;
 
-    server.base_backup(&upstream, spec.limits.base_backup_timeout).await.map_err(ClusterError::node(&node.name))?;
+    let seeded = match spec.seed.as_deref().zip(begin) {
+        Some((seed, begin)) => sow(seed, &server, &upstream, begin).await.map_err(ClusterError::node(&node.name))?,
+        None => false,
+    };
+    if !seeded {
+        server.base_backup(&upstream, spec.limits.base_backup_timeout).await.map_err(ClusterError::node(&node.name))?;
+    }
     write_slots(&spec, &node, &primary).await
+}
+
+/// A replica's data from elsewhere; `false` if that was of no use.
+async fn sow(
+    seed: &dyn Seed,
+    server: &ServerSpec,
+    upstream: &Upstream,
+    begin: catalog::SlotBegin,
+) -> Result<bool, ServerError> {
+    enum Unsown {
+        Server(ServerError),
+        Seed(String),
+    }
+    impl From<ServerError> for Unsown {
+        fn from(error: ServerError) -> Self {
+            Self::Server(error)
+        }
+    }
+    let wanted = Sown {
+        data_dir: server.incoming_dir(),
+        owner: server.run_as.clone(),
+        system_id: begin.system_id,
+        timeline: begin.timeline,
+        reach: begin.lsn,
+    };
+    let node = upstream.application_name.as_str();
+    let copied = async {
+        let of = seed.sow(wanted).await.map_err(Unsown::Seed)?;
+        tracing::info!(node, of, "made from a backup");
+        Ok(())
+    };
+    match server.replica_from(upstream, copied).await {
+        Ok(()) => Ok(true),
+        Err(Unsown::Server(error)) => Err(error),
+        Err(Unsown::Seed(why)) => {
+            tracing::warn!(node, why, "not made from a backup: its primary is copied");
+            Ok(false)
+        }
+    }
 }
 
 /// The logical slots of `primary` for a replica whose server does not run. One whose log does not reach back here is

@@ -28,6 +28,7 @@ mod peers;
 pub mod plan;
 pub mod promise;
 pub mod replay;
+pub mod seed;
 pub mod settings;
 pub mod spec;
 pub mod state;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::ClusterError,
     observed::{Durability, Part},
+    seed::Seed,
     settings,
     store::EtcdSpec,
 };
@@ -162,6 +163,8 @@ pub struct ClusterSpec {
     /// Holds a log for each node; exists.
     pub log_dir: PathBuf,
     pub limits: Limits,
+    /// Asked first when a replica is made.
+    pub seed: Option<Arc<dyn Seed>>,
 }
 
 /// Settings that the platform's own working rests on.

@@ -379,10 +379,16 @@ pub(crate) const BACKUP: Table = Table {
             "repository",
             "text",
             Required,
-            "a folder, better on another disk, or `s3://BUCKET/PREFIX`; the keys of S3 are `s3_access_key` and `s3_secret_key` in secrets.toml",
+            "a folder, better on another disk, `s3://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or `gs://BUCKET/PREFIX`; the keys of S3 and Azure are in secrets.toml",
         ),
-        key("endpoint", "text", Nothing, "of what speaks S3 and is not AWS: `https://host:port`"),
-        key("region", "text", Nothing, "of the bucket; `us-east-1` if absent"),
+        key(
+            "endpoint",
+            "text",
+            Nothing,
+            "of what speaks S3 and is not AWS, or Azure's protocol and is not Azure: `https://host:port`, for Azure's with the account as its path",
+        ),
+        key("region", "text", Nothing, "of a bucket of S3; `us-east-1` if absent"),
+        key("service_account", "text", Nothing, "for `gs://`: the JSON file with the key of a service account"),
         key("compression_level", "integer", Default("3"), "of zstd, 1 to 19"),
         key("threads", "integer", Default("2"), "that read, compress and encrypt, 1 to 64"),
         key("throttle", "size", Nothing, "a backup reads no more than this in a second"),
@@ -392,6 +398,18 @@ pub(crate) const BACKUP: Table = Table {
             "integer",
             Default("24"),
             "between backups of what has changed since the one before, up to 8,760; 0: only by hand",
+        ),
+        key(
+            "dump_every_hours",
+            "integer",
+            Default("0"),
+            "between logical backups of all databases, up to 8,760; 0: only by hand",
+        ),
+        key(
+            "replicas_from_backup",
+            "boolean",
+            Default("false"),
+            "a replica is made from the newest backup and its log, which spares the primary; from the primary if that does not work, or the log since the backup is more than the data",
         ),
         key(
             "prove",
@@ -423,10 +441,11 @@ pub(crate) const BACKUP_COPY: Table = Table {
             "repository",
             "text",
             Required,
-            "as in `[backup]`; for a bucket with keys of its own `[[s3]]` in secrets.toml",
+            "as in `[backup]`; for a bucket or container with keys of its own `[[s3]]` or `[[azure]]` in secrets.toml",
         ),
         key("endpoint", "text", Nothing, "as in `[backup]`"),
         key("region", "text", Nothing, "as in `[backup]`"),
+        key("service_account", "text", Nothing, "as in `[backup]`"),
     ],
 };
 
@@ -437,6 +456,16 @@ pub(crate) const S3_KEYS: Table = Table {
         key("bucket", "text", Required, "the bucket's name, as after `s3://`"),
         key("access_key", "text", Required, "the access key"),
         key("secret_key", "text", Required, "its secret"),
+    ],
+};
+
+pub(crate) const AZURE_KEYS: Table = Table {
+    header: "[[azure]]",
+    about: "In secrets.toml: the account of one container, where it is another than `azure_account`.",
+    keys: &[
+        key("container", "text", Required, "the container's name, as after `az://`"),
+        key("account", "text", Required, "the storage account"),
+        key("key", "text", Required, "its access key"),
     ],
 };
 
@@ -458,6 +487,9 @@ pub(crate) const SECRETS: Table = Table {
         key("s3_access_key", "text", Nothing, "of buckets that `[[s3]]` does not name"),
         key("s3_secret_key", "text", Nothing, "of buckets that `[[s3]]` does not name"),
         key("s3", "array of tables", Nothing, "keys of single buckets: `[[s3]]`"),
+        key("azure_account", "text", Nothing, "the storage account of containers that `[[azure]]` does not name"),
+        key("azure_key", "text", Nothing, "its access key"),
+        key("azure", "array of tables", Nothing, "accounts of single containers: `[[azure]]`"),
         key("roles", "table", Required, "role of the pack → password"),
     ],
 };
@@ -592,7 +624,7 @@ pub fn reference() -> String {
                 &BACKUP_COPY,
             ],
         ),
-        ("Secrets: `secrets.toml`", &[&SECRETS, &S3_KEYS]),
+        ("Secrets: `secrets.toml`", &[&SECRETS, &S3_KEYS, &AZURE_KEYS]),
         ("Packs", &[&PACK, &ROLE, &DASHBOARD, &FILTER, &TILE]),
     ];
     for (title, tables) in groups {

@@ -37,6 +37,10 @@ pub struct Secrets {
     pub s3: Option<(Secret, Secret)>,
     /// The same of single buckets, by name.
     pub s3_of: BTreeMap<String, (Secret, Secret)>,
+    /// Of Azure's storage: the account and its key.
+    pub azure: Option<(Secret, Secret)>,
+    /// The same of single containers, by name.
+    pub azure_of: BTreeMap<String, (Secret, Secret)>,
     /// Of the pack's roles that may log in.
     pub roles: BTreeMap<String, Secret>,
 }
@@ -54,6 +58,8 @@ impl Secrets {
             backup_key: None,
             s3: None,
             s3_of: BTreeMap::new(),
+            azure: None,
+            azure_of: BTreeMap::new(),
             roles: BTreeMap::new(),
         };
         secrets.complete(roles);
@@ -117,16 +123,23 @@ impl Secrets {
         let (warehouse_reader, console_session_key) = (secret("warehouse_reader"), secret("console_session_key"));
         let etcd = table.text_maybe("etcd").map(Secret::new);
         let backup_key = table.text_maybe("backup_key").map(Secret::new);
-        let s3 = ["s3_access_key", "s3_secret_key"].map(|name| table.text_maybe(name).map(Secret::new));
-        let [access, key] = s3;
-        let s3 = access.zip(key);
-        let mut s3_of = BTreeMap::new();
-        for bucket in table.tables("s3", &schema::S3_KEYS).unwrap_or_default() {
-            let of = |name| bucket.read(name, text).map(|read| read.value);
-            if let (Some(name), Some(access), Some(key)) = (of("bucket"), of("access_key"), of("secret_key")) {
-                s3_of.insert(name, (Secret::new(access), Secret::new(key)));
+        let pair = |first, second| {
+            let [first, second] = [first, second].map(|name| table.text_maybe(name).map(Secret::new));
+            first.zip(second)
+        };
+        let (s3, azure) = (pair("s3_access_key", "s3_secret_key"), pair("azure_account", "azure_key"));
+        let single = |name, keys, [of, first, second]: [&'static str; 3]| {
+            let mut all = BTreeMap::new();
+            for table in table.tables(name, keys).unwrap_or_default() {
+                let read = |name| table.read(name, text).map(|read| read.value);
+                if let (Some(of), Some(first), Some(second)) = (read(of), read(first), read(second)) {
+                    all.insert(of, (Secret::new(first), Secret::new(second)));
+                }
             }
-        }
+            all
+        };
+        let s3_of = single("s3", &schema::S3_KEYS, ["bucket", "access_key", "secret_key"]);
+        let azure_of = single("azure", &schema::AZURE_KEYS, ["container", "account", "key"]);
         let mut roles = BTreeMap::new();
         for (role, _, value) in table.free_table("roles") {
             match text(value.get_ref()) {
@@ -144,7 +157,19 @@ impl Secrets {
             }
             return Err(ConfigError::Invalid(Diagnostics(found)));
         }
-        Ok(Self { superuser, replicator, warehouse_reader, console_session_key, etcd, backup_key, s3, s3_of, roles })
+        Ok(Self {
+            superuser,
+            replicator,
+            warehouse_reader,
+            console_session_key,
+            etcd,
+            backup_key,
+            s3,
+            s3_of,
+            azure,
+            azure_of,
+            roles,
+        })
     }
 
     /// Adds the key of backups to the file, in which everything else stays as it is.

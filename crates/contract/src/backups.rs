@@ -12,8 +12,22 @@ pub struct Backups {
     pub windows: Vec<WindowEntry>,
     /// What of the log is there.
     pub timelines: Vec<LogEntry>,
+    /// Logical ones, the newest first.
+    pub dumps: Vec<DumpEntry>,
     /// What is damaged or of no use, and why.
     pub problems: Vec<String>,
+}
+
+/// A logical backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpEntry {
+    pub label: String,
+    pub database: String,
+    /// Schemas and tables; empty: all.
+    pub parts: Vec<String>,
+    pub at: Micros,
+    pub data_bytes: u64,
+    pub stored_bytes: u64,
 }
 
 /// One backup.
@@ -28,6 +42,8 @@ pub struct BackupEntry {
     pub data_bytes: u64,
     pub stored_bytes: u64,
     pub timeline: u32,
+    /// When it was last restored and checked.
+    pub proven: Option<Micros>,
 }
 
 /// Between which moments a backup can be restored, with the log after it.

@@ -134,7 +134,7 @@ pub struct BackupStatus {
     pub failing: Option<String>,
     pub backups: usize,
     pub last: Option<LastBackup>,
-    /// The last that was restored and checked since the start, and when.
+    /// The last that was restored and checked, and when.
     pub proven: Option<(String, Micros)>,
     /// Why the last try to make or prove one failed.
     pub failed: Option<String>,

@@ -20,20 +20,10 @@ impl ServerSpec {
     /// # Errors
     /// If there is a data directory already, or the copy fails; then nothing is left.
     pub async fn base_backup(&self, upstream: &Upstream, deadline: Duration) -> Result<(), ServerError> {
-        let data = self.data_dir();
-        if data.exists() {
-            return Err(ServerError::NotADataDirectory { path: data });
-        }
-        self.prepare_folder()?;
-        self.end_copies();
-        let incoming = self.incoming_dir();
-        remove(&incoming)?;
-        self.write_private_files(Some(upstream))?;
-
         let mut command = self.command("pg_basebackup");
         command
             .arg("--pgdata")
-            .arg(&incoming)
+            .arg(self.incoming_dir())
             .arg("--dbname")
             // under a name of its own: a commit must not be taken for safe because an unfinished copy has received it
             .arg(self.conninfo(&Upstream {
@@ -43,14 +33,36 @@ impl ServerSpec {
             .arg("--slot")
             .arg(&upstream.slot)
             .args(["--wal-method=stream", "--checkpoint=fast", "--no-password"]);
-        let made = match run(command, "pg_basebackup", deadline).await {
-            Ok(_) => self.finish(upstream),
+        self.replica_from(upstream, async { run(command, "pg_basebackup", deadline).await.map(drop) }).await
+    }
+
+    /// The same with a copy that comes from elsewhere: `copied` fills [`ServerSpec::incoming_dir`], which is not there yet,
+    /// with log in `pg_wal` at least up to what the upstream's slot keeps.
+    ///
+    /// # Errors
+    /// If there is a data directory already, or the copy fails; then nothing is left.
+    pub async fn replica_from<E: From<ServerError>>(
+        &self,
+        upstream: &Upstream,
+        copied: impl Future<Output = Result<(), E>>,
+    ) -> Result<(), E> {
+        let data = self.data_dir();
+        if data.exists() {
+            return Err(ServerError::NotADataDirectory { path: data }.into());
+        }
+        self.prepare_folder()?;
+        self.end_copies();
+        let incoming = self.incoming_dir();
+        remove(&incoming)?;
+        self.write_private_files(Some(upstream))?;
+        let made = match copied.await {
+            Ok(()) => self.finish(upstream).map_err(E::from),
             Err(error) => Err(error),
         };
         if made.is_err()
             && let Err(error) = remove(&incoming)
         {
-            tracing::warn!(%error, "cannot remove an unfinished base backup");
+            tracing::warn!(%error, "cannot remove an unfinished copy");
         }
         made
     }

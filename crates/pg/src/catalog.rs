@@ -268,6 +268,28 @@ pub async fn create_physical_slot(client: &Client, name: &str) -> Result<(), PgE
     }
 }
 
+/// Where a slot begins to keep log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotBegin {
+    pub system_id: u64,
+    /// The primary's, at this moment.
+    pub timeline: u32,
+    pub lsn: Lsn,
+}
+
+/// Where a slot of a primary begins; `None` if it keeps nothing, or does not exist.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn slot_begin(client: &Client, name: &str) -> Result<Option<SlotBegin>, PgError> {
+    let Some(row) = client.query_opt(include_str!("../sql/slot_begin.sql"), &[&name]).await? else { return Ok(None) };
+    let system_id: String = row.try_get("system_id")?;
+    let timeline: String = row.try_get("timeline")?;
+    let parsed = system_id.parse().ok().zip(u32::from_str_radix(&timeline, 16).ok());
+    let lsn: PgLsn = row.try_get("restart_lsn")?;
+    Ok(parsed.map(|(system_id, timeline)| SlotBegin { system_id, timeline, lsn: Lsn(lsn.into()) }))
+}
+
 /// Moves a logical slot on, on a replica too: what lies before `to` is not needed from it any more.
 ///
 /// # Errors

@@ -82,6 +82,16 @@ impl PgError {
         }
     }
 
+    /// A sender of log that shuts down has no words of its own for it.
+    pub(crate) fn stream_ended() -> Self {
+        Self::Server {
+            sqlstate: "57P01".to_owned(),
+            message: "the server ended the stream".to_owned(),
+            detail: None,
+            hint: None,
+        }
+    }
+
     /// An error met while connecting to `address` as `user` to `database`.
     pub(crate) fn connecting(error: tokio_postgres::Error, address: &str, user: &str, database: &str) -> Self {
         if error.as_db_error().is_some() {

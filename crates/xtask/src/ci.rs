@@ -46,7 +46,17 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
 }
 
 fn cargo(root: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<()> {
-    let status = Command::new("cargo")
+    let mut command = Command::new("cargo");
+    // what `cargo run` told this program: build scripts that look at it would think that something changed
+    let set_by_us = |name: &str| root.join(".deps/duckdb").as_os_str() == std::env::var_os(name).unwrap_or_default();
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let told = text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_");
+        if told || text == "DUCKDB_LIB_DIR" && set_by_us(&text) {
+            command.env_remove(&name);
+        }
+    }
+    let status = command
         .current_dir(root)
         .args(arguments)
         .envs(environment.iter().copied())

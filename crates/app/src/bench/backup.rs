@@ -119,6 +119,17 @@ enum Turn {
     Peer,
 }
 
+/// What a restore is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// The files alone.
+    Files,
+    /// With all the log.
+    Whole,
+    /// The files alone, where a server of the same data was stopped.
+    Over,
+}
+
 /// Each round begins with the other.
 fn turns(round: usize) -> [Turn; 2] {
     if round.is_multiple_of(2) { [Turn::Ours, Turn::Peer] } else { [Turn::Peer, Turn::Ours] }
@@ -184,6 +195,7 @@ struct Rounds {
     log: Both,
     files: Both,
     open: Both,
+    over: Both,
     differences: Vec<String>,
 }
 
@@ -197,6 +209,7 @@ impl Rounds {
             ("incremental backup after 20,000 transactions", &self.incremental),
             ("restore of files", &self.files),
             ("restore, replay, open for writes", &self.open),
+            ("restore of files over what is there (delta)", &self.over),
         ] {
             figures.push(of.figure(what, "s", peer, &both, |once| once.wall_s));
             figures.push(of.figure(&format!("{what}: processor time"), "cpu s", peer, &both, |once| once.cpu_s));
@@ -264,34 +277,38 @@ impl Bed {
         })
     }
 
-    /// Files alone, then all of it up to the newest commit, started.
+    /// Files alone; then all of it up to the newest commit, started; then files alone over that.
     async fn restore(&self, lab: &Lab, turn: Turn, truth: &[i64], rounds: &mut Rounds) -> anyhow::Result<()> {
-        for whole in [false, true] {
-            let place = lab.spec("restored", &[("archive_mode", "off"), ("max_wal_size", "4GB")])?;
-            let folder = place.folder.clone();
-            files::create_dir_all(&folder, 0o755)?;
-            lab.run_as().own(&folder).explained()?;
-            warm(lab.folder())?;
+        let place = lab.spec("restored", &[("archive_mode", "off"), ("max_wal_size", "4GB")])?;
+        for how in [How::Files, How::Whole, How::Over] {
+            if how != How::Over {
+                files::create_dir_all(&place.folder, 0o755)?;
+                lab.run_as().own(&place.folder).explained()?;
+                warm(lab.folder())?;
+            }
             let meter = Meter::start(self.server.pid);
             match turn {
-                Turn::Ours => self.ours.restore(&place, lab, whole).await?,
-                Turn::Peer => self.peer.restore(&place.data_dir(), lab, whole).await?,
+                Turn::Ours => self.ours.restore(&place, lab, how).await?,
+                Turn::Peer => self.peer.restore(&place.data_dir(), lab, how).await?,
             }
-            if whole {
-                place.configure(None).explained()?;
-                let mut postmaster = place.start().await.explained()?;
-                let counted = self.opened(&mut postmaster, place.port).await;
-                let once = meter.stop(0.0);
-                postmaster.stop(StopMode::Immediate, REPLAY_MAX).await.explained()?;
-                let counted = counted?;
-                rounds.open.push(turn, once);
-                if counted != truth {
-                    rounds.differences.push(format!("restored, {turn:?}: {counted:?} instead of {truth:?}"));
+            match how {
+                How::Files => rounds.files.push(turn, meter.stop(0.0)),
+                How::Over => rounds.over.push(turn, meter.stop(0.0)),
+                How::Whole => {
+                    place.configure(None).explained()?;
+                    let mut postmaster = place.start().await.explained()?;
+                    let counted = self.opened(&mut postmaster, place.port).await;
+                    let once = meter.stop(0.0);
+                    postmaster.stop(StopMode::Fast, REPLAY_MAX).await.explained()?;
+                    let counted = counted?;
+                    rounds.open.push(turn, once);
+                    if counted != truth {
+                        rounds.differences.push(format!("restored, {turn:?}: {counted:?} instead of {truth:?}"));
+                    }
+                    continue;
                 }
-            } else {
-                rounds.files.push(turn, meter.stop(0.0));
             }
-            std::fs::remove_dir_all(&folder)?;
+            std::fs::remove_dir_all(&place.folder)?;
         }
         Ok(())
     }

@@ -10,10 +10,11 @@ use anyhow::bail;
 use millrace_backup::{
     Kind, Manifest, RestoreOptions, Step, VerifyOptions, VerifyReport, WalSource, list,
     plan::{Plan, Target},
+    proofs,
     repo::Repository,
     restore, retention, wal,
 };
-use millrace_base::{Clock as _, Lsn, SystemClock};
+use millrace_base::{Clock as _, Lsn, Micros, SystemClock};
 use millrace_pg::{RunAs, StopMode};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -176,12 +177,22 @@ fn kind_name(kind: Kind) -> &'static str {
 async fn catalog(context: &Context, repo: &Repository) -> anyhow::Result<u8> {
     let system_id = backup::system_id(context, repo).await?;
     let catalog = list(repo, system_id).await.explained()?;
-    context.output.json(&catalog.backups)?;
+    let proofs = proofs::list(repo, system_id).await.explained()?;
+    let proven = |label: &str| proofs.iter().rfind(|proven| proven.label == label).map(|proven| proven.at);
+    let mut document = Vec::new();
+    for backup in &catalog.backups {
+        let mut of = serde_json::to_value(backup)?;
+        if let Some(of) = of.as_object_mut() {
+            of.insert("proven".to_owned(), serde_json::to_value(proven(&backup.label))?);
+        }
+        document.push(of);
+    }
+    context.output.json(&document)?;
     if catalog.backups.is_empty() {
         context.output.line(format!("no backups in {} yet: millrace backup create", repo.name()));
     } else {
-        let rows: Vec<Vec<String>> = catalog.backups.iter().map(row).collect();
-        let header = ["backup", "kind", "made", "data", "stored", "from", "consistent from", "builds on"];
+        let rows: Vec<Vec<String>> = catalog.backups.iter().map(|of| row(of, proven(&of.label))).collect();
+        let header = ["backup", "kind", "made", "data", "stored", "from", "consistent from", "proven", "builds on"];
         context.output.line(table(&header, &rows).trim_end());
     }
     for (object, reason) in &catalog.damaged {
@@ -193,7 +204,7 @@ async fn catalog(context: &Context, repo: &Repository) -> anyhow::Result<u8> {
     Ok(u8::from(!catalog.damaged.is_empty()))
 }
 
-fn row(backup: &Manifest) -> Vec<String> {
+fn row(backup: &Manifest, proven: Option<Micros>) -> Vec<String> {
     vec![
         backup.label.clone(),
         kind_name(backup.kind).to_owned(),
@@ -202,6 +213,7 @@ fn row(backup: &Manifest) -> Vec<String> {
         bytes_text(backup.stored_bytes),
         if backup.from_replica { "replica" } else { "primary" }.to_owned(),
         backup.stop.to_string(),
+        proven.map_or_else(String::new, |at| at.to_string()),
         backup.parent.clone().unwrap_or_default(),
     ]
 }
@@ -281,6 +293,9 @@ async fn prove(context: &Context, repo: &Repository, label: Option<String>) -> a
     let proof = millrace_backup::prove(repo, system_id, &options, &|step| bar.tell(step), &stop).await;
     bar.end();
     let proof = proof.explained()?;
+    if let Err(error) = proofs::keep(repo, system_id, &proof, SystemClock::new().wall()).await {
+        context.output.note(format!("the proof came out well, and is not remembered: {error}"));
+    }
     context.output.json(&proof)?;
     tell(context, &proof.plan);
     let checked = match proof.check_ms {

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use millrace_backup::{
-    dump::{self, DatabaseTraits, Dump, DumpFormat, DumpOptions, GLOBALS},
+    dump::{self, DatabaseTraits, Dump, DumpFormat, GLOBALS},
     plan::Target,
     repo::Repository,
 };
-use millrace_base::{Clock as _, SystemClock, ident::Ident};
+use millrace_base::ident::Ident;
 use millrace_pg::{ConnectParams, Connection, connect};
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,7 @@ use crate::{
     cli::{DumpArgs, LoadArgs, RestoreDatabase},
     clone,
     context::Context,
+    dumps::{self, Wanted},
     explain::{Explained as _, Usage},
     output::{bytes_text, table},
     programs::{self, Programs},
@@ -46,28 +47,12 @@ pub(super) async fn make(context: &Context, repo: &Repository, wanted: &DumpArgs
     let nodes = api.get::<crate::platform::ClusterView>("/cluster", SHORT).await?.nodes;
     let (node, _) = backup::source(context, &nodes, None)
         .context("no server that could be read runs on this host\n  hint: millrace cluster status")?;
-    let params = context.superuser_at(&node)?.to_database(&database);
-    let client = connect(&params, SHORT).await.explained()?;
-    let server = client.query_one(include_str!("../../sql/database_traits.sql"), &[]).await?;
-    let system_id = server.get::<_, i64>("system_identifier").cast_unsigned();
-    let scratch = programs::scratch(context)?;
-    let options = DumpOptions {
-        system_id,
-        database,
-        traits: traits(&server),
-        postgres_version: u32::try_from(server.get::<_, i32>("version")).unwrap_or_default(),
-        format,
-        schemas: wanted.schema.clone(),
-        tables: wanted.table.clone(),
-        jobs: wanted.jobs,
-        scratch: scratch.path().to_owned(),
-        now: SystemClock::new().wall(),
-    };
-    let programs = Programs::new(context, scratch.path(), &[&params])?;
+    let wanted =
+        Wanted { database, format, schemas: wanted.schema.clone(), tables: wanted.table.clone(), jobs: wanted.jobs };
     let mut tasks = millrace_base::Tasks::new(CancellationToken::new());
     let stop = stop_on_interrupt(&mut tasks);
     let bar = Bar::new(context);
-    let made = dump::dump(repo, &options, &|program| programs.command(program, &params), &stop).await.explained()?;
+    let made = dumps::make(context, repo, &node, wanted, &stop).await?;
     context.output.json(&made)?;
     context.output.line(format!(
         "{} ({}, of {}): {}, {} stored in {:.1} s",
@@ -79,16 +64,6 @@ pub(super) async fn make(context: &Context, repo: &Repository, wanted: &DumpArgs
         bar.seconds()
     ));
     Ok(0)
-}
-
-fn traits(row: &tokio_postgres::Row) -> DatabaseTraits {
-    DatabaseTraits {
-        owner: row.get("owner"),
-        encoding: row.get("encoding"),
-        collate: row.get("collate"),
-        ctype: row.get("ctype"),
-        icu_locale: row.get("icu_locale"),
-    }
 }
 
 pub(super) async fn list(context: &Context, repo: &Repository) -> anyhow::Result<u8> {
@@ -234,7 +209,7 @@ async fn bring(
         dumped = programs::run("pg_dump", dump) => dumped?,
         () = stop.cancelled() => bail!("interrupted"),
     }
-    fill(&programs, client, live, (into, &traits(&server)), (&file, DumpFormat::Directory), jobs, stop).await
+    fill(&programs, client, live, (into, &dumps::traits(&server)), (&file, DumpFormat::Directory), jobs, stop).await
 }
 
 async fn new_name(client: &Connection, name: &str) -> anyhow::Result<()> {

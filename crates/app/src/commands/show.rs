@@ -87,7 +87,9 @@ pub(crate) fn status(status: &PlatformStatus, output: Output) -> String {
         line(format!(
             "backups    {}   {last}{} · log {} behind",
             backup.repository,
-            backup.proven.as_ref().map_or("", |_| ", proven"),
+            backup.proven.as_ref().map_or_else(String::new, |(_, at)| {
+                format!(", proven by restoring it {} ago", age_text(status.now.since(*at)))
+            }),
             bytes_text(backup.backlog_bytes)
         ));
     }

@@ -6,7 +6,9 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use millrace_backup::{
-    BackupError, Kind, Manifest, list, plan, prove,
+    BackupError, Kind, Manifest,
+    dump::{self, DumpFormat},
+    list, plan, proofs, prove,
     repo::Repository,
     retention,
     wal::{self, ReceiveOptions, ReceiveStatus},
@@ -22,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     backup::{self, Nodes, retention_of},
     context::Context,
+    dumps::{self, Wanted},
     explain::{Explained as _, chain},
 };
 
@@ -241,7 +244,7 @@ impl Schedule {
         }
     }
 
-    /// Makes a backup if one is due, and removes what is kept no longer.
+    /// Makes the backups that are due, and removes what is kept no longer.
     async fn look(
         &self,
         system_id: u64,
@@ -263,32 +266,80 @@ impl Schedule {
             });
             status.backups = backups.len();
         });
+        let proven = proofs::list(&self.repo, system_id).await.explained()?.pop();
+        self.status.send_modify(|status| status.proven = proven.map(|proven| (proven.label, proven.at)));
+        if backup::source(&self.context, &cluster.borrow().nodes, None).is_none() {
+            // none of this host, or not yet
+            return Ok(());
+        }
         let now = self.clock.wall();
         let due = |every: Option<Duration>, full: bool| {
             every.is_some_and(|every| newest(full).is_none_or(|backup| now.since(backup.stopped_at) >= every))
         };
         let kind = match (due(self.config.full_every, true), due(self.config.incremental_every, false)) {
-            (true, _) => Kind::Full,
-            (false, true) => Kind::Incremental,
-            (false, false) => return Ok(()),
+            (true, _) => Some(Kind::Full),
+            (false, true) => Some(Kind::Incremental),
+            (false, false) => None,
         };
-        if backup::source(&self.context, &cluster.borrow().nodes, None).is_none() {
-            // none of this host, or not yet
-            return Ok(());
+        let made = match kind {
+            Some(kind) => self.physical(system_id, kind, cluster, token).await,
+            None => Ok(()),
+        };
+        // one that fails is no reason to go without the other
+        let dumped = self.logical(system_id, cluster, token).await;
+        if kind.is_none() && !dumped.as_ref().is_ok_and(|made| *made) {
+            return dumped.map(drop);
         }
-        let nodes = Nodes::Followed(cluster);
-        let (made, node) = backup::make(&self.context, &self.repo, nodes, (kind, false), &|_| {}, token).await?;
-        tracing::info!(label = made.manifest.label, node = node.name, "a backup was made");
-        let proven = match self.config.prove {
-            true => self.prove(system_id, made.manifest.label, token).await,
-            false => Ok(()),
-        };
         // a host without room for a proof must not keep backups for ever
         let retention = retention_of(&self.config);
         let expired = retention::expire(&self.repo, system_id, &retention, self.clock.wall(), false).await;
-        proven?;
+        made?;
+        dumped?;
         self.status.send_modify(|status| status.failed = None);
         expired.map(drop).explained()
+    }
+
+    async fn physical(
+        &self,
+        system_id: u64,
+        kind: Kind,
+        cluster: &watch::Receiver<ClusterStatus>,
+        token: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let nodes = Nodes::Followed(cluster);
+        let (made, node) = backup::make(&self.context, &self.repo, nodes, (kind, false), &|_| {}, token).await?;
+        tracing::info!(label = made.manifest.label, node = node.name, "a backup was made");
+        match self.config.prove {
+            true => self.prove(system_id, made.manifest.label, token).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Every database of which there is no whole logical backup young enough; whether one was made.
+    async fn logical(
+        &self,
+        system_id: u64,
+        cluster: &watch::Receiver<ClusterStatus>,
+        token: &CancellationToken,
+    ) -> anyhow::Result<bool> {
+        let Some(every) = self.config.dump_every else { return Ok(false) };
+        let source = backup::source(&self.context, &cluster.borrow().nodes, None);
+        let Some((node, _)) = source else { return Ok(false) };
+        let all = dump::dumps(&self.repo, system_id).await.explained()?.dumps;
+        let now = self.clock.wall();
+        let mut made = false;
+        for database in dumps::databases(&self.context, &node).await? {
+            let whole = all.iter().filter(|dump| dump.database == database && dump.is_whole());
+            if whole.map(|dump| dump.at).max().is_some_and(|at| now.since(at) < every) {
+                continue;
+            }
+            let wanted = Wanted { database, format: DumpFormat::Custom, schemas: vec![], tables: vec![], jobs: 1 };
+            let dump = dumps::make(&self.context, &self.repo, &node, wanted, token).await;
+            let dump = dump.context("a logical backup was not made")?;
+            tracing::info!(label = dump.label, dump.database, node = node.name, "a logical backup was made");
+            made = true;
+        }
+        Ok(made)
     }
 
     /// Backups that the primary has not come from, because the cluster was restored to the past: they do not count as
@@ -310,11 +361,12 @@ impl Schedule {
 
     async fn prove(&self, system_id: u64, label: String, token: &CancellationToken) -> anyhow::Result<()> {
         let options = backup::proof(&self.context, Some(label.clone()))?;
-        while let Err(error) = prove(&self.repo, system_id, &options, &|_| {}, token).await {
-            match error {
+        let proof = loop {
+            match prove(&self.repo, system_id, &options, &|_| {}, token).await {
+                Ok(proof) => break proof,
                 // one by hand
-                BackupError::ProofRuns(_) => {}
-                other => {
+                Err(BackupError::ProofRuns(_)) => {}
+                Err(other) => {
                     return Err(other).explained().with_context(|| format!("backup {label} was made, and not proven"));
                 }
             }
@@ -322,9 +374,10 @@ impl Schedule {
                 () = token.cancelled() => bail!("interrupted"),
                 () = tokio::time::sleep(LOOK) => {}
             }
-        }
+        };
         tracing::info!(label, "the backup was restored and checked");
         let at = self.clock.wall();
+        proofs::keep(&self.repo, system_id, &proof, at).await.explained()?;
         self.status.send_modify(|status| status.proven = Some((label, at)));
         Ok(())
     }

@@ -5,10 +5,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_backup::{Kind, Manifest, list, plan::Target, plan_restore, repo::Repository, wal};
+use millrace_backup::{
+    Kind, Manifest,
+    dump::{self, Dump},
+    list,
+    plan::Target,
+    plan_restore,
+    proofs::{self, Proven},
+    repo::Repository,
+    wal,
+};
 use millrace_base::Micros;
 use millrace_contract::{
-    backups::{BackupEntry, Backups, LogEntry, RestorePlan, WindowEntry},
+    backups::{BackupEntry, Backups, DumpEntry, LogEntry, RestorePlan, WindowEntry},
     operate::OperateError,
 };
 use tokio::sync::Mutex;
@@ -68,8 +77,14 @@ async fn look(context: &Context, repo: &Repository) -> anyhow::Result<Backups> {
     // labels are of a second
     let mut newest_first: Vec<&Manifest> = catalog.backups.iter().collect();
     newest_first.sort_by_key(|backup| std::cmp::Reverse((backup.stopped_at, backup.stop)));
+    let proofs = proofs::list(repo, system_id).await.explained()?;
+    let logical = dump::dumps(repo, system_id).await.explained()?;
+    let mut dumps: Vec<DumpEntry> = logical.dumps.into_iter().map(dump_entry).collect();
+    dumps.sort_by_key(|dump| std::cmp::Reverse(dump.at));
+    let damaged = damaged.chain(logical.damaged.iter().map(|(object, why)| format!("{object}: {why}")));
     Ok(Backups {
-        backups: newest_first.into_iter().map(entry).collect(),
+        backups: newest_first.into_iter().map(|backup| entry(backup, &proofs)).collect(),
+        dumps,
         windows: windows
             .into_iter()
             .map(|of| WindowEntry { label: of.label, timeline: of.timeline, from: of.from_time, to: of.to_time })
@@ -91,7 +106,18 @@ async fn look(context: &Context, repo: &Repository) -> anyhow::Result<Backups> {
     })
 }
 
-fn entry(backup: &Manifest) -> BackupEntry {
+fn dump_entry(dump: Dump) -> DumpEntry {
+    DumpEntry {
+        label: dump.label,
+        database: dump.database,
+        parts: dump.schemas.into_iter().chain(dump.tables).collect(),
+        at: dump.at,
+        data_bytes: dump.data_bytes,
+        stored_bytes: dump.stored_bytes,
+    }
+}
+
+fn entry(backup: &Manifest, proofs: &[Proven]) -> BackupEntry {
     BackupEntry {
         label: backup.label.clone(),
         full: backup.kind == Kind::Full,
@@ -101,6 +127,7 @@ fn entry(backup: &Manifest) -> BackupEntry {
         data_bytes: backup.data_bytes,
         stored_bytes: backup.stored_bytes,
         timeline: backup.timeline,
+        proven: proofs.iter().rfind(|proven| proven.label == backup.label).map(|proven| proven.at),
     }
 }
 

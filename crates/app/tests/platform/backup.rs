@@ -47,6 +47,15 @@ fn what_was_committed_comes_back_and_damage_is_named() {
     });
     let proven = platform.run(&["backup", "prove"]).ok();
     assert!(proven.contains("✔ restored in") && !platform.dir().join("data/proof/copy").exists(), "{proven}");
+    let proven: Vec<bool> = platform
+        .run(&["backup", "list", "--json"])
+        .json()
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|of| of["proven"].is_i64())
+        .collect();
+    assert_eq!(proven, [false, true], "it is remembered of which backup");
     let plan = platform.run(&["backup", "restore"]).ok();
     assert!(plan.contains("window") && plan.contains("nothing was restored"), "{plan}");
     platform.run(&["backup", "restore", "--lsn", "F/0"]).failed(1, "lies outside of what can be restored");
@@ -74,6 +83,45 @@ fn what_was_committed_comes_back_and_damage_is_named() {
     let said = platform.run(&["backup", "verify"]);
     assert_eq!(said.code, 1, "{}", said.stdout);
     assert!(said.stdout.contains("pack-00000") && said.stdout.contains("checksum is wrong"), "{}", said.stdout);
+    platform.down();
+}
+
+/// From the newest backup and its log, under load; from the primary when there is no backup.
+#[test]
+fn a_replica_is_made_from_a_backup() {
+    let platform = Platform::init();
+    with_backups_in(&platform, "repository = \"backups\"\nreplicas_from_backup = true");
+    platform.up(&["--sample"]);
+    let load = Load::on(&platform, "50");
+    platform.run(&["backup", "create"]).ok();
+    // the log of two timelines
+    platform.run(&["cluster", "switchover", "--to", "b"]).ok();
+    let log = || fs::read_to_string(platform.dir().join("data/logs/millrace.log")).unwrap();
+    let (sown, copied) = ("made from a backup", "its primary is copied");
+    let before = log().matches(copied).count();
+    let anew = |what: &str| {
+        let many = log().matches(what).count();
+        platform.run(&["cluster", "reinit", "c", "--yes"]).ok();
+        wait_until(what, || log().matches(what).count() > many);
+        let slot = "SELECT active FROM pg_replication_slots WHERE slot_name = 'node_c'";
+        wait_until("c to stream", || platform.sql("primary", slot) == "t");
+        let at = platform.sql("primary", "SELECT pg_current_wal_flush_lsn()");
+        let passed = format!("SELECT pg_last_wal_replay_lsn() >= '{at}'");
+        wait_until("c to have all", || platform.try_sql("c", &passed).stdout.trim() == "t");
+    };
+    anew(sown);
+    assert_eq!(log().matches(copied).count(), before, "{}", log());
+    drop(load);
+    let all = "SELECT count(*), sum(amount) FROM operational.payments";
+    let same = || platform.sql("c", all) == platform.sql("primary", all);
+    wait_until("the same on both", same);
+    let control = fs::read_to_string(platform.dir().join("data/nodes/c/data/postgresql.auto.conf")).unwrap();
+    assert!(!control.contains("recovery_target"), "{control}");
+
+    let system = fs::read_dir(platform.dir().join("backups")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_dir_all(system.join("backups")).unwrap();
+    anew(copied);
+    wait_until("the same on both", same);
     platform.down();
 }
 

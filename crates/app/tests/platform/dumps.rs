@@ -119,3 +119,33 @@ fn a_database_of_the_past_is_put_beside_the_live_one() {
     assert_eq!(platform.sql_in("primary", &restored, "SELECT count(*) FROM pg_publication"), "0");
     platform.down();
 }
+
+/// Every database, once for each period, by itself.
+#[test]
+fn logical_backups_are_made_when_they_are_due() {
+    let platform = Platform::init();
+    with_backups_in(&platform, "repository = \"backups\"\ndump_every_hours = 1");
+    platform.up(&["--sample"]);
+    let dumps = || platform.run(&["backup", "dumps", "--json"]).json();
+    let count = || dumps().as_array().unwrap().len();
+    // the pack's is made a moment after the servers; what is due is looked at twice a minute
+    wait_until("a dump of each database", || count() == 3);
+    let mut databases: Vec<String> =
+        dumps().as_array().unwrap().iter().map(|of| of["database"].as_str().unwrap().to_owned()).collect();
+    databases.sort();
+    assert_eq!(databases, ["loans_db", "millrace", "postgres"]);
+    assert_eq!(platform.status()["backup"]["failed"], serde_json::Value::Null);
+    // after a restart only the one that is not there: databases come in the order of their names
+    platform.down();
+    let all = dumps();
+    let lost = all.as_array().unwrap().iter().find(|of| of["database"] == "postgres").unwrap();
+    let system = lost["system_id"].as_u64().unwrap().to_string();
+    let place = platform.dir().join("backups").join(system).join("dumps").join(lost["label"].as_str().unwrap());
+    fs::remove_dir_all(place).unwrap();
+    assert_eq!(count(), 2);
+    platform.up(&[]);
+    wait_until("what was lost", || count() == 3);
+    let log = fs::read_to_string(platform.dir().join("data/logs/millrace.log")).unwrap();
+    assert_eq!(log.matches("a logical backup was made").count(), 4, "{log}");
+    platform.down();
+}

@@ -8,6 +8,8 @@ use millrace_base::{Micros, Secret, files};
 use object_store::{
     ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig,
     aws::{AmazonS3Builder, S3ConditionalPut},
+    azure::MicrosoftAzureBuilder,
+    gcp::GoogleCloudStorageBuilder,
     local::LocalFileSystem,
     path::Path,
 };
@@ -26,20 +28,24 @@ pub enum Location {
     /// A folder, made if it is not there.
     Folder(PathBuf),
     S3(S3Location),
+    Azure(AzureLocation),
+    Google(GoogleLocation),
 }
 
 impl Location {
-    /// For messages: the folder, or `s3://BUCKET/PREFIX`.
+    /// For messages: the folder, or `s3://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`, `gs://BUCKET/PREFIX`.
     #[must_use]
     pub fn name(&self) -> String {
         match self {
             Self::Folder(folder) => folder.display().to_string(),
             Self::S3(s3) => format!("s3://{}/{}", s3.bucket, s3.prefix),
+            Self::Azure(azure) => format!("az://{}/{}", azure.container, azure.prefix),
+            Self::Google(google) => format!("gs://{}/{}", google.bucket, google.prefix),
         }
     }
 }
 
-/// A bucket.
+/// A bucket of S3, or of what speaks it.
 #[derive(Debug, Clone)]
 pub struct S3Location {
     /// `None`: AWS itself.
@@ -52,6 +58,29 @@ pub struct S3Location {
     pub secret_key: Secret,
     /// Plain HTTP, for a server on the same host.
     pub allow_http: bool,
+}
+
+/// A container of Azure's Blob Storage.
+#[derive(Debug, Clone)]
+pub struct AzureLocation {
+    /// With the account in its path, as emulators have it; `None`: Azure itself.
+    pub endpoint: Option<String>,
+    pub container: String,
+    /// Everything lies below this; empty for the whole container.
+    pub prefix: String,
+    pub account: String,
+    /// The account's access key.
+    pub key: Secret,
+}
+
+/// A bucket of Google's Cloud Storage.
+#[derive(Debug, Clone)]
+pub struct GoogleLocation {
+    pub bucket: String,
+    /// Everything lies below this; empty for the whole bucket.
+    pub prefix: String,
+    /// The JSON file with the key of a service account.
+    pub service_account: PathBuf,
 }
 
 /// One object in a listing.
@@ -88,13 +117,9 @@ impl Place {
                 let store: Arc<dyn ObjectStore> = Arc::new(store.with_fsync(true));
                 (store, Path::default())
             }
-            Location::S3(s3) => {
-                let prefix = Path::parse(&s3.prefix).map_err(|error| BackupError::BadRepository {
-                    repository: name.clone(),
-                    reason: error.to_string(),
-                })?;
-                (open_s3(s3).map_err(bad(&name))?, prefix)
-            }
+            Location::S3(s3) => (open_s3(s3).map_err(bad(&name))?, parse(&name, &s3.prefix)?),
+            Location::Azure(azure) => (open_azure(azure).map_err(bad(&name))?, parse(&name, &azure.prefix)?),
+            Location::Google(google) => (open_google(google).map_err(bad(&name))?, parse(&name, &google.prefix)?),
         };
         Ok(Self { store, prefix, name: name.into() })
     }
@@ -168,19 +193,53 @@ fn bad(name: &str) -> impl FnOnce(object_store::Error) -> BackupError {
     move |error| BackupError::BadRepository { repository, reason: error.to_string() }
 }
 
-fn open_s3(s3: &S3Location) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
-    // the HTTP client wants the process to have chosen; that another part did so already is as good
+fn parse(name: &str, prefix: &str) -> Result<Path, BackupError> {
+    Path::parse(prefix).map_err(|error| bad(name)(error.into()))
+}
+
+/// The HTTP client wants the process to have chosen its cryptography; that another part did so already is as good.
+fn choose_cryptography() {
     drop(rustls::crypto::ring::default_provider().install_default());
+}
+
+fn retry() -> RetryConfig {
+    RetryConfig { max_retries: RETRIES, ..RetryConfig::default() }
+}
+
+fn open_s3(s3: &S3Location) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
+    choose_cryptography();
     let mut builder = AmazonS3Builder::new()
         .with_region(&s3.region)
         .with_bucket_name(&s3.bucket)
         .with_access_key_id(s3.access_key.reveal())
         .with_secret_access_key(s3.secret_key.reveal())
         .with_conditional_put(S3ConditionalPut::ETagMatch)
-        .with_retry(RetryConfig { max_retries: RETRIES, ..RetryConfig::default() })
+        .with_retry(retry())
         .with_allow_http(s3.allow_http);
     if let Some(endpoint) = &s3.endpoint {
         builder = builder.with_endpoint(endpoint);
     }
+    Ok(Arc::new(builder.build()?))
+}
+
+fn open_azure(azure: &AzureLocation) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
+    choose_cryptography();
+    let mut builder = MicrosoftAzureBuilder::new()
+        .with_container_name(&azure.container)
+        .with_account(&azure.account)
+        .with_access_key(azure.key.reveal())
+        .with_retry(retry());
+    if let Some(endpoint) = &azure.endpoint {
+        builder = builder.with_endpoint(endpoint.clone()).with_allow_http(endpoint.starts_with("http://"));
+    }
+    Ok(Arc::new(builder.build()?))
+}
+
+fn open_google(google: &GoogleLocation) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
+    choose_cryptography();
+    let builder = GoogleCloudStorageBuilder::new()
+        .with_bucket_name(&google.bucket)
+        .with_service_account_path(google.service_account.display().to_string())
+        .with_retry(retry());
     Ok(Arc::new(builder.build()?))
 }

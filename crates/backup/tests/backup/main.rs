@@ -2,6 +2,7 @@
 #![allow(unreachable_pub, reason = "what the modules of a test share")]
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it expects")]
 
+mod azure;
 mod chain;
 mod common;
 mod over;

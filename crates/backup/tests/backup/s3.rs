@@ -29,11 +29,22 @@ pub(crate) fn location(bucket: &Bucket) -> S3Location {
     }
 }
 
-fn open(location: S3Location) -> Kept {
+pub(crate) fn open(location: Location) -> Kept {
     let (key, public) = Keys::generate();
     let sealing = Sealing::new(Encryption::to([public.as_str()]).unwrap());
-    let repo = Repository::open(&Location::S3(location), sealing, Keys::parse(&key).unwrap()).unwrap();
+    let repo = Repository::open(&location, sealing, Keys::parse(&key).unwrap()).unwrap();
     Kept { repo, key, folder: Path::new("in a bucket").to_owned() }
+}
+
+/// An error with all that it comes from.
+pub(crate) fn chain(error: BackupError) -> String {
+    let mut said = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        said = format!("{said}: {cause}");
+        source = cause.source();
+    }
+    said
 }
 
 async fn findings(repo: &Repository, id: u64) -> Vec<String> {
@@ -42,8 +53,8 @@ async fn findings(repo: &Repository, id: u64) -> Vec<String> {
     report.findings.into_iter().map(|finding| format!("{}: {}", finding.what, finding.problem)).collect()
 }
 
-/// Two backups and log into `bucket`, and back from it; the rows are those of the server.
-async fn there_and_back(bucket: &Bucket) {
+/// Two backups and log into a bucket, and back from it; the rows are those of the server.
+pub(crate) async fn there_and_back(location: Location) {
     let server = TestServer::start().await;
     let client = server.create_database("app").await;
     client
@@ -53,7 +64,7 @@ async fn there_and_back(bucket: &Bucket) {
         .await
         .unwrap();
     let id = system_id(&client).await;
-    let kept = open(location(bucket));
+    let kept = open(location);
     let mut receiver = Receiver::start(&kept.repo, server.params());
     let full = back_up(&kept.repo, &server, Kind::Full).await;
     client.batch_execute("UPDATE t SET n = -n WHERE n % 1000 = 3").await.unwrap();
@@ -95,7 +106,7 @@ async fn there_and_back(bucket: &Bucket) {
 async fn what_goes_into_a_bucket_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     let bucket = Bucket::serve(folder.path()).await;
-    there_and_back(&bucket).await;
+    there_and_back(Location::S3(location(&bucket))).await;
     assert!(bucket.folder().join("loans").is_dir(), "objects lie below the prefix");
 }
 
@@ -105,7 +116,7 @@ async fn a_bucket_that_refuses_and_forgets_to_answer() {
     let bucket = Bucket::serve(folder.path()).await;
     bucket.faults().refused_every.store(5, Ordering::SeqCst);
     bucket.faults().unanswered_every.store(7, Ordering::SeqCst);
-    there_and_back(&bucket).await;
+    there_and_back(Location::S3(location(&bucket))).await;
     let (all, refused, unanswered) = bucket.faults().seen();
     assert!(all > 50 && refused > all / 10 && unanswered > all / 20, "{all} {refused} {unanswered}");
 }
@@ -116,7 +127,7 @@ async fn a_bucket_that_is_away_is_waited_for() {
     let bucket = Bucket::serve(folder.path()).await;
     let server = TestServer::start().await;
     let client = server.create_database("app").await;
-    let kept = open(location(&bucket));
+    let kept = open(Location::S3(location(&bucket)));
     let mut receiver = Receiver::start(&kept.repo, server.params());
     receiver.durable(position(&client).await).await;
     bucket.faults().away.store(true, Ordering::SeqCst);
@@ -140,16 +151,7 @@ async fn wrong_keys_and_buckets_are_named() {
     let asked = |change: fn(&mut S3Location)| {
         let mut location = location(&bucket);
         change(&mut location);
-        async move { open(location).repo.clusters().await.unwrap_err() }
-    };
-    let chain = |error: BackupError| {
-        let mut said = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            said = format!("{said}: {cause}");
-            source = cause.source();
-        }
-        said
+        async move { open(Location::S3(location)).repo.clusters().await.unwrap_err() }
     };
     let said = chain(asked(|s3| s3.secret_key = Secret::new("another")).await);
     assert!(said.contains("s3://box/loans") && said.contains("SignatureDoesNotMatch"), "{said}");

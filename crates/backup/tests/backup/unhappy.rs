@@ -330,3 +330,24 @@ async fn one_that_dies_leaves_nothing_that_counts() {
     assert_eq!(list(&kept.repo, id).await.unwrap().unfinished.len(), 0);
     receiver.stop().await;
 }
+
+/// Its sender ends the stream in the midst of it, without the end that a promotion gives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_shuts_down_is_waited_for() {
+    let mut server = TestServer::start().await;
+    let kept = repository(&server.folder().join("repo"));
+    let mut receiver = Receiver::start(&kept.repo, server.params());
+    for _ in 0..4 {
+        let client = server.client().await;
+        receiver.durable(position(&client).await).await;
+        client
+            .batch_execute("CREATE TABLE t AS SELECT n FROM generate_series(1, 100000) AS n; DROP TABLE t")
+            .await
+            .unwrap();
+        drop(client);
+        server.stop().await;
+        server.start_again().await;
+    }
+    receiver.durable(position(&server.client().await).await).await;
+    receiver.stop().await;
+}

@@ -49,6 +49,7 @@ pub(crate) fn spec_in(folder: &Path, names: &[&str]) -> ClusterSpec {
         tls,
         state_dir: folder.to_owned(),
         log_dir: folder.to_owned(),
+        seed: None,
         limits: Limits {
             shared_buffers_mb: 16,
             max_connections: 20,

@@ -24,8 +24,12 @@ pub struct Backup {
     /// `None`: only by hand.
     pub full_every: Option<Duration>,
     pub incremental_every: Option<Duration>,
+    /// Logical backups of all databases.
+    pub dump_every: Option<Duration>,
     /// Each of these is restored and checked.
     pub prove: bool,
+    /// Replicas are made from the newest backup.
+    pub replicas: bool,
     /// So many full backups stay.
     pub keep_full: usize,
     /// The last backup of so many of the latest days, ISO weeks, months and years that have one.
@@ -43,58 +47,105 @@ pub struct Backup {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BackupRepository {
     Folder(PathBuf),
-    S3 { bucket: String, prefix: String, endpoint: Option<String>, region: String },
+    S3 {
+        bucket: String,
+        prefix: String,
+        endpoint: Option<String>,
+        region: String,
+    },
+    Azure {
+        container: String,
+        prefix: String,
+        endpoint: Option<String>,
+    },
+    Google {
+        bucket: String,
+        prefix: String,
+        /// The JSON file of a service account.
+        service_account: PathBuf,
+    },
 }
 
-/// What `repository`, `endpoint` and `region` of a table say.
+/// What is written before a bucket's name.
+const SCHEMES: [&str; 3] = ["s3://", "az://", "gs://"];
+
+/// What `repository` alone says: the scheme, the bucket and the prefix; without a scheme a folder.
+fn written(value: &toml::de::DeValue<'_>) -> Result<(Option<&'static str>, String, String), Problem> {
+    let written = text(value)?;
+    let Some(scheme) = SCHEMES.into_iter().find(|scheme| written.starts_with(scheme)) else {
+        if written.contains("://") {
+            let hint = "a folder, s3://BUCKET/PREFIX with `endpoint` for what speaks S3, az://CONTAINER/PREFIX or gs://BUCKET/PREFIX";
+            return Err(Problem::new("only folders, s3://, az:// and gs:// are known", hint));
+        }
+        if written.is_empty() {
+            return Err(Problem::new("must not be empty", "name a folder, or s3://BUCKET"));
+        }
+        return Ok((None, written, String::new()));
+    };
+    let rest = written.strip_prefix(scheme).unwrap_or_default();
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    if bucket.is_empty() {
+        return Err(Problem::new("there is no bucket in it", format!("{scheme}BUCKET or {scheme}BUCKET/PREFIX")));
+    }
+    Ok((Some(scheme), bucket.to_owned(), prefix.trim_matches('/').to_owned()))
+}
+
+/// What `repository`, `endpoint`, `region` and `service_account` of a table say.
 fn repository(table: &Reader<'_>, folder: &Path) -> BackupRepository {
-    let endpoint = table.text_maybe("endpoint");
-    let region = table.text_maybe("region").unwrap_or_else(|| "us-east-1".to_owned());
-    let repository = table.read("repository", |value| {
-        let written = text(value)?;
-        match written.strip_prefix("s3://") {
-            None if written.contains("://") => Err(Problem::new(
-                "only folders and s3:// are known",
-                "a folder, or s3://BUCKET/PREFIX with `endpoint` for what speaks S3",
-            )),
-            None if written.is_empty() => Err(Problem::new("must not be empty", "name a folder, or s3://BUCKET")),
-            None => Ok(BackupRepository::Folder(folder.join(written))),
-            Some(rest) => {
-                let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-                if bucket.is_empty() {
-                    return Err(Problem::new("there is no bucket in it", "s3://BUCKET or s3://BUCKET/PREFIX"));
-                }
-                let prefix = prefix.trim_matches('/').to_owned();
-                Ok(BackupRepository::S3 { bucket: bucket.to_owned(), prefix, endpoint: None, region: String::new() })
-            }
-        }
-    });
-    match repository.map(|at| at.value) {
-        Some(BackupRepository::S3 { bucket, prefix, .. }) => BackupRepository::S3 { bucket, prefix, endpoint, region },
-        Some(folder) => {
-            if endpoint.is_some() {
-                let hint = Some("remove it, or write s3://BUCKET as the repository".to_owned());
-                table.wrong(None, "`endpoint` is for s3://, and the repository is a folder", hint);
-            }
-            folder
-        }
+    let (endpoint, region) = (table.text_maybe("endpoint"), table.text_maybe("region"));
+    let service_account = table.text_maybe("service_account");
+    let Some(read) = table.read("repository", written) else {
         // which has been said
-        None => BackupRepository::Folder(PathBuf::new()),
+        return BackupRepository::Folder(PathBuf::new());
+    };
+    let (scheme, bucket, prefix) = read.value;
+    let of = |what: &str, schemes: &str| {
+        let hint = Some(format!("remove it, or write {schemes} as the repository"));
+        table.wrong(None, format!("`{what}` is for {schemes}, which the repository is not"), hint);
+    };
+    if endpoint.is_some() && !matches!(scheme, Some("s3://" | "az://")) {
+        of("endpoint", "s3:// and az://");
+    }
+    if region.is_some() && scheme != Some("s3://") {
+        of("region", "s3://");
+    }
+    if service_account.is_some() && scheme != Some("gs://") {
+        of("service_account", "gs://");
+    }
+    match scheme {
+        Some("s3://") => {
+            let region = region.unwrap_or_else(|| "us-east-1".to_owned());
+            BackupRepository::S3 { bucket, prefix, endpoint, region }
+        }
+        Some("az://") => BackupRepository::Azure { container: bucket, prefix, endpoint },
+        Some(_) => {
+            let Some(file) = service_account else {
+                let hint = Some("service_account = \"FILE.json\", the key of a service account".to_owned());
+                table.wrong(None, "a bucket of gs:// needs `service_account`", hint);
+                return BackupRepository::Folder(PathBuf::new());
+            };
+            BackupRepository::Google { bucket, prefix, service_account: folder.join(file) }
+        }
+        None => BackupRepository::Folder(folder.join(bucket)),
     }
 }
 
 /// Also if they are the same.
 fn is_within(inner: &BackupRepository, outer: &BackupRepository) -> bool {
-    use BackupRepository::{Folder, S3};
+    use BackupRepository::{Azure, Folder, Google, S3};
     // components leave `.` out
     let parts = |folder: &PathBuf| folder.components().collect::<PathBuf>();
-    match (inner, outer) {
-        (Folder(inner), Folder(outer)) => parts(inner).starts_with(parts(outer)),
-        (S3 { bucket, prefix, endpoint, .. }, S3 { bucket: other, prefix: outer, endpoint: of, .. }) => {
-            (bucket, endpoint) == (other, of) && Path::new(prefix).starts_with(outer)
+    // what it is in, and where
+    let place = |of: &'_ BackupRepository| match of {
+        Folder(folder) => (None, parts(folder)),
+        S3 { bucket, prefix, endpoint, .. } => (Some(("s3", bucket.clone(), endpoint.clone())), PathBuf::from(prefix)),
+        Azure { container, prefix, endpoint } => {
+            (Some(("az", container.clone(), endpoint.clone())), PathBuf::from(prefix))
         }
-        (Folder(_), S3 { .. }) | (S3 { .. }, Folder(_)) => false,
-    }
+        Google { bucket, prefix, .. } => (Some(("gs", bucket.clone(), None)), PathBuf::from(prefix)),
+    };
+    let ((inner, within), (outer, without)) = (place(inner), place(outer));
+    inner == outer && within.starts_with(without)
 }
 
 /// The same place twice would be no copy.
@@ -128,7 +179,9 @@ pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
         bytes_per_second_max: table.size_maybe("throttle", 1 << 20..=u64::MAX >> 1),
         full_every: hours("full_every_hours"),
         incremental_every: hours("incremental_every_hours"),
+        dump_every: hours("dump_every_hours"),
         prove: table.boolean("prove"),
+        replicas: table.boolean("replicas_from_backup"),
         keep_full: count("keep_full", 1..=1_000),
         keep_daily: count("keep_daily", 0..=1_000),
         keep_weekly: count("keep_weekly", 0..=1_000),

@@ -1,7 +1,7 @@
 //! A month of backups, with a hole in the log.
 
 use millrace_base::{Lsn, Micros};
-use millrace_contract::backups::{BackupEntry, Backups, LogEntry, RestorePlan, WindowEntry};
+use millrace_contract::backups::{BackupEntry, Backups, DumpEntry, LogEntry, RestorePlan, WindowEntry};
 
 pub(super) fn all(now: Micros) -> Backups {
     const DAY: i64 = 86_400_000_000;
@@ -14,6 +14,15 @@ pub(super) fn all(now: Micros) -> Backups {
         data_bytes: 48_000_000_000 - u64::try_from(days).unwrap_or(0) * 90_000_000,
         stored_bytes: if days % 7 == 0 { 11_200_000_000 } else { 240_000_000 },
         timeline: 3 + u32::from(days < 9),
+        proven: (days % 2 == 1).then_some(Micros(now.0 - days * DAY - DAY / 4)),
+    };
+    let dump = |days: i64| DumpEntry {
+        label: format!("dump-{days:02}"),
+        database: if days % 2 == 0 { "loans_db" } else { "postgres" }.to_owned(),
+        parts: if days == 4 { vec!["operational".to_owned()] } else { Vec::new() },
+        at: Micros(now.0 - days * DAY - DAY / 5),
+        data_bytes: 31_000_000_000,
+        stored_bytes: 7_400_000_000,
     };
     let window = |days: i64| WindowEntry {
         label: format!("backup-{days:02}"),
@@ -44,6 +53,7 @@ pub(super) fn all(now: Micros) -> Backups {
                 gaps: Vec::new(),
             },
         ],
+        dumps: (0..6).map(dump).collect(),
         problems: Vec::new(),
     }
 }

@@ -9,7 +9,7 @@ use axum::{
 use maud::{Markup, html};
 use millrace_base::Micros;
 use millrace_contract::{
-    backups::{BackupEntry, Backups, LogEntry, RestorePlan},
+    backups::{BackupEntry, Backups, DumpEntry, LogEntry, RestorePlan},
     operate::OperateError,
     status::{BackupStatus, PlatformStatus},
 };
@@ -58,6 +58,7 @@ pub(crate) async fn show(
                 (timeline(found, status.now))
                 (guide(&asked.at, plan.as_ref(), found, status.now))
                 (backups(&found.backups, status.now))
+                (dumps(&found.dumps, status.now))
                 (log(&found.timelines))
             }
         }
@@ -114,7 +115,7 @@ fn standing(status: &PlatformStatus, backup: &BackupStatus, found: &Backups) -> 
                 div { dt { "Newest backup" } dd { @match found.backups.first() { Some(newest) => (ago(newest.at)), None => "none" } } }
                 div { dt { "Last proven by restoring it" } dd { @match &backup.proven {
                     Some((label, at)) => { span.state.good { (label) } " " (ago(*at)) },
-                    None => span.muted { "not since the start; " code { "millrace backup prove" } },
+                    None => span.muted { "never; " code { "millrace backup prove" } },
                 } } }
                 @if let Some(why) = &backup.failed { div { dt { "The last try failed" } dd { (why) } } }
             }
@@ -204,7 +205,7 @@ fn backups(backups: &[BackupEntry], now: Micros) -> Markup {
             @if backups.is_empty() { p.muted { "None yet: " code { "millrace backup create" } } } @else {
                 table {
                     thead { tr { th scope="col" { "Backup" } th scope="col" { "Kind" } th scope="col" { "When (UTC)" } th.num scope="col" { "Ago" }
-                        th.num scope="col" { "Data" } th.num scope="col" { "Stored" } th scope="col" { "Copied from" } th.num scope="col" { "Timeline" } th scope="col" { "Builds on" } } }
+                        th.num scope="col" { "Data" } th.num scope="col" { "Stored" } th scope="col" { "Copied from" } th.num scope="col" { "Timeline" } th scope="col" { "Builds on" } th scope="col" { "Proven (UTC)" } } }
                     tbody { @for backup in backups { tr {
                         th scope="row" { code { (backup.label) } }
                         td { (if backup.full { "full" } else { "incremental" }) }
@@ -215,6 +216,32 @@ fn backups(backups: &[BackupEntry], now: Micros) -> Markup {
                         td { (if backup.from_replica { "a replica" } else { "the primary" }) }
                         td.num { (backup.timeline) }
                         td { @match &backup.parent { Some(parent) => code { (parent) }, None => span.muted { "–" } } }
+                        td { @match backup.proven { Some(at) => span.state.good { (utc(at)) }, None => span.muted { "–" } } }
+                    } } }
+                }
+            }
+        }
+    }
+}
+
+fn dumps(dumps: &[DumpEntry], now: Micros) -> Markup {
+    html! {
+        section.panel.scroll aria-labelledby="dumps" tabindex="0" {
+            h2 id="dumps" { "Logical backups" }
+            @if dumps.is_empty() {
+                p.muted { "None: " code { "millrace backup dump" } ", or " code { "dump_every_hours" } " in " code { "[backup]" } " of " code { "millrace.toml" } }
+            } @else {
+                table {
+                    thead { tr { th scope="col" { "Backup" } th scope="col" { "Database" } th scope="col" { "Of it" } th scope="col" { "When (UTC)" }
+                        th.num scope="col" { "Ago" } th.num scope="col" { "Data" } th.num scope="col" { "Stored" } } }
+                    tbody { @for dump in dumps { tr {
+                        th scope="row" { code { (dump.label) } }
+                        td { (dump.database) }
+                        td { @if dump.parts.is_empty() { "all" } @else { (dump.parts.join(", ")) } }
+                        td { (utc(dump.at)) }
+                        td.num { (format::duration(now.since(dump.at))) }
+                        td.num { (format::bytes(dump.data_bytes)) }
+                        td.num { (format::bytes(dump.stored_bytes)) }
                     } } }
                 }
             }

@@ -66,6 +66,8 @@ impl PhysicalStream {
                 backend::COPY_DONE_TAG => return Ok(Some(PhysicalItem::End)),
                 backend::ERROR_RESPONSE_TAG => return Err(raw.into_error()),
                 backend::NOTICE_RESPONSE_TAG | backend::PARAMETER_STATUS_TAG => {}
+                // it shuts down: without the end of a copy before it (`WalSndDone`)
+                backend::COMMAND_COMPLETE_TAG => return Err(PgError::stream_ended()),
                 other => return Err(PgError::Protocol(format!("message {other:#04x} within the stream"))),
             }
         }

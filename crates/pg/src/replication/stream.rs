@@ -64,12 +64,7 @@ impl LogicalStream {
                 backend::ERROR_RESPONSE_TAG => return Err(raw.into_error()),
                 backend::NOTICE_RESPONSE_TAG | backend::PARAMETER_STATUS_TAG => {}
                 backend::COPY_DONE_TAG | backend::COMMAND_COMPLETE_TAG | backend::READY_FOR_QUERY_TAG => {
-                    return Err(PgError::Server {
-                        sqlstate: "57P01".to_owned(),
-                        message: "the server ended the stream".to_owned(),
-                        detail: None,
-                        hint: None,
-                    });
+                    return Err(PgError::stream_ended());
                 }
                 other => return Err(PgError::Protocol(format!("message {other:#04x} within the stream"))),
             }

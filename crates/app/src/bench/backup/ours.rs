@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     super::lab::{Lab, Server},
-    LEVEL, THREADS,
+    How, LEVEL, THREADS,
 };
 use crate::explain::Explained as _;
 
@@ -102,12 +102,11 @@ impl Ours {
         Ok(made.manifest.stored_bytes as f64 / 1e6)
     }
 
-    /// The files alone, or with all the log.
-    pub(super) async fn restore(&self, place: &ServerSpec, lab: &Lab, whole: bool) -> anyhow::Result<()> {
+    pub(super) async fn restore(&self, place: &ServerSpec, lab: &Lab, how: How) -> anyhow::Result<()> {
         let options = RestoreOptions {
             data_dir: place.data_dir(),
-            delta: false,
-            target: if whole { Target::Latest } else { Target::Consistent },
+            delta: how == How::Over,
+            target: if how == How::Whole { Target::Latest } else { Target::Consistent },
             backup: None,
             timeline: None,
             threads: THREADS,

@@ -16,7 +16,7 @@ use super::{
         lab::{Lab, Server},
         pgbench::Programs,
     },
-    LEVEL, LOOK, THREADS,
+    How, LEVEL, LOOK, THREADS,
 };
 use crate::explain::Explained as _;
 
@@ -123,11 +123,13 @@ impl Peer {
         Ok(bytes.context("pgBackRest says no size of its backup")? / 1e6)
     }
 
-    pub(super) async fn restore(&self, data: &Path, lab: &Lab, whole: bool) -> anyhow::Result<()> {
+    pub(super) async fn restore(&self, data: &Path, lab: &Lab, how: How) -> anyhow::Result<()> {
         files::create_dir_all(data, 0o700)?;
         lab.run_as().own(data).explained()?;
         let to = format!("--pg1-path={}", data.display());
-        self.run(&[&to, if whole { "--type=default" } else { "--type=immediate" }, "restore"]).await.map(drop)
+        let delta = if how == How::Over { "--delta" } else { "--no-delta" };
+        let target = if how == How::Whole { "--type=default" } else { "--type=immediate" };
+        self.run(&[&to, target, delta, "restore"]).await.map(drop)
     }
 
     /// Copies the server to a folder with PostgreSQL's own program.
