@@ -1,7 +1,7 @@
 //! A batch from its first step to its commit: one transaction of raw history, staging, models, run and watermark.
 //!
-//! Invariants: nothing of a failed batch stays; changes of a key apply in `(commit_lsn, sequence)`
-//! order and only the last one reaches staging, while `raw` keeps all of them.
+//! Invariants: nothing of a failed batch stays, but for the rows of a first copy, which count for nothing and are copied anew;
+//! changes of a key apply in `(commit_lsn, sequence)` order and only the last one reaches staging, while `raw` keeps all of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -85,6 +85,9 @@ pub(crate) struct Batch {
     touched: BTreeMap<String, Touched>,
     /// Models that read a column whose type changed: they are built anew.
     retyped: BTreeSet<String>,
+    /// The rows of a first copy are committed before models are built of them: the engine reads what is committed with
+    /// all its threads, and what is not with one. Nothing counts as copied before the models are there.
+    rows_first: bool,
 }
 
 #[derive(Debug, Default)]
@@ -153,6 +156,8 @@ impl Batch {
         failpoint::pass("batch.begin")?;
         connection.execute_batch("begin transaction")?;
         let mut tables = state.tables.clone();
+        // else what is there would stay in force with other rows, should this die in between
+        let rows_first = kind == RunKind::InitialCopy && state.copied().is_empty() && state.built.is_empty();
         if kind == RunKind::InitialCopy {
             for known in tables.values_mut() {
                 known.copied = false;
@@ -166,6 +171,7 @@ impl Batch {
             tables,
             touched: BTreeMap::new(),
             retyped: BTreeSet::new(),
+            rows_first,
         })
     }
 
@@ -305,6 +311,11 @@ impl Batch {
     ) -> Result<Applied, BatchError> {
         let mut applied = Applied { run_id: self.run_id, ..Applied::default() };
         let mut counts = serde_json::Map::new();
+        if self.rows_first {
+            timed(connection, "commit")?;
+            failpoint::pass("batch.after_copy")?;
+            timed(connection, "begin transaction")?;
+        }
         let fresh = match self.kind.clone() {
             RunKind::InitialCopy => self.finish_copy(connection, &mut applied, &mut counts)?,
             RunKind::Resync(table) => {

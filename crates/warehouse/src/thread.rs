@@ -60,6 +60,8 @@ pub(crate) struct Writer {
     /// The open batch has failed: its later steps are thrown away, its commit answers with this.
     failed: Option<BatchError>,
     waiting: Vec<Outside>,
+    /// The last batch was a copy.
+    copied: bool,
     /// Something failed since it was last looked whether the engine is alive.
     suspect: bool,
     fatal_in_a_row: u32,
@@ -97,6 +99,7 @@ impl Writer {
             open: None,
             failed: None,
             waiting: Vec::new(),
+            copied: false,
             suspect: false,
             fatal_in_a_row: 0,
         };
@@ -277,13 +280,7 @@ impl Writer {
                 self.engine.confirm(self.clock.wall());
                 if kind != RunKind::Changes {
                     self.indexes.recount();
-                }
-                if kind != RunKind::Changes
-                    && let Err(error) = self.checkpoint()
-                {
-                    // what is committed is committed; the next checkpoint takes the log along
-                    tracing::warn!(error = %error.words(), "the warehouse could not be checkpointed after a copy");
-                    self.suspect = true;
+                    self.copied = true;
                 }
                 Ok(applied)
             }
@@ -359,7 +356,9 @@ impl Writer {
             self.suspect = true;
         }
         self.state.indexed = self.indexes.indexed();
-        if self.wal_bytes() > CHECKPOINT_WAL_BYTES
+        // what is committed is committed: nobody waits for this, and one that fails is made up for by the next
+        let due = std::mem::take(&mut self.copied) || self.wal_bytes() > CHECKPOINT_WAL_BYTES;
+        if due
             && !self.engine.has_pins()
             && let Err(error) = self.checkpoint()
         {

@@ -71,17 +71,19 @@ fn nothing_is_lost_or_doubled() {
     let calm = star(&engine(folder.path()));
     let places =
         ["begin", "after_raw", "after_staging", "after_dimensions", "after_facts", "before_commit", "after_commit"];
-    for place in places {
-        for (hits, action) in [(1, "abort"), (3, "abort"), (2, "error")] {
-            let folder = tempfile::tempdir().unwrap();
-            let failpoint = format!("batch.{place}={hits}:{action}");
-            let survived = run(folder.path(), Some(&failpoint));
-            assert_eq!(survived, action == "error", "{failpoint}");
-            assert!(run(folder.path(), None), "{failpoint}: the next start");
-            let engine = engine(folder.path());
-            assert_eq!(staged(&engine), source.expected(), "{failpoint}");
-            assert_eq!(star(&engine), calm, "{failpoint}");
-            assert_verified(&engine);
-        }
+    let times = [(1, "abort"), (3, "abort"), (2, "error")];
+    let all = places.into_iter().flat_map(|place| times.map(|(hits, action)| (place, hits, action)));
+    // between the rows of a first copy and the models
+    let first = [("after_copy", 1, "abort"), ("after_copy", 1, "error")];
+    for (place, hits, action) in all.chain(first) {
+        let folder = tempfile::tempdir().unwrap();
+        let failpoint = format!("batch.{place}={hits}:{action}");
+        let survived = run(folder.path(), Some(&failpoint));
+        assert_eq!(survived, action == "error", "{failpoint}");
+        assert!(run(folder.path(), None), "{failpoint}: the next start");
+        let engine = engine(folder.path());
+        assert_eq!(staged(&engine), source.expected(), "{failpoint}");
+        assert_eq!(star(&engine), calm, "{failpoint}");
+        assert_verified(&engine);
     }
 }

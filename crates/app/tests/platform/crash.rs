@@ -98,18 +98,21 @@ fn dying_at_every_failpoint_of_a_batch_loses_nothing() {
 
 #[test]
 fn dying_in_the_initial_copy_starts_it_again() {
-    let platform = Platform::init();
-    let dir = platform.dir();
-    let mut child =
-        command(&["--dir", dir.to_str().unwrap(), "--failpoint", "capture.during_copy:abort", "up", "--sample"])
+    for failpoint in ["capture.during_copy", "batch.after_copy"] {
+        let platform = Platform::init();
+        let dir = platform.dir();
+        let armed = format!("{failpoint}:abort");
+        let mut child = command(&["--dir", dir.to_str().unwrap(), "--failpoint", &armed, "up", "--sample"])
             .current_dir(&dir)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-    assert!(!child.wait().unwrap().success(), "the failpoint was not reached");
-    platform.up(&[]);
-    assert_eq!(payments(&platform, "warehouse"), payments(&platform, "primary"));
-    platform.prove();
+        assert!(!child.wait().unwrap().success(), "{failpoint} was not reached");
+        platform.up(&[]);
+        assert_eq!(payments(&platform, "warehouse"), payments(&platform, "primary"));
+        platform.prove();
+        platform.down();
+    }
 }

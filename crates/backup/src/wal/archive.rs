@@ -7,18 +7,19 @@ use std::{
     collections::BTreeMap,
     io::Write,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bytes::Bytes;
 use millrace_base::{Lsn, Micros};
 use serde::{Deserialize, Serialize};
+use zstd::bulk::Compressor;
 
 use super::segment::{History, Segment, history_name, parse_history_name};
 use crate::{
     error::BackupError,
     manifest,
     repo::{Listed, Repository},
-    seal,
+    seal::{self, Sealing},
 };
 
 /// Digits of a checksum in a name: 128 bits.
@@ -264,17 +265,52 @@ pub(crate) async fn listed(repo: &Repository, system_id: u64) -> Result<Inventor
     Ok(Inventory::from_listing(segment_bytes, &listing))
 }
 
+/// What an upload needs and leaves to the next: memory that is new each time is given by the system page by page.
+#[derive(Default)]
+pub(crate) struct Rooms {
+    compressors: Mutex<Vec<Compressor<'static>>>,
+    contents: Mutex<Vec<Vec<u8>>>,
+}
+
+fn idle<T>(of: &Mutex<Vec<T>>) -> MutexGuard<'_, Vec<T>> {
+    // a holder that panicked left nothing half done
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Rooms {
+    /// Empty, with room for so much.
+    pub(crate) fn content(&self, bytes: usize) -> Vec<u8> {
+        let mut content = idle(&self.contents).pop().unwrap_or_default();
+        content.clear();
+        content.reserve(bytes);
+        content
+    }
+
+    /// Nobody needs it any more.
+    pub(crate) fn give_back(&self, content: Arc<Vec<u8>>) {
+        idle(&self.contents).extend(Arc::try_unwrap(content));
+    }
+
+    fn seal(&self, sealing: &Sealing, content: &[u8]) -> Result<Vec<u8>, BackupError> {
+        let found = idle(&self.compressors).pop();
+        let mut compressor = found.map_or_else(|| sealing.compressor(), Ok)?;
+        let sealed = sealing.seal_with(&mut compressor, content);
+        idle(&self.compressors).push(compressor);
+        sealed
+    }
+}
+
 /// Seals and uploads a file of the log, or a piece of one; returns once it is durable.
 pub(crate) async fn put(
     repo: &Repository,
-    timeline: u32,
-    system_id: u64,
+    rooms: &Arc<Rooms>,
+    (timeline, system_id): (u32, u64),
     what: &str,
-    content: Bytes,
+    content: Arc<Vec<u8>>,
 ) -> Result<(), BackupError> {
-    let sealing = repo.sealing.clone();
+    let (sealing, rooms) = (repo.sealing.clone(), rooms.clone());
     let (hash, stored_hash, sealed) = crate::blocking(move || {
-        let sealed = sealing.seal(&content)?;
+        let sealed = rooms.seal(&sealing, &content)?;
         Ok((short_hash(&content), short_hash(&sealed), sealed))
     })
     .await?;
@@ -388,7 +424,7 @@ pub(crate) async fn put_history(
     match inventory.histories.get(&timeline) {
         Some(stored) if stored.content_hash == short_hash(content.as_bytes()) => Ok(()),
         Some(_) => Err(BackupError::WalConflict { name }),
-        None => put(repo, timeline, system_id, &name, content.into()).await,
+        None => put(repo, &Arc::default(), (timeline, system_id), &name, Arc::new(content.into_bytes())).await,
     }
 }
 

@@ -4,9 +4,8 @@
 //! order; while the repository is away nothing is acknowledged, and no more than a few segments are held in memory:
 //! the rest waits on the server, whose slot bounds it (`max_slot_wal_keep_size`).
 
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesOrdered};
 use millrace_base::{Backoff, Clock, Lsn, SystemClock};
 use millrace_pg::{
@@ -18,7 +17,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    archive::{self, Inventory, inventory},
+    archive::{self, Inventory, Rooms, inventory},
     put_history,
     segment::{History, Segment},
 };
@@ -80,7 +79,7 @@ pub async fn receive(
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
     let mut skip_to = None;
     loop {
-        let mut session = Session { repo, options, status, stop, system_id: 0 };
+        let mut session = Session { repo, options, status, stop, system_id: 0, rooms: Arc::default() };
         let skip = skip_to.take();
         let before = status.borrow().received;
         let ended = session.run(skip).await;
@@ -137,6 +136,7 @@ struct Session<'a> {
     status: &'a watch::Sender<ReceiveStatus>,
     stop: &'a CancellationToken,
     system_id: u64,
+    rooms: Arc<Rooms>,
 }
 
 /// The segment that arrives now.
@@ -367,8 +367,9 @@ impl<'a> Session<'a> {
         inventory: &Inventory,
     ) -> Result<(), BackupError> {
         let next = current.segment.next();
-        let fresh = Vec::with_capacity(current.data.len());
-        let (segment, data) = (current.segment, Bytes::from(std::mem::replace(&mut current.data, fresh)));
+        let fresh = self.rooms.content(current.data.len());
+        let (segment, had_parts) = (current.segment, current.flushed > 0);
+        let data = Arc::new(std::mem::replace(&mut current.data, fresh));
         *current = Current { segment: next, data: std::mem::take(&mut current.data), flushed: 0 };
         let name = segment.file_name(inventory.segment_bytes);
         let end = segment.end(inventory.segment_bytes);
@@ -379,10 +380,14 @@ impl<'a> Session<'a> {
             uploads.push_back(Box::pin(async move { Ok(end) }));
             return Ok(());
         }
-        let (repo, system_id) = (self.repo, self.system_id);
-        let (status, stop) = (self.status, self.stop);
+        let (repo, rooms, of) = (self.repo, self.rooms.clone(), (segment.timeline, self.system_id));
+        let (system_id, status, stop) = (self.system_id, self.status, self.stop);
         uploads.push_back(Box::pin(async move {
-            patiently(status, stop, || archive::put(repo, segment.timeline, system_id, &name, data.clone())).await?;
+            patiently(status, stop, || archive::put(repo, &rooms, of, &name, data.clone())).await?;
+            rooms.give_back(data);
+            if !had_parts {
+                return Ok(end);
+            }
             // the whole is durable: its parts are of no more use
             let parts = format!("{}/{:08X}/{name}.partial", archive::folder(system_id), segment.timeline);
             patiently(status, stop, || async {
@@ -401,14 +406,15 @@ impl<'a> Session<'a> {
     fn flush_part(&self, current: &mut Current, uploads: &mut FuturesOrdered<Upload<'a>>, inventory: &Inventory) {
         let Some(fresh) = current.data.get(current.flushed..).filter(|fresh| !fresh.is_empty()) else { return };
         let (from, to) = (current.flushed, current.data.len());
-        let content = Bytes::copy_from_slice(fresh);
+        let content = Arc::new(fresh.to_vec());
         let segment = current.segment;
         let what = format!("{}.partial/{from:08X}-{to:08X}", segment.file_name(inventory.segment_bytes));
         let end = Lsn(segment.start(inventory.segment_bytes).0 + lsn_len(to));
         current.flushed = to;
-        let (repo, system_id, status, stop) = (self.repo, self.system_id, self.status, self.stop);
+        let (repo, rooms, of) = (self.repo, self.rooms.clone(), (segment.timeline, self.system_id));
+        let (status, stop) = (self.status, self.stop);
         uploads.push_back(Box::pin(async move {
-            patiently(status, stop, || archive::put(repo, segment.timeline, system_id, &what, content.clone())).await?;
+            patiently(status, stop, || archive::put(repo, &rooms, of, &what, content.clone())).await?;
             Ok(end)
         }));
     }

@@ -208,7 +208,7 @@ impl Supervisor {
             None => self.happened(happening),
             Some(others) if others.peers.is_own(&self.intent.primary) => {
                 // that it is not written changes nothing
-                drop(self.written(&self.intent.clone(), Some(happening)).await);
+                drop(self.written(|_same| Ok(()), Some(happening)).await);
             }
             Some(_) => {}
         }

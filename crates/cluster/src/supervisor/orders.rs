@@ -19,6 +19,12 @@ use crate::{
 /// A pause that was recorded is heard within this.
 const PAUSED_MAX: Duration = Duration::from_secs(5);
 
+/// Who was late for the record hears of the earlier change within this, or says so.
+const LATE_MAX: Duration = Duration::from_secs(2);
+
+/// How often others may be earlier.
+const LATE_TIMES: usize = 5;
+
 impl Supervisor {
     /// Tells whoever waits what became of the wish.
     pub(super) fn answer(&mut self, reply: Reply) {
@@ -71,18 +77,9 @@ impl Supervisor {
                 self.wish(Wish::Failover { to }).await;
             }
             Order::Pause { paused, reply } => {
-                let intent = Intent { paused, ..self.intent.clone() };
-                let kept = match self.others.is_some() {
-                    true => self.written(&intent, Some(Happening::Paused { paused })).await,
-                    false => self.keep_record(&intent).map_err(|error| error.to_string()),
-                };
-                if let Err(why) = kept {
+                if let Err(why) = self.hold_failover(paused).await {
                     drop(reply.send(Err(why)));
                     return;
-                }
-                if self.others.is_none() {
-                    self.intent = intent;
-                    self.happened(Happening::Paused { paused });
                 }
                 self.pausers.push((paused, self.clock.monotonic(), reply));
             }
@@ -117,6 +114,22 @@ impl Supervisor {
         }
     }
 
+    async fn hold_failover(&mut self, paused: bool) -> Result<(), String> {
+        let happening = Happening::Paused { paused };
+        if self.others.is_some() {
+            let pause = |intent: &mut Intent| {
+                intent.paused = paused;
+                Ok(())
+            };
+            return self.written(pause, Some(happening)).await;
+        }
+        let intent = Intent { paused, ..self.intent.clone() };
+        self.keep_record(&intent).map_err(|error| error.to_string())?;
+        self.intent = intent;
+        self.happened(happening);
+        Ok(())
+    }
+
     /// An operator's word becomes what is wanted.
     pub(super) async fn wish(&mut self, wish: Wish) {
         if self.others.is_none() {
@@ -125,8 +138,15 @@ impl Supervisor {
         }
         let (Wish::Switchover { to } | Wish::Failover { to }) = &wish;
         let awaited = (to.clone(), self.intent.term);
-        let intent = Intent { wish: Some(wish), ..self.intent.clone() };
-        match self.written(&intent, None).await {
+        let before = self.intent.wish.clone();
+        let wanted = |intent: &mut Intent| {
+            if intent.term != awaited.1 || intent.wish != before {
+                return Err("another change came first".to_owned());
+            }
+            intent.wish = Some(wish.clone());
+            Ok(())
+        };
+        match self.written(wanted, None).await {
             Ok(()) => {
                 if let Some(others) = &mut self.others {
                     others.awaited = Some(awaited);
@@ -138,27 +158,46 @@ impl Supervisor {
 
     /// What an operator wanted cannot be.
     pub(super) async fn give_up(&mut self, why: String) {
-        let intent = Intent { wish: None, ..self.intent.clone() };
+        let given_up = self.intent.wish.take();
+        let same = |intent: &mut Intent| {
+            if intent.wish == given_up {
+                intent.wish = None;
+            }
+            Ok(())
+        };
         if self.others.is_some()
-            && let Err(error) = self.written(&intent, None).await
+            && let Err(error) = self.written(same, None).await
         {
             tracing::warn!(error, "a switchover that failed is not recorded as such yet");
         }
-        self.intent = intent;
         self.answer(Err(why));
     }
 
-    /// Writes what an operator wants where all supervisors hear it.
-    pub(super) async fn written(&mut self, intent: &Intent, happening: Option<Happening>) -> Result<(), String> {
+    /// Makes a change to what is wanted where all supervisors hear it. If others were earlier, it is made to what they have
+    /// changed it to.
+    ///
+    /// # Errors
+    /// What `change` says against it, or why it cannot be known to be written.
+    pub(super) async fn written(
+        &mut self,
+        change: impl Fn(&mut Intent) -> Result<(), String>,
+        happening: Option<Happening>,
+    ) -> Result<(), String> {
         // else a word could be the first record, and name a primary that nobody has looked for
         if self.others.as_ref().is_some_and(|others| !others.peers.is_known()) {
             return Err("the cluster has not begun, or is not known yet".to_owned());
         }
-        match self.write(intent, Claim::Word, happening).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err("something else has changed at the same moment; say it again".to_owned()),
-            Err(error) => Err(error.to_string()),
+        for _ in 0..LATE_TIMES {
+            let mut intent = self.intent.clone();
+            change(&mut intent)?;
+            match self.write(&intent, Claim::Word, happening.clone()).await {
+                Ok(true) => return Ok(()),
+                Ok(false) if self.hear_newer(LATE_MAX).await => {}
+                Ok(false) => break,
+                Err(error) => return Err(error.to_string()),
+            }
         }
+        Err("something else has changed at the same moment; say it again".to_owned())
     }
 
     fn may_lead(&self, name: &NodeName) -> bool {

@@ -15,7 +15,7 @@ use crate::{
     act,
     history::Event as Happening,
     observe,
-    observed::{DataState, Intent, Policy, Said},
+    observed::{DataState, Intent, Policy},
     operate::Reply,
     spec::{ClusterSpec, Limits, NodeName},
 };
@@ -65,10 +65,14 @@ impl Supervisor {
         let names = changed(&self.spec, &wanted);
         if self.others.is_some() {
             // heeded when it is heard, as it is everywhere
-            let said = Said { settings: Some(by_name(&wanted.settings)), ..self.intent.said.clone() };
-            if said != self.intent.said {
+            let settings = Some(by_name(&wanted.settings));
+            if settings != self.intent.said.settings {
                 let happening = (!names.is_empty()).then(|| Happening::Settings { changed: names.clone() });
-                self.written(&Intent { said, ..self.intent.clone() }, happening).await?;
+                let say = |intent: &mut Intent| {
+                    intent.said.settings.clone_from(&settings);
+                    Ok(())
+                };
+                self.written(say, happening).await?;
             }
         } else {
             self.spec.settings.clone_from(&wanted.settings);
@@ -144,9 +148,12 @@ impl Supervisor {
         self.configure();
         let Some(name) = self.intent.said.restart.clone().filter(|name| self.nodes.contains_key(name)) else { return };
         // heard once, whatever comes of it
-        let said = Said { restart: None, ..self.intent.said.clone() };
+        let heeded = |intent: &mut Intent| match intent.said.restart.take_if(|said| *said == name) {
+            Some(_) => Ok(()),
+            None => Err("someone else has said otherwise since".to_owned()),
+        };
         let happening = Happening::Restarted { node: name.to_string() };
-        match self.written(&Intent { said, ..self.intent.clone() }, Some(happening)).await {
+        match self.written(heeded, Some(happening)).await {
             Ok(()) => {
                 if let Err(why) = self.begin_restart(&name) {
                     tracing::warn!(node = %name, why, "a server is not restarted");
@@ -170,12 +177,15 @@ impl Supervisor {
             match &self.others {
                 None => self.happened(happening),
                 // the history alone: that it could not be written changes nothing of the restart
-                Some(_) => drop(self.written(&self.intent.clone(), Some(happening)).await),
+                Some(_) => drop(self.written(|_same| Ok(()), Some(happening)).await),
             }
             return Ok(reply);
         }
-        let said = Said { restart: Some(name.clone()), ..self.intent.said.clone() };
-        self.written(&Intent { said, ..self.intent.clone() }, None).await?;
+        let say = |intent: &mut Intent| {
+            intent.said.restart = Some(name.clone());
+            Ok(())
+        };
+        self.written(say, None).await?;
         Ok(format!("{name} is told to restart"))
     }
 

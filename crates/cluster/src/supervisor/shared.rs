@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use millrace_base::{Clock, Micros};
 use millrace_contract::status::{Finding, Severity};
 use millrace_pg::{ConnectParams, catalog::Slot};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     Supervisor,
@@ -362,6 +362,20 @@ impl Supervisor {
             others.promise.send_replace(None);
         }
         written
+    }
+
+    /// Hears the record that was earlier than a change of this supervisor. Says whether it came in time.
+    pub(super) async fn hear_newer(&mut self, max: Duration) -> bool {
+        let Some(others) = &mut self.others else { return false };
+        let known = others.peers.ask(&Claim::Word);
+        let newer = async {
+            while others.store.shared().record.is_none_or(|(_, revision)| revision <= known) {
+                others.store.changed().await;
+            }
+        };
+        let came = timeout(max, newer).await.is_ok();
+        self.hear(self.clock.monotonic());
+        came
     }
 
     /// What the record lacks, or may lack, is written into it.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use millrace_cluster::{ClusterSpec, ClusterStatus, NodeName, NodeSpec, history, topology::Teller};
 use millrace_contract::topology::NodeHealth;
+use millrace_pg::Setting;
 use millrace_testkit::{free_port, wait_until};
 
 use crate::{
@@ -154,12 +155,16 @@ async fn a_node_joins_and_leaves_agents_each_by_its_own_files() {
     let d = another(&agents.spec, "d");
     let mut more = agents.spec.clone();
     more.nodes.push(d);
+    more.settings.push(Setting::new("work_mem", "5MB", "a test"));
     // the newcomer may be the first to know
     agents.spec = more.clone();
     agents.supervise("d");
-    for name in ["c", "a", "b"] {
-        let of = |spec: &ClusterSpec| agents.of(name, spec);
-        assert_eq!(agents.running[name].handle.reload(of(&more)).await.unwrap(), "d joins");
+    // all at once: each changes the record that all share
+    let reload = |name: &'static str| agents.running[name].handle.reload(agents.of(name, &more));
+    let (a, b, c) = tokio::join!(reload("a"), reload("b"), reload("c"));
+    for (name, said) in [("a", a), ("b", b), ("c", c)] {
+        let said = said.unwrap();
+        assert!(said.starts_with("d joins"), "{name}: {said}");
     }
     agents.ready().await;
     let primary = agents.client("a").await;
