@@ -102,6 +102,9 @@ impl fmt::Debug for Keys {
 /// No object has more content.
 const CONTENT_MAX: u64 = 1 << 30;
 
+/// zstd's level where time counts more than room.
+const HASTY_LEVEL: i32 = 1;
+
 /// How objects are written.
 #[derive(Debug, Clone)]
 pub struct Sealing {
@@ -125,6 +128,11 @@ impl Sealing {
         }
     }
 
+    /// The same, but compressed in half the time and somewhat less.
+    pub(crate) fn hasty(&self) -> Self {
+        Self { level: self.level.min(HASTY_LEVEL), ..self.clone() }
+    }
+
     /// For [`Self::seal_with`].
     pub(crate) fn compressor(&self) -> Result<Compressor<'static>, BackupError> {
         Compressor::new(self.level).map_err(|error| BackupError::Encrypt(error.to_string()))
@@ -135,13 +143,14 @@ impl Sealing {
         self.seal_with(&mut self.compressor()?, content)
     }
 
-    /// The same with the tables of an earlier call.
+    /// The same with the tables of an earlier call, whatever its level was.
     pub(crate) fn seal_with(
         &self,
         compressor: &mut Compressor<'static>,
         content: &[u8],
     ) -> Result<Vec<u8>, BackupError> {
         let failed = |error: &dyn fmt::Display| BackupError::Encrypt(error.to_string());
+        compressor.set_compression_level(self.level).map_err(|e| failed(&e))?;
         // all at once: a stream would be compressed in pieces that cannot see each other without a copy
         let compressed = compressor.compress(content).map_err(|e| failed(&e))?;
         let Encryption::Recipients(all) = &self.encryption else { return Ok(compressed) };

@@ -8,6 +8,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use millrace_base::{Lsn, Micros};
@@ -270,9 +271,19 @@ pub(crate) async fn listed(repo: &Repository, system_id: u64) -> Result<Inventor
 pub(crate) struct Rooms {
     compressors: Mutex<Vec<Compressor<'static>>>,
     contents: Mutex<Vec<Vec<u8>>>,
+    /// What the last upload took: to seal, to store.
+    took: Mutex<(Duration, Duration)>,
 }
 
-fn idle<T>(of: &Mutex<Vec<T>>) -> MutexGuard<'_, Vec<T>> {
+/// How urgent an upload is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    Usual,
+    /// Much more waits: compressed less if compressing is what takes the time.
+    Behind,
+}
+
+fn held<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     // a holder that panicked left nothing half done
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -280,7 +291,7 @@ fn idle<T>(of: &Mutex<Vec<T>>) -> MutexGuard<'_, Vec<T>> {
 impl Rooms {
     /// Empty, with room for so much.
     pub(crate) fn content(&self, bytes: usize) -> Vec<u8> {
-        let mut content = idle(&self.contents).pop().unwrap_or_default();
+        let mut content = held(&self.contents).pop().unwrap_or_default();
         content.clear();
         content.reserve(bytes);
         content
@@ -288,14 +299,22 @@ impl Rooms {
 
     /// Nobody needs it any more.
     pub(crate) fn give_back(&self, content: Arc<Vec<u8>>) {
-        idle(&self.contents).extend(Arc::try_unwrap(content));
+        held(&self.contents).extend(Arc::try_unwrap(content));
+    }
+
+    fn sealing(&self, sealing: &Sealing, pace: Pace) -> Sealing {
+        let (seal, store) = *held(&self.took);
+        match pace {
+            Pace::Behind if seal > store => sealing.hasty(),
+            Pace::Behind | Pace::Usual => sealing.clone(),
+        }
     }
 
     fn seal(&self, sealing: &Sealing, content: &[u8]) -> Result<Vec<u8>, BackupError> {
-        let found = idle(&self.compressors).pop();
+        let found = held(&self.compressors).pop();
         let mut compressor = found.map_or_else(|| sealing.compressor(), Ok)?;
         let sealed = sealing.seal_with(&mut compressor, content);
-        idle(&self.compressors).push(compressor);
+        held(&self.compressors).push(compressor);
         sealed
     }
 }
@@ -306,16 +325,20 @@ pub(crate) async fn put(
     rooms: &Arc<Rooms>,
     (timeline, system_id): (u32, u64),
     what: &str,
-    content: Arc<Vec<u8>>,
+    (content, pace): (Arc<Vec<u8>>, Pace),
 ) -> Result<(), BackupError> {
-    let (sealing, rooms) = (repo.sealing.clone(), rooms.clone());
+    let begun = Instant::now();
+    let (sealing, of) = (rooms.sealing(&repo.sealing, pace), rooms.clone());
     let (hash, stored_hash, sealed) = crate::blocking(move || {
-        let sealed = rooms.seal(&sealing, &content)?;
+        let sealed = of.seal(&sealing, &content)?;
         Ok((short_hash(&content), short_hash(&sealed), sealed))
     })
     .await?;
     let object = format!("{system_id}/wal/{timeline:08X}/{what}.{hash}.{stored_hash}.{}", repo.sealing.extension());
-    repo.put(&object, sealed.into()).await
+    let sealed_in = begun.elapsed();
+    repo.put(&object, sealed.into()).await?;
+    *held(&rooms.took) = (sealed_in, begun.elapsed().saturating_sub(sealed_in));
+    Ok(())
 }
 
 /// The content of a stored file, both checksums checked.
@@ -424,7 +447,10 @@ pub(crate) async fn put_history(
     match inventory.histories.get(&timeline) {
         Some(stored) if stored.content_hash == short_hash(content.as_bytes()) => Ok(()),
         Some(_) => Err(BackupError::WalConflict { name }),
-        None => put(repo, &Arc::default(), (timeline, system_id), &name, Arc::new(content.into_bytes())).await,
+        None => {
+            let content = (Arc::new(content.into_bytes()), Pace::Usual);
+            put(repo, &Arc::default(), (timeline, system_id), &name, content).await
+        }
     }
 }
 
@@ -462,6 +488,27 @@ mod tests {
         assert_eq!(inventory.timelines(), [1, 2]);
         assert_eq!(inventory.unknown, ["7/wal/00000001/something"]);
         assert_eq!(inventory.objects().count(), 5);
+    }
+
+    #[test]
+    fn compresses_less_only_while_compressing_holds_it_up() {
+        let (rooms, usual) = (Rooms::default(), Sealing::new(crate::seal::Encryption::Off));
+        let (long, short) = (Duration::from_millis(70), Duration::from_millis(20));
+        let level = |pace| rooms.sealing(&usual, pace).level;
+        assert_eq!(level(Pace::Behind), 3, "nothing is known yet");
+        *held(&rooms.took) = (long, short);
+        assert_eq!((level(Pace::Behind), level(Pace::Usual)), (1, 3));
+        *held(&rooms.took) = (short, long);
+        assert_eq!(level(Pace::Behind), 3, "the repository takes the time: more bytes would take longer");
+
+        // one compressor serves both
+        let content = "what is repeated is compressed; ".repeat(2_000).into_bytes();
+        for pace in [Pace::Behind, Pace::Usual, Pace::Behind] {
+            *held(&rooms.took) = (long, short);
+            let sealed = rooms.seal(&rooms.sealing(&usual, pace), &content).unwrap();
+            assert_eq!(seal::unseal("a.zst", &sealed, &seal::Keys::default()).unwrap(), content);
+        }
+        assert_eq!(held(&rooms.compressors).len(), 1);
     }
 
     #[test]

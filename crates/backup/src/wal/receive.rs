@@ -17,7 +17,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    archive::{self, Inventory, Rooms, inventory},
+    archive::{self, Inventory, Pace, Rooms, inventory},
     put_history,
     segment::{History, Segment},
 };
@@ -29,6 +29,8 @@ const COMMAND: Duration = Duration::from_secs(30);
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How often the server is told where we are, and asked for an answer.
 const REPLY_EVERY: Duration = Duration::from_secs(5);
+/// With more log than this on the server the archive is behind.
+const BEHIND_BYTES: u64 = 128 << 20;
 
 /// Whose log is received.
 #[derive(Debug, Clone)]
@@ -382,8 +384,12 @@ impl<'a> Session<'a> {
         }
         let (repo, rooms, of) = (self.repo, self.rooms.clone(), (segment.timeline, self.system_id));
         let (system_id, status, stop) = (self.system_id, self.status, self.stop);
+        let pace = match status.borrow().server.bytes_since(end) > BEHIND_BYTES {
+            true => Pace::Behind,
+            false => Pace::Usual,
+        };
         uploads.push_back(Box::pin(async move {
-            patiently(status, stop, || archive::put(repo, &rooms, of, &name, data.clone())).await?;
+            patiently(status, stop, || archive::put(repo, &rooms, of, &name, (data.clone(), pace))).await?;
             rooms.give_back(data);
             if !had_parts {
                 return Ok(end);
@@ -414,7 +420,7 @@ impl<'a> Session<'a> {
         let (repo, rooms, of) = (self.repo, self.rooms.clone(), (segment.timeline, self.system_id));
         let (status, stop) = (self.status, self.stop);
         uploads.push_back(Box::pin(async move {
-            patiently(status, stop, || archive::put(repo, &rooms, of, &what, content.clone())).await?;
+            patiently(status, stop, || archive::put(repo, &rooms, of, &what, (content.clone(), Pace::Usual))).await?;
             Ok(end)
         }));
     }

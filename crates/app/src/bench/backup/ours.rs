@@ -25,6 +25,8 @@ use super::{
 };
 use crate::explain::Explained as _;
 
+/// The folder of our repository.
+pub(super) const OURS: &str = "ours";
 const LOG_MAX: Duration = Duration::from_secs(600);
 const END_MAX: Duration = Duration::from_secs(60);
 
@@ -41,7 +43,7 @@ impl Ours {
     pub(super) async fn new(lab: &Lab, server: &Server, data: &Path, client: &Connection) -> anyhow::Result<Self> {
         let (key, public) = Keys::generate();
         let sealing = Sealing { level: LEVEL, encryption: Encryption::to([public.as_str()]).explained()? };
-        let location = Location::Folder(lab.folder().join("ours"));
+        let location = Location::Folder(lab.folder().join(OURS));
         let repo = Repository::open(&location, sealing, Keys::parse(&key).explained()?).explained()?;
         let row = client.query_one("SELECT system_identifier FROM pg_control_system()", &[]).await?;
         let system_id = row.get::<_, i64>(0).cast_unsigned();

@@ -20,6 +20,8 @@ use super::{
 };
 use crate::explain::Explained as _;
 
+/// The folder of pgBackRest's repository.
+pub(super) const REPO: &str = "pgbackrest/repo";
 /// The folder of pg_basebackup's copy.
 pub(super) const PLAIN: &str = "plain";
 const STANZA: &str = "bench";
