@@ -154,7 +154,8 @@ async fn logical_slots(spec: &ClusterSpec, primary: &NodeSpec) -> Result<(Slots,
     Ok((read, snapshots))
 }
 
-/// A replica takes the logical slots of its primary: it stops, and is started by whoever sees that it does not run.
+/// A replica takes the logical slots of its primary: it stops, once no client has a transaction open or after `drain`, and is
+/// started by whoever sees that it does not run.
 ///
 /// # Errors
 /// If its log does not reach back far enough, which time mends; then it runs on. If it cannot be stopped or written to.
@@ -162,7 +163,8 @@ pub async fn copy_slots(
     spec: ClusterSpec,
     node: NodeSpec,
     primary: NodeSpec,
-    mut postmaster: Postmaster,
+    postmaster: Postmaster,
+    drain: Duration,
 ) -> Result<(), ClusterError> {
     let server = spec.server(&node);
     for (slot, _) in logical_slots(&spec, &primary).await?.0 {
@@ -171,7 +173,7 @@ pub async fn copy_slots(
             return Err(ClusterError::Node { node: node.name, source });
         }
     }
-    postmaster.stop(StopMode::Fast, spec.limits.stop_timeout).await.map_err(ClusterError::node(&node.name))?;
+    end(&spec, &node, postmaster, drain).await?;
     write_slots(&spec, &node, &primary).await
 }
 
@@ -282,17 +284,17 @@ pub async fn hand_over(
     stopped.map(Ok).map_err(ClusterError::node(&node.name))
 }
 
-/// A replica stops for good, once no client has a transaction open, or after `drain`.
+/// A replica stops, once no client has a transaction open, or after `drain`.
 ///
 /// # Errors
 /// If it cannot be stopped.
 pub async fn end(
-    spec: ClusterSpec,
-    node: NodeSpec,
+    spec: &ClusterSpec,
+    node: &NodeSpec,
     mut postmaster: Postmaster,
     drain: Duration,
 ) -> Result<Exit, ClusterError> {
-    match tokio::time::timeout(drain, drained(&spec, &node, drain)).await {
+    match tokio::time::timeout(drain, drained(spec, node, drain)).await {
         Ok(Ok(_client)) => {}
         Ok(Err(error)) => {
             tracing::warn!(node = %node.name, %error, "it does not say whether clients have transactions open")

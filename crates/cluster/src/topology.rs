@@ -74,8 +74,8 @@ impl Teller {
                 self.behind.remove(&node.name);
                 NodeHealth::Ready
             }
-            // without a primary nobody knows how far it is behind: it stays what it was
-            (NodeState::Running, None) if !before => NodeHealth::Ready,
+            // without a primary nobody knows how far it is behind: it stays what it was. One that is not asked is on its way out
+            (NodeState::Running, None) if !before && node.streaming.is_some() => NodeHealth::Ready,
             _ => {
                 self.behind.insert(node.name.clone());
                 NodeHealth::Draining
@@ -169,15 +169,25 @@ mod tests {
         let mut teller = Teller::new(100);
         let mut health = |lag, streaming| {
             let mut replica = node("b", NodeRole::Replica, NodeState::Running, lag);
-            replica.streaming = Some(streaming);
+            replica.streaming = streaming;
             told(&mut teller, true, vec![replica]).1[0]
         };
-        assert_eq!(health(Some(100), true), NodeHealth::Ready);
-        assert_eq!(health(None, false), NodeHealth::Ready);
-        assert_eq!(health(Some(101), true), NodeHealth::Draining);
-        assert_eq!(health(Some(60), true), NodeHealth::Draining);
-        assert_eq!(health(None, true), NodeHealth::Draining);
-        assert_eq!(health(Some(50), true), NodeHealth::Ready);
-        assert_eq!(health(Some(0), false), NodeHealth::Draining);
+        assert_eq!(health(Some(100), Some(true)), NodeHealth::Ready);
+        assert_eq!(health(None, Some(false)), NodeHealth::Ready);
+        assert_eq!(health(Some(101), Some(true)), NodeHealth::Draining);
+        assert_eq!(health(Some(60), Some(true)), NodeHealth::Draining);
+        assert_eq!(health(None, Some(true)), NodeHealth::Draining);
+        assert_eq!(health(Some(50), Some(true)), NodeHealth::Ready);
+        assert_eq!(health(Some(0), Some(false)), NodeHealth::Draining);
+    }
+
+    #[test]
+    fn a_replica_that_is_not_asked_any_more_gets_nothing_new() {
+        let mut replica = node("b", NodeRole::Replica, NodeState::Running, Some(0));
+        replica.streaming = Some(true);
+        let mut teller = Teller::new(100);
+        assert_eq!(told(&mut teller, true, vec![replica.clone()]).1, [NodeHealth::Ready]);
+        (replica.lag_bytes, replica.streaming) = (None, None);
+        assert_eq!(told(&mut teller, true, vec![replica]).1, [NodeHealth::Draining]);
     }
 }

@@ -308,6 +308,18 @@ impl TestServer {
     }
 }
 
+/// A test that fails tells what its server has said last.
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        const LINES: usize = 40;
+        if std::thread::panicking() {
+            let log = self.log();
+            let last = log.lines().rev().take(LINES).collect::<Vec<_>>().into_iter().rev();
+            println!("the server's log ends:\n{}", last.collect::<Vec<_>>().join("\n"));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -244,8 +244,9 @@ impl Supervisor {
             };
             node.busy = Some(("leaves the cluster, once its clients' transactions have ended".to_owned(), now));
             node.forget();
-            let ending = act::end(spec, node.spec.clone(), postmaster, DRAIN_MAX);
-            self.step("leave", &name, async { ending.await.map(|_exit| Done::Left) }, false);
+            let of = node.spec.clone();
+            let ending = async move { act::end(&spec, &of, postmaster, DRAIN_MAX).await.map(|_exit| Done::Left) };
+            self.step("leave", &name, ending, false);
         }
         self.drop_slots(observed).await;
     }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use millrace_pg::{Setting, StopMode};
+use millrace_pg::Setting;
 
 use super::{DRAIN_MAX, Done, Supervisor};
 use crate::{
@@ -163,7 +163,7 @@ impl Supervisor {
         }
     }
 
-    /// Restarts a server: a replica at once, the primary once no client has a transaction open.
+    /// Restarts a server once no client has a transaction open there; a replica after ten seconds whatever clients do.
     pub(super) async fn restart(&mut self, name: &NodeName) -> Reply {
         if self.intent.promoting || self.intent.wish.is_some() || self.wisher.is_some() {
             return Err("another change is under way".to_owned());
@@ -208,8 +208,9 @@ impl Supervisor {
             };
             self.step("restart", name, restarting, false);
         } else {
-            let stopping = act::stop(name.clone(), postmaster, StopMode::Fast, spec.limits.stop_timeout);
-            self.step("restart", name, async { stopping.await.map(Done::Stopped) }, false);
+            let of = node.spec.clone();
+            let stopping = async move { act::end(&spec, &of, postmaster, DRAIN_MAX).await.map(Done::Stopped) };
+            self.step("restart", name, stopping, false);
         }
         Ok(format!("{name} restarts"))
     }

@@ -123,15 +123,50 @@ async fn one_that_leaves_lets_its_readers_finish() {
     cluster
         .until("it leaves", |status| status.nodes.iter().any(|node| node.leaving && node.doing.contains("leaves")))
         .await;
-    let topology = Teller::new(1 << 20).tell(&cluster.status.borrow());
-    let b = topology.nodes.iter().find(|node| node.name == "b").unwrap();
-    assert_eq!(b.health, NodeHealth::Draining, "nothing new is sent there");
+    assert_eq!(health(&cluster, "b"), NodeHealth::Draining, "nothing new is sent there");
     let mut again = fewer.clone();
     again.nodes.push(another(&cluster.spec, "b"));
     let refused = cluster.nodes(again).await.unwrap_err();
     assert_eq!(refused, "b is still leaving: say it again when it is gone");
     reader.batch_execute("COMMIT").await.unwrap();
     cluster.until("its end", |status| status.nodes.len() == 2).await;
+    cluster.stop().await;
+}
+
+/// Its health as those who connect are told it.
+fn health(cluster: &Cluster, name: &str) -> NodeHealth {
+    let topology = Teller::new(1 << 20).tell(&cluster.status.borrow());
+    topology.nodes.iter().find(|node| node.name == name).unwrap().health
+}
+
+#[tokio::test]
+async fn a_replica_that_restarts_lets_its_readers_finish() {
+    let mut cluster = Cluster::start(&["a", "b", "c"]).await;
+    let reader = cluster.client("b").await;
+    reader.batch_execute("BEGIN; SELECT 1").await.unwrap();
+    cluster.handle.as_ref().unwrap().restart(NodeName::new("b")).await.unwrap();
+    let does = |status: &ClusterStatus, name: &str, what: &str| {
+        status.nodes.iter().any(|node| node.name == name && node.doing.contains(what))
+    };
+    cluster.until("a restart", |status| does(status, "b", "restarts")).await;
+    assert_eq!(health(&cluster, "b"), NodeHealth::Draining, "nothing new is sent there");
+    reader.batch_execute("COMMIT").await.unwrap();
+    wait_until(LONG, || async { reader.batch_execute("SELECT 1").await.is_err() }).await;
+    cluster.ready().await;
+
+    // the same where nobody has asked for it: slots are given to one replica after the other
+    let (on_b, on_c) = (cluster.client("b").await, cluster.client("c").await);
+    for reader in [&on_b, &on_c] {
+        reader.batch_execute("BEGIN; SELECT 1").await.unwrap();
+    }
+    let primary = cluster.client("a").await;
+    primary.batch_execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')").await.unwrap();
+    let slots = "restarts with the slots";
+    cluster.until("slots", |status| does(status, "b", slots) || does(status, "c", slots)).await;
+    let first = if does(&cluster.status.borrow(), "b", slots) { ("b", on_b) } else { ("c", on_c) };
+    assert_eq!(health(&cluster, first.0), NodeHealth::Draining);
+    first.1.batch_execute("COMMIT").await.unwrap();
+    cluster.ready().await;
     cluster.stop().await;
 }
 
