@@ -68,7 +68,7 @@ impl Worker {
     /// Gives a server to a client. The server can be used at once, or when it has the client's settings.
     fn attach(&mut self, client_at: usize, server_at: usize) -> Option<usize> {
         let (client, server) = (self.clients.get_mut(client_at)?, self.servers.get_mut(server_at)?);
-        server.client = Some(client_at);
+        (server.client, server.free) = (Some(client_at), false);
         server.since = self.now;
         let outdated = server.link.stale && !server.link.held.is_empty();
         (server.link.stale, server.link.reviewing) = (false, false);
@@ -162,8 +162,8 @@ impl Worker {
             if std::mem::take(&mut client.cancelled) {
                 client.state = ClientState::Idle;
                 server.client = None;
-                self.refuse_waiting(client_at, CANCELLED.0, CANCELLED.1, "");
-                return self.server_free(at);
+                // whoever looks next finds the server without a client
+                return self.refuse_waiting(client_at, CANCELLED.0, CANCELLED.1, "");
             }
             client.state = ClientState::Attached(at);
             return self.resume_client(client_at);
@@ -238,10 +238,18 @@ impl Worker {
         }
     }
 
-    /// A server without a client goes to those who wait, to the unused ones, or away.
+    /// One that was taken from the unused goes to those who wait.
+    pub(crate) fn hand_out(&mut self, at: usize) {
+        if let Some(server) = self.servers.get_mut(at) {
+            server.free = false;
+        }
+        self.server_free(at);
+    }
+
+    /// A server without a client goes to those who wait, to the unused ones, or away. Said twice of one, it is done once.
     pub(crate) fn server_free(&mut self, at: usize) {
         let Some(server) = self.servers.get_mut(at) else { return };
-        if server.cancelling {
+        if server.cancelling || server.free {
             return;
         }
         let Some(pool) = self.pools.get_mut(server.pool) else { return };
@@ -251,6 +259,7 @@ impl Worker {
         if server.retire || wanted_elsewhere || pool.is_spent(age, std::time::Duration::ZERO, server.generation) {
             return self.drop_server(at);
         }
+        server.free = true;
         if pool.paused {
             pool.idle.push(at);
             return self.note_paused();

@@ -81,6 +81,8 @@ pub(crate) struct Server {
     pub(crate) generation: u64,
     /// A cancel request is on its way: it must not hit the next client.
     pub(crate) cancelling: bool,
+    /// It is among the unused, or those that have become free: there once, or two clients would get it.
+    pub(crate) free: bool,
     /// Close it when its transaction ends.
     pub(crate) retire: bool,
 }

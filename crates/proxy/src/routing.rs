@@ -102,7 +102,7 @@ impl Worker {
         if !pool.paused
             && let Some(server) = pool.idle.pop()
         {
-            return self.server_free(server);
+            return self.hand_out(server);
         }
         self.open_more(at);
         self.note_starving(at);

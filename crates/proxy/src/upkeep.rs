@@ -183,7 +183,7 @@ impl Worker {
                 && !pool.waiting.is_empty()
                 && let Some(server) = pool.idle.pop()
             {
-                self.server_free(server);
+                self.hand_out(server);
             }
             self.hand_on();
             self.open_more(at);

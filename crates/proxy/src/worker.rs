@@ -516,6 +516,7 @@ impl Worker {
             began: self.now,
             generation: pool.generation,
             cancelling: false,
+            free: false,
             retire: false,
         };
         let at = self.servers.insert(server);

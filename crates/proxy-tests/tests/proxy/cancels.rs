@@ -179,6 +179,10 @@ async fn a_request_before_the_statement_has_begun_is_heard() {
     raw.send(&query("SELECT current_user"));
     assert!(raw.until_ready().ends_with("TDCZ"));
     one.batch_execute("COMMIT").await.unwrap();
+    // none is given to two
+    let pools = rig.handle.view().await.into_iter().flat_map(|view| view.pools);
+    let counted: Vec<_> = pools.map(|pool| (pool.servers, pool.idle)).filter(|counted| *counted != (0, 0)).collect();
+    assert_eq!(counted, [(2, 2)]);
     let mut config = rig.config();
     let again = connect(config.user("postgres")).await.unwrap();
     assert_eq!(text(&again, "SELECT count(*) FROM done").await, "0");
