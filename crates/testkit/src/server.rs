@@ -310,6 +310,7 @@ impl TestServer {
 
 /// A test that fails tells what its server has said last.
 impl Drop for TestServer {
+    #[expect(clippy::print_stdout, reason = "it belongs to what the test has printed")]
     fn drop(&mut self) {
         const LINES: usize = 40;
         if std::thread::panicking() {

@@ -209,6 +209,11 @@ impl Copies {
     }
 }
 
+fn newest_of(backups: &[Manifest], full: bool) -> Option<&Manifest> {
+    let wanted = backups.iter().filter(|backup| !full || backup.kind == Kind::Full);
+    wanted.max_by_key(|backup| backup.stopped_at)
+}
+
 struct Schedule {
     context: Arc<Context>,
     config: Backup,
@@ -251,23 +256,8 @@ impl Schedule {
         cluster: &watch::Receiver<ClusterStatus>,
         token: &CancellationToken,
     ) -> anyhow::Result<()> {
-        let backups = list(&self.repo, system_id).await.explained()?.backups;
-        let left = self.left_behind(system_id, &backups, cluster).await?;
-        let newest = |full: bool| {
-            let live = backups.iter().filter(|backup| !left.contains(&backup.label));
-            live.filter(|backup| !full || backup.kind == Kind::Full).max_by_key(|backup| backup.stopped_at)
-        };
-        self.status.send_modify(|status| {
-            status.last = newest(false).map(|backup| LastBackup {
-                label: backup.label.clone(),
-                full: backup.kind == Kind::Full,
-                at: backup.stopped_at,
-                stored_bytes: backup.stored_bytes,
-            });
-            status.backups = backups.len();
-        });
-        let proven = proofs::list(&self.repo, system_id).await.explained()?.pop();
-        self.status.send_modify(|status| status.proven = proven.map(|proven| (proven.label, proven.at)));
+        let live = self.tell(system_id, cluster).await?;
+        let newest = |full: bool| newest_of(&live, full);
         if backup::source(&self.context, &cluster.borrow().nodes, None).is_none() {
             // none of this host, or not yet
             return Ok(());
@@ -282,7 +272,11 @@ impl Schedule {
             (false, false) => None,
         };
         let made = match kind {
-            Some(kind) => self.physical(system_id, kind, cluster, token).await,
+            Some(kind) => {
+                let made = self.physical(system_id, kind, cluster, token).await;
+                let told = self.tell(system_id, cluster).await;
+                made.and(told.map(drop))
+            }
             None => Ok(()),
         };
         // one that fails is no reason to go without the other
@@ -297,6 +291,26 @@ impl Schedule {
         dumped?;
         self.status.send_modify(|status| status.failed = None);
         expired.map(drop).explained()
+    }
+
+    /// Says in the status what there is; the backups that the primary has come from.
+    async fn tell(&self, system_id: u64, cluster: &watch::Receiver<ClusterStatus>) -> anyhow::Result<Vec<Manifest>> {
+        let mut backups = list(&self.repo, system_id).await.explained()?.backups;
+        let proven = proofs::list(&self.repo, system_id).await.explained()?.pop();
+        let count = backups.len();
+        let left = self.left_behind(system_id, &backups, cluster).await?;
+        backups.retain(|backup| !left.contains(&backup.label));
+        self.status.send_modify(|status| {
+            status.last = newest_of(&backups, false).map(|backup| LastBackup {
+                label: backup.label.clone(),
+                full: backup.kind == Kind::Full,
+                at: backup.stopped_at,
+                stored_bytes: backup.stored_bytes,
+            });
+            status.backups = count;
+            status.proven = proven.map(|proven| (proven.label, proven.at));
+        });
+        Ok(backups)
     }
 
     async fn physical(

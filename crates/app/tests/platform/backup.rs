@@ -11,10 +11,35 @@ pub(crate) fn with_backups(platform: &Platform) {
 }
 
 pub(crate) fn with_backups_in(platform: &Platform, place: &str) {
+    configure(platform, &format!("{place}\nfull_every_hours = 0\nincremental_every_hours = 0"));
+}
+
+fn configure(platform: &Platform, table: &str) {
     let file = platform.dir().join("millrace.toml");
     let text = fs::read_to_string(&file).unwrap();
-    let table = format!("\n[backup]\n{place}\nfull_every_hours = 0\nincremental_every_hours = 0\n");
-    fs::write(&file, text + &table).unwrap();
+    fs::write(&file, format!("{text}\n[backup]\n{table}\n")).unwrap();
+}
+
+#[test]
+fn one_is_made_and_proven_by_itself_when_it_is_due() {
+    let platform = Platform::init();
+    configure(&platform, "repository = \"backups\"\nfull_every_hours = 24\nincremental_every_hours = 0");
+    platform.up(&[]);
+    let status = || platform.status()["backup"].clone();
+    wait_until("a backup that is proven, and told", || {
+        let status = status();
+        !status["proven"].is_null() && !status["last"].is_null()
+    });
+    let told = status();
+    let all = platform.run(&["backup", "list", "--json"]).json();
+    assert_eq!(all.as_array().unwrap().len(), 1);
+    let label = &all[0]["label"];
+    assert_eq!([&told["last"]["label"], &told["proven"][0]], [label, label]);
+    assert_eq!((&told["last"]["full"], &told["failed"]), (&true.into(), &serde_json::Value::Null));
+    // by hand, so that the platform hears of it when it looks
+    platform.run(&["backup", "create"]).ok();
+    wait_until("the newer one", || status()["last"]["full"] == false);
+    platform.down();
 }
 
 #[test]

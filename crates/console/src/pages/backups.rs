@@ -99,6 +99,10 @@ fn standing(status: &PlatformStatus, backup: &BackupStatus, found: &Backups) -> 
     };
     let ago =
         |at: Micros| html! { (utc(at)) " UTC" span.muted { " · " (format::duration(status.now.since(at))) " ago" } };
+    // by hand, a moment ago; or of a backup that is not kept any more
+    let here = found.backups.iter().filter_map(|backup| Some((backup.label.as_str(), backup.proven?)));
+    let known = backup.proven.as_ref().map(|(label, at)| (label.as_str(), *at));
+    let proven = here.chain(known).max_by_key(|(_, at)| *at);
     html! {
         section.panel.verdict.(level) aria-labelledby="standing" {
             h2 id="standing" { @match covered.last() {
@@ -113,8 +117,8 @@ fn standing(status: &PlatformStatus, backup: &BackupStatus, found: &Backups) -> 
                     None => (format::bytes(backup.backlog_bytes)),
                 } } }
                 div { dt { "Newest backup" } dd { @match found.backups.first() { Some(newest) => (ago(newest.at)), None => "none" } } }
-                div { dt { "Last proven by restoring it" } dd { @match &backup.proven {
-                    Some((label, at)) => { span.state.good { (label) } " " (ago(*at)) },
+                div { dt { "Last proven by restoring it" } dd { @match proven {
+                    Some((label, at)) => { span.state.good { (label) } " " (ago(at)) },
                     None => span.muted { "never; " code { "millrace backup prove" } },
                 } } }
                 @if let Some(why) = &backup.failed { div { dt { "The last try failed" } dd { (why) } } }
