@@ -58,8 +58,8 @@ const SOON: Duration = Duration::from_millis(50);
 const VERY_SOON: Duration = Duration::from_millis(10);
 /// A switchover waits this long for clients' transactions to end.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
-/// The same before a replica gets slots: meanwhile it cannot vote.
-const DRAIN_FOR_SLOTS_MAX: Duration = Duration::from_secs(2);
+/// The same before a replica restarts: meanwhile it cannot vote.
+const DRAIN_OF_REPLICA_MAX: Duration = Duration::from_secs(2);
 const CHECKPOINT_MAX: Duration = Duration::from_secs(60);
 /// SQLSTATE `object_not_in_prerequisite_state`.
 const NOT_IN_RECOVERY: &str = "55000";

@@ -62,8 +62,9 @@ impl Teller {
     }
 
     fn of_replica(&mut self, node: &NodeStatus) -> NodeHealth {
-        if (node.apply_delay_s.is_some() || node.leaving) && node.state == NodeState::Running {
-            // what is read there is old on purpose, or it ends soon
+        let asked = node.streaming.is_some();
+        if (node.apply_delay_s.is_some() || node.leaving || !asked) && node.state == NodeState::Running {
+            // what is read there is old on purpose, or it ends soon: one that is not asked any more is on its way out
             return NodeHealth::Draining;
         }
         let before = self.behind.contains(&node.name);
@@ -74,8 +75,8 @@ impl Teller {
                 self.behind.remove(&node.name);
                 NodeHealth::Ready
             }
-            // without a primary nobody knows how far it is behind: it stays what it was. One that is not asked is on its way out
-            (NodeState::Running, None) if !before && node.streaming.is_some() => NodeHealth::Ready,
+            // without a primary nobody knows how far it is behind: it stays what it was
+            (NodeState::Running, None) if !before => NodeHealth::Ready,
             _ => {
                 self.behind.insert(node.name.clone());
                 NodeHealth::Draining
@@ -188,6 +189,9 @@ mod tests {
         let mut teller = Teller::new(100);
         assert_eq!(told(&mut teller, true, vec![replica.clone()]).1, [NodeHealth::Ready]);
         (replica.lag_bytes, replica.streaming) = (None, None);
-        assert_eq!(told(&mut teller, true, vec![replica]).1, [NodeHealth::Draining]);
+        assert_eq!(told(&mut teller, true, vec![replica.clone()]).1, [NodeHealth::Draining]);
+        // asked again, without a primary: it was never behind
+        replica.streaming = Some(false);
+        assert_eq!(told(&mut teller, true, vec![replica]).1, [NodeHealth::Ready]);
     }
 }

@@ -98,6 +98,21 @@ struct Touched {
     copy_time: Option<Micros>,
 }
 
+/// What a first copy has left that did not come to its end counts for nothing, and takes room.
+fn forget_leftovers(connection: &Connection) -> Result<(), BatchError> {
+    let left = records::tables(connection)?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    let drops: String = left.values().map(|known| Table(&known.schema).drop()).collect();
+    connection.execute_batch(&format!("begin transaction; {drops} delete from audit.tables; commit"))?;
+    // the room is free after it
+    if let Err(error) = connection.execute_batch("checkpoint") {
+        tracing::warn!(%error, "what a first copy has left keeps its room for now");
+    }
+    Ok(())
+}
+
 /// Why a batch failed, before it is known what the caller may do.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BatchError {
@@ -154,10 +169,15 @@ impl Batch {
         now: Micros,
     ) -> Result<Self, BatchError> {
         failpoint::pass("batch.begin")?;
-        connection.execute_batch("begin transaction")?;
         let mut tables = state.tables.clone();
         // else what is there would stay in force with other rows, should this die in between
         let rows_first = kind == RunKind::InitialCopy && state.copied().is_empty() && state.built.is_empty();
+        if rows_first {
+            forget_leftovers(connection)?;
+            // what this copy does not bring is not there
+            tables.clear();
+        }
+        connection.execute_batch("begin transaction")?;
         if kind == RunKind::InitialCopy {
             for known in tables.values_mut() {
                 known.copied = false;

@@ -60,6 +60,11 @@ impl Table<'_> {
         )
     }
 
+    /// Takes both away.
+    pub(crate) fn drop(&self) -> String {
+        format!("drop table if exists {}; drop table if exists {};", self.raw(), self.staging())
+    }
+
     /// Makes the place where a batch's changes wait for its commit.
     pub(crate) fn create_batch(&self) -> String {
         format!(

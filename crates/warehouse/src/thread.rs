@@ -357,11 +357,12 @@ impl Writer {
         }
         self.state.indexed = self.indexes.indexed();
         // what is committed is committed: nobody waits for this, and one that fails is made up for by the next
-        let due = std::mem::take(&mut self.copied) || self.wal_bytes() > CHECKPOINT_WAL_BYTES;
-        if due
-            && !self.engine.has_pins()
-            && let Err(error) = self.checkpoint()
-        {
+        let due = self.copied || self.wal_bytes() > CHECKPOINT_WAL_BYTES;
+        if !due || self.engine.has_pins() {
+            return;
+        }
+        self.copied = false;
+        if let Err(error) = self.checkpoint() {
             tracing::warn!(error = %error.words(), "the warehouse cannot be checkpointed now");
             self.suspect = true;
         }

@@ -6,7 +6,7 @@ mod loans;
 use std::{path::PathBuf, process::Command};
 
 use loans::{history::*, *};
-use millrace_contract::{RunKind, Sink, SinkError};
+use millrace_contract::{RunKind, Sink, SinkError, Step};
 use proptest::{
     strategy::{Strategy, ValueTree},
     test_runner::TestRunner,
@@ -86,4 +86,39 @@ fn nothing_is_lost_or_doubled() {
         assert_eq!(star(&engine), calm, "{failpoint}");
         assert_verified(&engine);
     }
+}
+
+/// What the next try does not bring is not there, whatever the first one has left of it.
+#[tokio::test]
+async fn what_a_first_copy_has_left_counts_for_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = engine(folder.path());
+    let mut sink = indexing_sink(&engine);
+    let mut steps = Source::new().copy();
+    millrace_base::failpoint::arm("batch.after_copy=1:error").unwrap();
+    let failed = apply(&mut sink, RunKind::InitialCopy, steps.clone(), 10).await;
+    assert!(matches!(failed, Err(SinkError::Retry(_))), "{failed:?}");
+    assert!(sink.resume().await.unwrap().tables.is_empty());
+
+    // a step with its columns and one with its rows
+    let gone = match &steps[steps.len() - 2] {
+        Step::Schema(schema) => schema.table.clone(),
+        other => panic!("{other:?}"),
+    };
+    steps.truncate(steps.len() - 2);
+    let mut tries = 0;
+    while let Err(error) = apply(&mut sink, RunKind::InitialCopy, steps.clone(), 10).await {
+        // models of what is gone are held, one after the other
+        tries += 1;
+        assert!(matches!(error, SinkError::Retry(_)) && tries < 10, "{error:?}");
+    }
+    let resume = sink.resume().await.unwrap();
+    assert_eq!(resume.tables.len(), steps.len() / 2);
+    assert!(!resume.tables.contains(&gone));
+    let name = &gone.name;
+    let sql = format!(
+        "select count(*) from duckdb_tables() where schema_name in ('raw', 'staging') and table_name = '{name}'"
+    );
+    assert_eq!(query::<i64>(&engine, &sql), [0], "{gone}");
+    sink.close().await;
 }

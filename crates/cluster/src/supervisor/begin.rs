@@ -6,7 +6,7 @@ use std::time::Duration;
 use millrace_pg::catalog;
 use tokio::time::timeout;
 
-use super::{DRAIN_FOR_SLOTS_MAX, DRAIN_MAX, Done, NOT_IN_RECOVERY, Supervisor};
+use super::{DRAIN_MAX, DRAIN_OF_REPLICA_MAX, Done, NOT_IN_RECOVERY, Supervisor};
 use crate::{
     act,
     error::ClusterError,
@@ -119,7 +119,7 @@ impl Supervisor {
                 };
                 node.busy = Some((format!("restarts with the slots of {from}"), now));
                 node.forget();
-                let copying = act::copy_slots(spec, node.spec.clone(), primary, postmaster, DRAIN_FOR_SLOTS_MAX);
+                let copying = act::copy_slots(spec, node.spec.clone(), primary, postmaster, DRAIN_OF_REPLICA_MAX);
                 self.step("copy of slots", name, async { copying.await.map(|()| Done::Replica) }, false);
                 Ok(())
             }

@@ -73,6 +73,10 @@ impl Supervisor {
                 }
                 // it does not wait for anything else
                 self.answer(Err(format!("an operator wants {to} to be the primary at once")));
+                if let Some(others) = &mut self.others {
+                    // what that one waited for is no answer to this one
+                    others.awaited = None;
+                }
                 self.wisher = Some(reply);
                 self.wish(Wish::Failover { to }).await;
             }

@@ -10,7 +10,7 @@ use std::{
 
 use millrace_pg::Setting;
 
-use super::{DRAIN_MAX, Done, Supervisor};
+use super::{DRAIN_MAX, DRAIN_OF_REPLICA_MAX, Done, Supervisor};
 use crate::{
     act,
     history::Event as Happening,
@@ -154,6 +154,9 @@ impl Supervisor {
         };
         let happening = Happening::Restarted { node: name.to_string() };
         match self.written(heeded, Some(happening)).await {
+            Ok(()) if self.intent.promoting || self.intent.wish.is_some() => {
+                tracing::warn!(node = %name, "a server is not restarted: another primary is on its way");
+            }
             Ok(()) => {
                 if let Err(why) = self.begin_restart(&name) {
                     tracing::warn!(node = %name, why, "a server is not restarted");
@@ -163,7 +166,7 @@ impl Supervisor {
         }
     }
 
-    /// Restarts a server once no client has a transaction open there; a replica after ten seconds whatever clients do.
+    /// Restarts a server once no client has a transaction open there; a replica after two seconds whatever clients do.
     pub(super) async fn restart(&mut self, name: &NodeName) -> Reply {
         if self.intent.promoting || self.intent.wish.is_some() || self.wisher.is_some() {
             return Err("another change is under way".to_owned());
@@ -182,6 +185,12 @@ impl Supervisor {
             return Ok(reply);
         }
         let say = |intent: &mut Intent| {
+            if intent.promoting || intent.wish.is_some() {
+                return Err("another change is under way".to_owned());
+            }
+            if let Some(other) = intent.said.restart.as_ref().filter(|other| *other != name) {
+                return Err(format!("{other} is to restart first: say it again then"));
+            }
             intent.said.restart = Some(name.clone());
             Ok(())
         };
@@ -209,7 +218,8 @@ impl Supervisor {
             self.step("restart", name, restarting, false);
         } else {
             let of = node.spec.clone();
-            let stopping = async move { act::end(&spec, &of, postmaster, DRAIN_MAX).await.map(Done::Stopped) };
+            let stopping =
+                async move { act::end(&spec, &of, postmaster, DRAIN_OF_REPLICA_MAX).await.map(Done::Stopped) };
             self.step("restart", name, stopping, false);
         }
         Ok(format!("{name} restarts"))
