@@ -100,12 +100,14 @@ struct Touched {
 
 /// What a first copy has left that did not come to its end counts for nothing, and takes room.
 fn forget_leftovers(connection: &Connection) -> Result<(), BatchError> {
-    let left = records::tables(connection)?;
+    let mut left = records::tables(connection)?;
+    left.retain(|_, known| !known.copied);
     if left.is_empty() {
         return Ok(());
     }
     let drops: String = left.values().map(|known| Table(&known.schema).drop()).collect();
-    connection.execute_batch(&format!("begin transaction; {drops} delete from audit.tables; commit"))?;
+    connection
+        .execute_batch(&format!("begin transaction; {drops} delete from audit.tables where not copied; commit"))?;
     // the room is free after it
     if let Err(error) = connection.execute_batch("checkpoint") {
         tracing::warn!(%error, "what a first copy has left keeps its room for now");

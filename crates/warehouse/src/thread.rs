@@ -60,7 +60,7 @@ pub(crate) struct Writer {
     /// The open batch has failed: its later steps are thrown away, its commit answers with this.
     failed: Option<BatchError>,
     waiting: Vec<Outside>,
-    /// The last batch was a copy.
+    /// There was a copy since the last checkpoint.
     copied: bool,
     /// Something failed since it was last looked whether the engine is alive.
     suspect: bool,

@@ -148,15 +148,15 @@ impl Supervisor {
         self.configure();
         let Some(name) = self.intent.said.restart.clone().filter(|name| self.nodes.contains_key(name)) else { return };
         // heard once, whatever comes of it
-        let heeded = |intent: &mut Intent| match intent.said.restart.take_if(|said| *said == name) {
-            Some(_) => Ok(()),
-            None => Err("someone else has said otherwise since".to_owned()),
+        let heeded = |intent: &mut Intent| {
+            if intent.promoting || intent.wish.is_some() {
+                return Err("another primary is on its way: afterwards".to_owned());
+            }
+            let said = intent.said.restart.take_if(|said| *said == name);
+            said.map(drop).ok_or_else(|| "someone else has said otherwise since".to_owned())
         };
         let happening = Happening::Restarted { node: name.to_string() };
         match self.written(heeded, Some(happening)).await {
-            Ok(()) if self.intent.promoting || self.intent.wish.is_some() => {
-                tracing::warn!(node = %name, "a server is not restarted: another primary is on its way");
-            }
             Ok(()) => {
                 if let Err(why) = self.begin_restart(&name) {
                     tracing::warn!(node = %name, why, "a server is not restarted");
