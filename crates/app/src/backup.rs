@@ -1,10 +1,13 @@
 //! The platform's backup repository, opened from the configuration.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use millrace_backup::{
-    BackupError, CreateOptions, Created, Kind, ProgressFn, ProveOptions, create,
+    BackupError, CreateOptions, Created, Kind, ProgressFn, ProveOptions, Rule, create,
     plan::Target,
     repo::{AzureLocation, GoogleLocation, Location, Repository, S3Location},
     retention::Retention,
@@ -32,6 +35,8 @@ const ASK_MAX: Duration = Duration::from_secs(5);
 /// Of servers that go away while they are copied.
 const ATTEMPTS_MAX: u32 = 3;
 const ATTEMPT_AFTER: Duration = Duration::from_secs(2);
+/// A server of this host is waited for so long.
+const FIT_MAX: Duration = Duration::from_secs(30);
 /// Replay and check of a large database.
 const PROOF_MAX: Duration = Duration::from_secs(6 * 3600);
 
@@ -112,16 +117,23 @@ pub(crate) fn tell_away(context: &Context, repo: &Repository) {
     }
 }
 
+/// A key for backups.
+pub(crate) fn new_key() -> Secret {
+    Keys::generate().0
+}
+
+/// For a platform that was made without one.
 fn make_key(context: &Context) -> anyhow::Result<Secret> {
     let path = context.config.secrets_path();
     // another command may have made it a moment ago
     if let Some(key) = Secrets::load(&path).explained()?.backup_key {
         return Ok(key);
     }
-    let (key, _) = Keys::generate();
+    let key = new_key();
     Secrets::add_backup_key(&path, &key).explained()?;
+    let hosts = if context.config.etcd.is_some() { ", and in the secrets.toml of every other host" } else { "" };
     context.output.note(format!(
-        "a key for backups was made: `backup_key` in {}. Keep a copy elsewhere: without it no backup can be read",
+        "a key for backups was made: `backup_key` in {}. Keep a copy elsewhere{hosts}: without it no backup can be read",
         path.display()
     ));
     Ok(key)
@@ -224,11 +236,19 @@ pub(crate) async fn make(
     stop: &CancellationToken,
 ) -> anyhow::Result<(Created, NodeStatus)> {
     let mut lost: Option<String> = None;
-    let mut attempt = 1;
+    let (mut attempt, begun) = (1, Instant::now());
     loop {
         let now = nodes.now().await?;
-        let (node, data_dir) = source(context, &now, lost.as_deref())
-            .context("no server that could be copied runs on this host\n  hint: millrace cluster status")?;
+        let Some((node, data_dir)) = source(context, &now, lost.as_deref()) else {
+            // one that restarts, or is made at this moment, is waited for
+            if !now.iter().any(|node| data_dir(context, node).is_some()) || begun.elapsed() > FIT_MAX {
+                bail!("no server that could be copied runs on this host\n  hint: millrace cluster status");
+            }
+            tokio::select! {
+                () = stop.cancelled() => bail!("interrupted"),
+                () = tokio::time::sleep(ATTEMPT_AFTER) => continue,
+            }
+        };
         let primary = now.iter().find(|other| other.role == NodeRole::Primary && other.name != node.name);
         let options = options(context, (&node, primary), data_dir, kind, fast)?;
         match create(repo, &options, progress, stop).await {
@@ -249,15 +269,17 @@ pub(crate) async fn make(
 /// The node that is copied: a replica on this host that streams, else the primary; and its data directory. One that was
 /// lost a moment ago comes last.
 pub(crate) fn source(context: &Context, nodes: &[NodeStatus], lost: Option<&str>) -> Option<(NodeStatus, PathBuf)> {
-    let place = |node: &NodeStatus| {
-        let known = context.config.cluster.nodes.iter().find(|known| known.name == node.name)?;
-        Some(context.config.node_dir(known).join("data")).filter(|folder| folder.join("PG_VERSION").exists())
-    };
     let runs = |node: &&NodeStatus| node.state == NodeState::Running && node.apply_delay_s.is_none() && !node.leaving;
     let fit = |node: &&NodeStatus| runs(node) && (node.role == NodeRole::Primary || node.streaming == Some(true));
     let mut nodes: Vec<&NodeStatus> = nodes.iter().filter(fit).collect();
     nodes.sort_by_key(|node| (lost == Some(node.name.as_str()), node.role == NodeRole::Primary));
-    nodes.into_iter().find_map(|node| Some((node.clone(), place(node)?)))
+    nodes.into_iter().find_map(|node| Some((node.clone(), data_dir(context, node)?)))
+}
+
+/// Its data directory, if that is on this host.
+fn data_dir(context: &Context, node: &NodeStatus) -> Option<PathBuf> {
+    let known = context.config.cluster.nodes.iter().find(|known| known.name == node.name)?;
+    Some(context.config.node_dir(known).join("data")).filter(|folder| folder.join("PG_VERSION").exists())
 }
 
 fn options(
@@ -300,6 +322,11 @@ pub(crate) fn retention_of(config: &Backup) -> Retention {
 /// If there is no `[backup]`, or PostgreSQL's programs are not found.
 pub(crate) fn proof(context: &Context, label: Option<String>) -> anyhow::Result<ProveOptions> {
     let spec = context.cluster_spec()?;
+    let rule = |check: &millrace_config::pack::TextFile| Rule {
+        name: check.name.trim_end_matches(".sql").to_owned(),
+        database: context.pack.database.clone(),
+        sql: check.text.clone(),
+    };
     let folder = context.layout.proof();
     files::create_dir_all(&folder, 0o711).with_context(|| format!("cannot make {}", folder.display()))?;
     Ok(ProveOptions {
@@ -311,5 +338,6 @@ pub(crate) fn proof(context: &Context, label: Option<String>) -> anyhow::Result<
         backup: label,
         threads: config(context)?.threads,
         deadline: PROOF_MAX,
+        rules: context.pack.checks.iter().map(rule).collect(),
     })
 }

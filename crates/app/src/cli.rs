@@ -433,6 +433,9 @@ pub(crate) struct RestoreTo {
     /// Do not ask before
     #[arg(long, requires = "in_place")]
     pub(crate) yes: bool,
+    /// Which node of many hosts this one has: its data becomes the primary's [default: the only one whose data is here]
+    #[arg(long, requires = "in_place")]
+    pub(crate) node: Option<String>,
     /// Up to this time, such as 2026-11-22T10:00:00Z or '2 hours ago' [default: the latest point]
     #[arg(long, group = "target")]
     pub(crate) time: Option<String>,

@@ -102,14 +102,19 @@ impl Context {
         self
     }
 
+    /// The agent of this host, or what runs all nodes.
+    pub(crate) fn of_agent(mut self) -> Self {
+        self.layout = Layout::new(&self.config.platform.data_dir);
+        self
+    }
+
     /// What knows the cluster on this host: an agent, if one runs, else the platform.
-    pub(crate) fn of_cluster(mut self) -> anyhow::Result<Self> {
-        let agent = Layout::new(&self.config.platform.data_dir);
-        if self.config.etcd.is_some() && lock::holder(&agent.lock())?.is_none() {
-            return Ok(self.of_platform());
+    pub(crate) fn of_cluster(self) -> anyhow::Result<Self> {
+        let agent = self.of_agent();
+        match agent.config.etcd.is_some() && lock::holder(&agent.layout.lock())?.is_none() {
+            true => Ok(agent.of_platform()),
+            false => Ok(agent),
         }
-        self.layout = agent;
-        Ok(self)
     }
 
     /// As [`Context::cluster_spec`], for the agent of one node, or for who only listens.

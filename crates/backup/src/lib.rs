@@ -111,7 +111,7 @@ pub use catalog::{Catalog, list};
 pub use create::{CreateOptions, Created, create};
 pub use error::BackupError;
 pub use manifest::{Kind, Manifest, Object, Tablespace};
-pub use prove::{Proof, ProveOptions, prove};
+pub use prove::{Proof, ProveOptions, Rule, prove};
 pub use recovery::WalSource;
 pub use restore::{RestoreOptions, end_restore, plan as plan_restore, restore};
 pub use verify::{Finding, VerifyOptions, VerifyReport, verify};

@@ -1,5 +1,6 @@
 //! A backup that has not been restored is not a backup: this restores one into a scratch folder, starts a server on it
-//! that nobody else can reach, waits for the end of recovery, and has every table and index checked by `pg_amcheck`.
+//! that nobody else can reach, waits for the end of recovery, has every table and index checked by `pg_amcheck`, and asks
+//! for rows that must not be.
 
 use std::{
     fs,
@@ -24,6 +25,8 @@ use crate::{
     restore::{RestoreOptions, plan, restore},
 };
 
+/// SQLSTATE of a database, schema, table, column or function that does not exist.
+const NOT_THERE: [&str; 5] = ["3D000", "3F000", "42P01", "42703", "42883"];
 /// The scratch server has no network: the number only names its socket.
 const PORT: u16 = 5432;
 /// What makes a folder one of ours.
@@ -46,6 +49,16 @@ pub struct ProveOptions {
     pub threads: usize,
     /// How long replay may take, and the check of tables after it.
     pub deadline: Duration,
+    pub rules: Vec<Rule>,
+}
+
+/// What must hold in a database, whoever has written to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    pub name: String,
+    pub database: String,
+    /// One query: each row that it finds is one that must not be.
+    pub sql: String,
 }
 
 /// A proof that came out well.
@@ -58,6 +71,21 @@ pub struct Proof {
     /// `None`: there is no `pg_amcheck` on this machine.
     pub check_ms: Option<u64>,
     pub databases: usize,
+    /// Rules that hold.
+    #[serde(default)]
+    pub rules: usize,
+    /// Rules of databases, tables or columns that this backup does not have.
+    #[serde(default)]
+    pub rules_left_out: Vec<String>,
+}
+
+/// What was found out of the restored server.
+struct Found {
+    replay_ms: u64,
+    check_ms: Option<u64>,
+    databases: usize,
+    rules: usize,
+    rules_left_out: Vec<String>,
 }
 
 /// Restores, starts, checks, stops, removes.
@@ -97,9 +125,9 @@ pub async fn prove(
         () = cancel.cancelled() => Err(BackupError::Cancelled),
     };
     stop(options, &scratch.path).await?;
-    let (replay_ms, check_ms, databases) = proven?;
+    let Found { replay_ms, check_ms, databases, rules, rules_left_out } = proven?;
     tracing::info!(label = ?plan.backups.last(), restore_ms, replay_ms, "backup proven by restoring it");
-    Ok(Proof { plan, restore_ms, replay_ms, check_ms, databases })
+    Ok(Proof { plan, restore_ms, replay_ms, check_ms, databases, rules, rules_left_out })
 }
 
 fn millis(since: Instant) -> u64 {
@@ -172,14 +200,21 @@ struct Server<'a> {
 }
 
 impl Server<'_> {
-    async fn run(&self) -> Result<(u64, Option<u64>, usize), BackupError> {
+    async fn run(&self) -> Result<Found, BackupError> {
         let begun = Instant::now();
         self.start().await?;
         let databases = self.recovered().await?;
         let replay_ms = millis(begun);
+        let check_ms = self.checked().await?;
+        let (rules, rules_left_out) = self.hold().await?;
+        Ok(Found { replay_ms, check_ms, databases, rules, rules_left_out })
+    }
+
+    /// Every table and index, if there is a `pg_amcheck`.
+    async fn checked(&self) -> Result<Option<u64>, BackupError> {
         let check = self.options.binaries.program("pg_amcheck");
         if !check.is_file() {
-            return Ok((replay_ms, None, databases));
+            return Ok(None);
         }
         let begun = Instant::now();
         let mut command = self.command("pg_amcheck");
@@ -189,7 +224,48 @@ impl Server<'_> {
             .arg(&self.scratch.path)
             .args(["--port", &PORT.to_string(), "--username", &self.options.superuser]);
         self.finish(command, "pg_amcheck").await?;
-        Ok((replay_ms, Some(millis(begun)), databases))
+        Ok(Some(millis(begun)))
+    }
+
+    /// How many rules hold, and which are of what is not there.
+    async fn hold(&self) -> Result<(usize, Vec<String>), BackupError> {
+        let (mut rules, mut left_out) = (0, Vec::new());
+        for rule in &self.options.rules {
+            match tokio::time::timeout(self.options.deadline, self.broken(rule)).await {
+                Err(_) => return Err(self.failed(&format!("the rule {} took too long", rule.name))),
+                Ok(Ok(found)) if found.is_empty() => rules += 1,
+                Ok(Ok(found)) => {
+                    return Err(self.failed(&format!("the rule {} is broken, by {}", rule.name, found.join(", "))));
+                }
+                Ok(Err(error)) if error.sqlstate().is_some_and(|state| NOT_THERE.contains(&state)) => {
+                    tracing::warn!(rule = rule.name, %error, "of what this backup does not have: it is not asked");
+                    left_out.push(rule.name.clone());
+                }
+                Ok(Err(error)) => return Err(self.failed(&format!("the rule {} cannot be asked: {error}", rule.name))),
+            }
+        }
+        Ok((rules, left_out))
+    }
+
+    /// The first rows that must not be.
+    async fn broken(&self, rule: &Rule) -> Result<Vec<String>, PgError> {
+        let client = connect(&self.params(&rule.database), Duration::from_secs(30)).await?;
+        let sql = rule.sql.trim().trim_end_matches(';');
+        let found =
+            client.query(&format!("SELECT to_jsonb(found)::text FROM (\n{sql}\n) AS found LIMIT 3"), &[]).await?;
+        found.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
+    fn params(&self, database: &str) -> ConnectParams {
+        ConnectParams {
+            host: self.scratch.path.display().to_string(),
+            port: PORT,
+            database: database.to_owned(),
+            user: self.options.superuser.clone(),
+            password: Secret::new(""),
+            tls: None,
+            application_name: "millrace prove".to_owned(),
+        }
     }
 
     /// With nothing of the original's surroundings: no network, no TLS files, no libraries, no archive.
@@ -228,16 +304,7 @@ impl Server<'_> {
 
     /// Waits for the end of recovery, and counts the databases.
     async fn recovered(&self) -> Result<usize, BackupError> {
-        let params = ConnectParams {
-            host: self.scratch.path.display().to_string(),
-            port: PORT,
-            database: "postgres".to_owned(),
-            user: self.options.superuser.clone(),
-            password: Secret::new(""),
-            tls: None,
-            application_name: "millrace prove".to_owned(),
-        };
-        let client = connect(&params, Duration::from_secs(30)).await?;
+        let client = connect(&self.params("postgres"), Duration::from_secs(30)).await?;
         let until = Instant::now() + self.options.deadline;
         loop {
             let row = client.query_one("SELECT pg_is_in_recovery()", &[]).await.map_err(PgError::from)?;

@@ -1,4 +1,4 @@
-//! The ground every other crate stands on: positions, time, tasks, files, secrets.
+//! The ground every other crate stands on: positions, time, tasks, files, sockets, secrets.
 //!
 //! Invariants: nothing here talks to a database; nothing here reads the environment;
 //! wall-clock time is read in [`clock`] only, so that whatever decides can be simulated.
@@ -10,6 +10,7 @@ pub mod files;
 pub mod ident;
 pub mod lsn;
 pub mod secret;
+pub mod sockets;
 pub mod task;
 pub mod tls;
 

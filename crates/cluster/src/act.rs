@@ -20,7 +20,7 @@ use crate::{
     observe,
     plan::Discard,
     seed::{Seed, Sown},
-    spec::{ClusterSpec, NodeName, NodeSpec, REPLICATOR},
+    spec::{ClusterSpec, NodeName, NodeSpec, REPLICATOR, RestoreId},
 };
 
 /// Making a new cluster; returns its system identifier.
@@ -38,7 +38,7 @@ pub async fn initdb(spec: ClusterSpec, node: NodeSpec) -> Result<u64, ClusterErr
 }
 
 /// A replica made anew: its server stopped, its data discarded, its slot renewed, its data copied from whoever has a copy, or
-/// from the primary.
+/// from the primary. `restored`: see [`crate::Intent::restored`]; a base backup brings the mark.
 ///
 /// # Errors
 /// If a step fails; data moved aside stays there.
@@ -48,7 +48,7 @@ pub async fn make_replica(
     primary: NodeSpec,
     discard: Discard,
     postmaster: Option<Postmaster>,
-    now: Micros,
+    (now, restored): (Micros, Option<&RestoreId>),
 ) -> Result<(), ClusterError> {
     let server = spec.server(&node);
     if let Some(mut postmaster) = postmaster {
@@ -67,7 +67,9 @@ pub async fn make_replica(
     discard_data(&node, server.data_dir(), discard, now).await?;
 
     let seeded = match spec.seed.as_deref().zip(begin) {
-        Some((seed, begin)) => sow(seed, &server, &upstream, begin).await.map_err(ClusterError::node(&node.name))?,
+        Some((seed, begin)) => {
+            sow(seed, &server, &upstream, begin, restored).await.map_err(ClusterError::node(&node.name))?
+        }
         None => false,
     };
     if !seeded {
@@ -82,6 +84,7 @@ async fn sow(
     server: &ServerSpec,
     upstream: &Upstream,
     begin: catalog::SlotBegin,
+    restored: Option<&RestoreId>,
 ) -> Result<bool, ServerError> {
     enum Unsown {
         Server(ServerError),
@@ -102,6 +105,10 @@ async fn sow(
     let node = upstream.application_name.as_str();
     let copied = async {
         let of = seed.sow(wanted).await.map_err(Unsown::Seed)?;
+        if let Some(restored) = restored {
+            // the backup may be of before
+            observe::mark_restored(&server.incoming_dir(), &server.run_as, restored)?;
+        }
         tracing::info!(node, of, "made from a backup");
         Ok(())
     };

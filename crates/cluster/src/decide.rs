@@ -64,7 +64,7 @@ pub fn choose_primary(
         let holds = |view: &NodeView| match &view.data {
             DataState::Whole { standby, .. } | DataState::Damaged { standby, .. } => *standby == wanted,
             DataState::OtherVersion { .. } => !wanted,
-            DataState::Absent | DataState::Foreign { .. } | DataState::Denied { .. } => false,
+            DataState::Absent | DataState::Past { .. } | DataState::Foreign { .. } | DataState::Denied { .. } => false,
         };
         observed.nodes.iter().filter(|(_, view)| holds(view)).map(|(name, _)| name.clone()).collect()
     };
@@ -76,6 +76,9 @@ pub fn choose_primary(
         _ => Err(ClusterError::TwoPrimaries(primaries)),
     }
 }
+
+/// Of data that has no part in the cluster any more.
+const PAST: &str = "holds data of before the cluster was brought back from a backup";
 
 struct Case<'a> {
     observed: &'a Observed,
@@ -152,6 +155,13 @@ impl Case<'_> {
             let why = "is not sure to be the primary any more; is killed, so that it writes no more";
             return NodePlan::act(Action::Fence, why).trouble(Severity::Critical, "look at the network and at etcd");
         }
+        let lives = view.may_write || view.process != ProcessState::None;
+        if matches!(view.data, DataState::Past { .. }) && lives && self.intent.goal == Goal::Run {
+            return match view.may_write {
+                true => NodePlan::act(Action::Fence, format!("{PAST}: is killed")),
+                false => NodePlan::wait(format!("{PAST}, and has been killed")),
+            };
+        }
         match self.intent.goal {
             Goal::Stop => self.stopping(name, view),
             Goal::Run if *name == self.intent.primary => match &self.succession {
@@ -227,6 +237,10 @@ impl Case<'_> {
             (DataState::Absent, Some(_)) => NodePlan::wait("the primary's data directory is gone").trouble(
                 Severity::Critical,
                 format!("bring the data directory of {name} back, or restore a backup there"),
+            ),
+            (DataState::Past { .. }, _) => NodePlan::wait(format!("{PAST}; the restore has not ended")).trouble(
+                Severity::Critical,
+                format!("stop all agents, and on this host: millrace backup restore --in-place --node {name}"),
             ),
             (DataState::Whole { system_id, .. }, Some(known)) if *system_id != known => NodePlan::wait(
                 "the data directory belongs to another cluster",
@@ -368,6 +382,11 @@ impl Case<'_> {
                     Discard::MoveAside,
                     format!("holds a primary's data, which is kept aside, and is made anew from {primary}"),
                 ),
+            DataState::Past { .. } => self.rebuild(
+                view,
+                Discard::MoveAside,
+                format!("{PAST}, which is kept aside, and is made anew from {primary}"),
+            ),
             DataState::Whole { .. } => self.rebuild(
                 view,
                 Discard::MoveAside,
@@ -392,7 +411,7 @@ impl Case<'_> {
         if let Some(wait) = self.held_up(view) {
             return wait;
         }
-        let Some(server) = &view.server else { return silent(view, ready) };
+        let Some(server) = &view.server else { return self.unheard(name, view, ready) };
         if !server.in_recovery {
             return NodePlan::act(
                 Action::Stop(StopMode::Immediate),
@@ -487,6 +506,21 @@ impl Case<'_> {
             .trouble(Severity::Warning, format!("look at the log of {name}"))
     }
 
+    /// A replica that does not answer. One that recovers may need log for it that the primary of now has, and not the one
+    /// that it was started from.
+    fn unheard(&self, name: &NodeName, view: &NodeView, ready: bool) -> NodePlan {
+        let primary = &self.intent.primary;
+        let replica = matches!(view.data, DataState::Whole { standby: true, .. });
+        let awaited = self.primary_server().is_some() && self.slot(name).is_some();
+        let turns = view.follows.as_ref() != Some(primary) && view.vote != Some(self.intent.term);
+        match !ready && replica && awaited && turns {
+            true => {
+                NodePlan::act(Action::Follow { from: primary.clone() }, format!("recovers, and turns to {primary}"))
+            }
+            false => silent(view, ready),
+        }
+    }
+
     /// Logical slots of the primary are not here, and the server can be restarted to take them: one at a time, and only
     /// while everything else is well.
     fn lacks_slots(&self, name: &NodeName, view: &NodeView) -> bool {
@@ -545,7 +579,8 @@ impl Case<'_> {
     fn primary_server(&self) -> Option<&ServerState> {
         let primary = self.observed.nodes.get(&self.intent.primary)?;
         let runs = matches!(primary.process, ProcessState::Running { .. });
-        let usable = primary.busy.is_none() && runs && self.holds_office();
+        let past = matches!(primary.data, DataState::Past { .. });
+        let usable = primary.busy.is_none() && runs && !past && self.holds_office();
         primary
             .server
             .as_ref()
@@ -581,6 +616,7 @@ fn discard(view: &NodeView) -> Discard {
             Discard::Delete
         }
         DataState::Whole { .. }
+        | DataState::Past { .. }
         | DataState::Damaged { .. }
         | DataState::OtherVersion { .. }
         | DataState::Foreign { .. }
@@ -626,7 +662,7 @@ fn unusable(data: &DataState, name: &NodeName) -> NodePlan {
             "choose another folder; nothing there was touched".to_owned(),
         ),
         DataState::Denied { why } => (why.clone(), format!("give the folder of {name} to the servers' user")),
-        DataState::Absent | DataState::Whole { .. } | DataState::Damaged { .. } => {
+        DataState::Absent | DataState::Whole { .. } | DataState::Past { .. } | DataState::Damaged { .. } => {
             ("cannot be used".to_owned(), format!("look at the folder of {name}"))
         }
     };
@@ -637,6 +673,8 @@ fn unusable(data: &DataState, name: &NodeName) -> NodePlan {
 mod disks;
 #[cfg(test)]
 mod failover;
+#[cfg(test)]
+mod recovering;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

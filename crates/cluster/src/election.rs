@@ -56,7 +56,9 @@ fn candidate<'a>(
     now: Duration,
 ) -> Option<Candidate<'a>> {
     let fits = |server: &&ServerState| server.in_recovery && intent.system_id == Some(server.system_id);
-    let server = view.server.as_ref().filter(fits).filter(|_| *name != intent.primary && view.busy.is_none())?;
+    let past = matches!(view.data, DataState::Past { .. });
+    let server =
+        view.server.as_ref().filter(fits).filter(|_| *name != intent.primary && view.busy.is_none() && !past)?;
     // one that was started again still reads its own log: it has more than it has replayed, nobody knows how much
     let received = match &intent.wish {
         Some(Wish::Failover { .. }) => server.received_lsn.unwrap_or(server.lsn),

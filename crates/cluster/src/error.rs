@@ -25,6 +25,8 @@ pub enum ClusterError {
     Store { doing: &'static str, reason: String },
     #[error("etcd is not reached")]
     NotReached,
+    #[error("agents run: {}", if .0.is_empty() { "one was started meanwhile".to_owned() } else { .0.join(", ") })]
+    AgentsRun(Vec<String>),
     #[error("the cluster's record says that {0} is the primary, but there is no such node")]
     UnknownPrimary(String),
     #[error("cannot {doing} {}", path.display())]
@@ -55,6 +57,7 @@ impl ClusterError {
                 path.display()
             )),
             Self::UnknownPrimary(name) => Some(format!("bring node {name} back into the configuration")),
+            Self::AgentsRun(_) => Some("stop them all, `millrace down` on each host, and begin again".to_owned()),
             Self::Spec(_) | Self::Io { .. } | Self::Store { .. } | Self::NotReached => None,
         }
     }

@@ -12,6 +12,7 @@
 
 pub mod act;
 mod asked;
+pub mod cut;
 pub mod decide;
 mod disk;
 pub mod election;
@@ -35,6 +36,7 @@ pub mod state;
 pub mod status;
 mod store;
 pub mod supervisor;
+pub mod takeover;
 pub mod topology;
 
 pub use decide::decide;
@@ -44,7 +46,7 @@ pub use observed::{
 };
 pub use plan::{Action, Change, Discard, NodePlan, Plan};
 pub use promise::Promise;
-pub use spec::{AgentSpec, ClusterSpec, Limits, NodeName, NodeSpec};
+pub use spec::{AgentSpec, ClusterSpec, Limits, NodeName, NodeSpec, RestoreId};
 pub use status::ClusterStatus;
 pub use store::EtcdSpec;
 pub use supervisor::Supervisor;

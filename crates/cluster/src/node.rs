@@ -17,7 +17,7 @@ use crate::{
     observe,
     observed::{DataState, Failure, NodeView, ProcessState},
     promise::Promise,
-    spec::{ClusterSpec, Limits, NodeName, NodeSpec},
+    spec::{ClusterSpec, Limits, NodeName, NodeSpec, RestoreId},
 };
 
 /// A server is asked over a new connection this often: one that hangs may still serve those it has.
@@ -84,6 +84,7 @@ struct Files {
     data: DataState,
     was_primary: bool,
     rogue: bool,
+    restored: Option<RestoreId>,
 }
 
 /// A setting that the server has taken.
@@ -152,6 +153,17 @@ impl Node {
         })
     }
 
+    fn read_files(&self) -> Files {
+        let mut data = observe::data_state(&self.server);
+        let restored = observe::restored(&self.server.data_dir()).unwrap_or_else(|error| {
+            // of which restore it is cannot be said: it is let be
+            data = DataState::Denied { why: format!("the mark of a restore in it cannot be read: {error}") };
+            None
+        });
+        let (was_primary, rogue) = (observe::was_primary(&self.spec), observe::is_rogue(&self.spec));
+        Files { data, was_primary, rogue, restored }
+    }
+
     fn process(&self) -> ProcessState {
         match (self.pid, &self.busy) {
             (Some(pid), _) => ProcessState::Running { pid, ready: self.ready },
@@ -164,16 +176,12 @@ impl Node {
     pub(crate) fn look(&mut self, now: Duration, primary: bool, answer: Option<ServerState>) -> NodeView {
         let disk = self.disk.look(now);
         self.took_nothing = disk.stuck_since.is_some();
-        let Files { data, was_primary, rogue } = match self.files.take().filter(|_| self.took_nothing) {
+        let files = match self.files.take().filter(|_| self.took_nothing) {
             // looking again could wait for the disk
             Some(files) => files,
-            None => Files {
-                data: observe::data_state(&self.server),
-                was_primary: observe::was_primary(&self.spec),
-                rogue: observe::is_rogue(&self.spec),
-            },
+            None => self.read_files(),
         };
-        self.files = Some(Files { data: data.clone(), was_primary, rogue });
+        let Files { data, was_primary, rogue, restored } = self.files.insert(files).clone();
         let process = self.process();
         let processes = if self.pid.is_some() { Processes::Alive } else { self.server.processes() };
         NodeView {
@@ -181,6 +189,7 @@ impl Node {
             data,
             was_primary,
             rogue,
+            restored,
             process,
             may_write: processes == Processes::Alive,
             dying: processes == Processes::Dying,

@@ -3,7 +3,7 @@
 use std::{fs, io, net::TcpListener, path::Path, time::Duration};
 
 use millrace_pg::{
-    ConnectParams, Connection, PgError, ServerError, ServerSpec,
+    ConnectParams, Connection, PgError, RunAs, ServerError, ServerSpec,
     catalog::{self, ServerState},
     connect, control_file,
 };
@@ -11,7 +11,7 @@ use millrace_pg::{
 use crate::{
     error::ClusterError,
     observed::DataState,
-    spec::{ClusterSpec, NodeSpec},
+    spec::{ClusterSpec, NodeSpec, RestoreId},
 };
 
 /// Beside the data directory: it is or was a primary's.
@@ -97,6 +97,32 @@ pub fn mark_rogue(node: &NodeSpec) -> io::Result<()> {
     )
 }
 
+/// In the data directory, so that it goes with every copy: from which restore what it holds comes.
+const RESTORED_MARK: &str = "millrace.restored";
+
+/// From which restore a data directory comes, if from one.
+///
+/// # Errors
+/// If the mark cannot be read: then it is not known.
+pub fn restored(data: &Path) -> io::Result<Option<RestoreId>> {
+    match fs::read_to_string(data.join(RESTORED_MARK)) {
+        Ok(text) => Ok(Some(RestoreId::parse(&text))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Marks a data directory that does not serve yet.
+///
+/// # Errors
+/// If the mark cannot be written.
+pub fn mark_restored(data: &Path, owner: &RunAs, id: &RestoreId) -> Result<(), ServerError> {
+    let mark = data.join(RESTORED_MARK);
+    millrace_base::files::write_atomic(&mark, format!("{id}\n").as_bytes(), 0o600)
+        .map_err(|source| ServerError::Io { doing: "write", path: mark.clone(), source })?;
+    owner.own(&mark)
+}
+
 /// Notes that the data is about to be changed in a way that cannot be interrupted.
 ///
 /// # Errors
@@ -136,6 +162,14 @@ pub(crate) fn vote(node: &NodeSpec) -> io::Result<Option<u64>> {
 /// If it cannot be written: then there is none.
 pub(crate) fn keep_vote(node: &NodeSpec, term: u64) -> io::Result<()> {
     millrace_base::files::write_atomic(&node.folder.join(VOTE), format!("{term}\n").as_bytes(), 0o644)
+}
+
+/// A vote of a term that is none of this cluster's any more.
+///
+/// # Errors
+/// If it cannot be removed.
+pub(crate) fn forget_vote(node: &NodeSpec) -> io::Result<()> {
+    remove_mark(node, VOTE)
 }
 
 fn remove_mark(node: &NodeSpec, mark: &str) -> io::Result<()> {
@@ -209,7 +243,11 @@ pub(crate) fn check_node(spec: &ClusterSpec, node: &NodeSpec) -> Result<(), Serv
             let expected = spec.binaries.major();
             return Err(ServerError::WrongVersion { data_dir: server.data_dir(), found, expected });
         }
-        DataState::Absent | DataState::Whole { .. } | DataState::Damaged { .. } | DataState::Denied { .. } => {}
+        DataState::Absent
+        | DataState::Whole { .. }
+        | DataState::Past { .. }
+        | DataState::Damaged { .. }
+        | DataState::Denied { .. } => {}
     }
     if server.running_pid().is_some() {
         return Ok(());

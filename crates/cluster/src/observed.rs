@@ -10,7 +10,11 @@ use millrace_base::Lsn;
 use millrace_pg::catalog::{ServerState, Slot};
 use serde::{Deserialize, Serialize};
 
-use crate::{plan::Change, promise::Promise, spec::NodeName};
+use crate::{
+    plan::Change,
+    promise::Promise,
+    spec::{NodeName, RestoreId},
+};
 
 /// What a data directory is, by its files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +27,8 @@ pub enum DataState {
         /// A replica's: `standby.signal` is there.
         standby: bool,
     },
+    /// Of this cluster, as it was before it was brought back from a backup.
+    Past { standby: bool },
     /// A data directory, but parts are missing or unreadable.
     Damaged { why: String, standby: bool },
     /// Made by another version.
@@ -112,6 +118,9 @@ pub struct NodeView {
     pub process: ProcessState,
     /// Someone else promoted it; what was written there is kept.
     pub rogue: bool,
+    /// See [`Intent::restored`]: of which restore the data is, by the mark in it.
+    #[serde(default)]
+    pub restored: Option<RestoreId>,
     /// Processes of a server work in the data directory, those of a killed server included: they may still write. Those
     /// that have been killed and wait in the kernel for a disk do not count: a commit is acknowledged by a program that
     /// goes on after its log is on the disk, and these do not. What their last write leaves there is undone by a rewind.
@@ -159,6 +168,16 @@ impl NodeView {
     /// How long its disk has taken nothing, if that is worth a word.
     pub(crate) fn stuck_for(&self, now: Duration) -> Option<Duration> {
         self.disk.stuck_since.map(|since| now.saturating_sub(since))
+    }
+
+    /// Data of before the cluster was brought back from a backup is so named.
+    pub(crate) fn known_as(&mut self, restored: Option<&RestoreId>) {
+        if restored.is_some()
+            && self.restored.as_ref() != restored
+            && let DataState::Whole { standby, .. } | DataState::Damaged { standby, .. } = self.data
+        {
+            self.data = DataState::Past { standby };
+        }
     }
 
     /// Nothing can be added any more to what it has of the log of this term's primary.
@@ -305,6 +324,9 @@ pub struct Intent {
     pub paused: bool,
     pub wish: Option<Wish>,
     pub said: Said,
+    /// How the cluster was last brought back from a backup, on one of many hosts: data of before has no part in it any
+    /// more.
+    pub restored: Option<RestoreId>,
     pub policy: Policy,
 }
 

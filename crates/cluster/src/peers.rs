@@ -146,6 +146,7 @@ impl Peers {
             paused: record.paused,
             wish: record.wish,
             said: record.said,
+            restored: record.restored,
             ..before.clone()
         };
         Some(Word { intent, first, handed_over: record.handed_over })
@@ -226,6 +227,7 @@ impl Peers {
             data,
             was_primary: primary,
             rogue: false,
+            restored: intent.restored.clone(),
             heard_at: Duration::ZERO,
             part: Default::default(),
             process: ProcessState::None,
@@ -271,6 +273,7 @@ impl Peers {
             let view = self.view(name, intent, observed.office == Office::Held, now);
             observed.nodes.insert(name.clone(), view);
         }
+        observed.nodes.values_mut().for_each(|view| view.known_as(intent.restored.as_ref()));
         if self.is_own(&intent.primary) {
             let data = observed.nodes.get(&intent.primary).map(|view| &view.data);
             // it was made here, and whoever made it ended before the record had its identifier
@@ -312,12 +315,16 @@ impl Peers {
         let mut all = own.clone();
         let others = shared.members.iter().filter(|(name, _)| !self.is_own(name));
         all.nodes.extend(others.map(|(name, heard)| (name.clone(), heard.view())));
+        // a record that is gone said what is of before the last restore; the data of after says it too
+        let restored = all.nodes.values().filter_map(|view| view.restored.clone()).max();
+        all.nodes.values_mut().for_each(|view| view.known_as(restored.as_ref()));
         let chosen = choose_primary(&all, None, first).map(|primary| {
             let mut begun = intent.clone();
             if let Some(DataState::Whole { system_id, .. }) = all.nodes.get(&primary).map(|view| &view.data) {
                 begun.system_id = Some(*system_id);
             }
             begun.primary = primary;
+            begun.restored = restored;
             // a term of no record: the first that is taken is 1 more
             let votes = all.nodes.values().filter_map(|view| view.vote);
             begun.term = votes.fold(begun.term.max(1), u64::max);
@@ -413,11 +420,14 @@ pub(crate) fn record_of(
         paused: intent.paused,
         wish: intent.wish.clone(),
         said: intent.said.clone(),
+        restored: intent.restored.clone(),
         handed_over: handed_over.filter(|_| intent.term == present.term),
         resigned: *claim == Claim::Leave,
         ..ClusterRecord::new(intent.primary.clone(), intent.system_id.unwrap_or(0))
     }
 }
 
+#[cfg(test)]
+mod begin_tests;
 #[cfg(test)]
 mod simulation;

@@ -32,7 +32,11 @@ pub fn of_platform(limits: &Limits, nodes: usize) -> Vec<Setting> {
         set("wal_sender_timeout", "30s", "a replica that hangs must not hold up the primary's stop for longer"),
         set("wal_receiver_timeout", "30s", "a primary that hangs is noticed"),
         set("wal_retrieve_retry_interval", "500ms", "a replica is back soon after its primary; the default is 5 s"),
-        set("tcp_keepalives_idle", "4", "who was cut off within a transaction holds its locks for some eight seconds"),
+        set(
+            "tcp_keepalives_idle",
+            "4",
+            "who was cut off within a transaction holds its locks for some eight seconds; one that was being answered is ended as soon by the platform",
+        ),
         set("tcp_keepalives_interval", "2", ""),
         set("tcp_keepalives_count", "2", "no tcp_user_timeout: it would also cut who reads slowly"),
         set("hot_standby", "on", "replicas can be read"),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use millrace_base::{Secret, tls::TlsFiles};
+use millrace_base::{Micros, Secret, tls::TlsFiles};
 use millrace_pg::{Binaries, ConnectParams, HbaRule, RunAs, ServerSpec, Setting, server::Upstream};
 use serde::{Deserialize, Serialize};
 
@@ -138,6 +138,31 @@ pub struct AgentSpec {
     /// The node that it decides for; `None`: it listens to the others, and passes an operator's word on.
     pub node: Option<NodeName>,
     pub etcd: EtcdSpec,
+}
+
+/// Which restore from a backup data comes from, where the nodes are on many hosts. A later one is greater.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RestoreId(String);
+
+impl RestoreId {
+    /// Of a restore on `node` at this time, after `before`. Clocks of hosts differ: what comes after is counted.
+    #[must_use]
+    pub fn after(before: Option<&Self>, at: Micros, node: &NodeName) -> Self {
+        let number = |id: &Self| id.0.split('-').next().and_then(|number| number.parse::<u64>().ok());
+        let number = before.and_then(number).unwrap_or(0) + 1;
+        Self(format!("{number:010}-{:020}-{node}", at.0))
+    }
+
+    pub(crate) fn parse(text: &str) -> Self {
+        Self(text.trim().to_owned())
+    }
+}
+
+impl fmt::Display for RestoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// A cluster.

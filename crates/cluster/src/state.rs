@@ -15,7 +15,7 @@ use crate::{
     error::ClusterError,
     observed::{LogEnd, Said, Wish},
     promise::Promise,
-    spec::NodeName,
+    spec::{NodeName, RestoreId},
 };
 
 const VERSION: u32 = 2;
@@ -45,6 +45,9 @@ pub struct ClusterRecord {
     /// The primary of this term has said that its server has ended. As above.
     #[serde(default)]
     pub resigned: bool,
+    /// See [`crate::Intent::restored`]. As above.
+    #[serde(default)]
+    pub restored: Option<RestoreId>,
 }
 
 impl ClusterRecord {
@@ -63,6 +66,7 @@ impl ClusterRecord {
             said: Said::default(),
             handed_over: None,
             resigned: false,
+            restored: None,
         }
     }
 }

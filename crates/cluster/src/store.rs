@@ -151,4 +151,6 @@ pub(crate) enum Claim {
     Leave,
     /// Nothing: an operator's word.
     Word,
+    /// No one holds the office, and no agent is there.
+    Quiet,
 }

@@ -182,6 +182,7 @@ impl Supervisor {
                 paused: false,
                 wish: None,
                 said: Default::default(),
+                restored: None,
                 policy: Policy::of(&spec),
             },
             others: spec.agent.as_ref().map(|agent| Others::new(agent, clock.clone())),

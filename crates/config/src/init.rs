@@ -13,7 +13,7 @@ use std::{
 };
 
 use millrace_base::{
-    Micros, files,
+    Micros, Secret, files,
     tls::{TlsFiles, default_hosts},
 };
 use sha2::{Digest, Sha256};
@@ -45,6 +45,8 @@ pub struct InitOptions {
     pub hosts: Vec<IpAddr>,
     /// Where the agents of `hosts` meet.
     pub etcd: Vec<String>,
+    /// Opens the backups; all hosts are to have the same.
+    pub backup_key: Option<Secret>,
 }
 
 /// What was made.
@@ -78,7 +80,8 @@ pub fn init(folder: &Path, pack: &Pack, options: &InitOptions, now: Micros) -> R
     if !roles.contains(&CAPTURE_ROLE) {
         roles.push(CAPTURE_ROLE);
     }
-    Secrets::generate(roles).write(&folder.join(secrets::FILE_NAME))?;
+    let secrets = Secrets { backup_key: options.backup_key.clone(), ..Secrets::generate(roles) };
+    secrets.write(&folder.join(secrets::FILE_NAME))?;
     TlsFiles::in_folder(folder.join("tls")).generate(&default_hosts(&hosts), now)?;
     write(&folder.join(".gitignore"), GITIGNORE, 0o644)?;
     write(&folder.join(config::FILE_NAME), &text, 0o644)?;

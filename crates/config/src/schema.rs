@@ -317,7 +317,7 @@ pub(crate) const PROXY_USER: Table = Table {
 
 pub(crate) const CAPTURE: Table = Table {
     header: "[capture]",
-    about: "Changes on their way to the warehouse. A batch is one transaction there and ends with the first limit it meets.",
+    about: "Changes on their way to the warehouse. A batch is one transaction there (the very first copy is two: its rows, then the models) and ends with the first limit it meets.",
     keys: &[
         key("batch_interval_ms", "integer", Default("1000"), "greatest age of a batch, in milliseconds, 10 to 3600000"),
         key("batch_rows_max", "integer", Default("50000"), "greatest number of changes in a batch, 1 to 10000000"),
@@ -482,7 +482,7 @@ pub(crate) const SECRETS: Table = Table {
             "backup_key",
             "text",
             Nothing,
-            "opens the backups (an age identity); made with the first backup. Keep a copy elsewhere",
+            "opens the backups (an age identity), the same on every host; made with the first backup if there is none. Keep a copy elsewhere",
         ),
         key("s3_access_key", "text", Nothing, "of buckets that `[[s3]]` does not name"),
         key("s3_secret_key", "text", Nothing, "of buckets that `[[s3]]` does not name"),

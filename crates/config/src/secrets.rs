@@ -202,6 +202,9 @@ impl Secrets {
         ] {
             document.insert(name, toml_edit::value(secret.reveal()));
         }
+        if let Some(key) = &self.backup_key {
+            document.insert("backup_key", toml_edit::value(key.reveal()));
+        }
         let mut roles = toml_edit::Table::new();
         for (name, secret) in &self.roles {
             roles.insert(name, toml_edit::value(secret.reveal()));

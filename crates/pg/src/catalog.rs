@@ -1,8 +1,8 @@
 //! What a server says of itself: typed reads of its catalogs, the SQL of each in `sql/`.
 //!
-//! Reads only, apart from [`create_physical_slot`], [`drop_slot`] and [`promote`].
+//! Reads only, apart from [`create_physical_slot`], [`drop_slot`], [`promote`] and [`end_clients`].
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use millrace_base::{Lsn, Micros};
 use serde::{Deserialize, Serialize};
@@ -266,6 +266,31 @@ pub async fn create_physical_slot(client: &Client, name: &str) -> Result<(), PgE
         Err(error) if error.code() != Some(&tokio_postgres::error::SqlState::DUPLICATE_OBJECT) => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// A client that has been ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    pub pid: i32,
+    pub application_name: String,
+    /// Where it came from: `10.0.0.7:40216`.
+    pub from: String,
+}
+
+/// Ends the clients that connect from there, apart from those whose commit waits for a replica.
+///
+/// # Errors
+/// See [`server_state`].
+pub async fn end_clients(client: &Client, from: &[SocketAddr]) -> Result<Vec<Ended>, PgError> {
+    let addresses: Vec<String> = from.iter().map(|from| from.ip().to_string()).collect();
+    let ports: Vec<i32> = from.iter().map(|from| i32::from(from.port())).collect();
+    let rows = client.query(include_str!("../sql/end_clients.sql"), &[&addresses, &ports]).await?;
+    let ended = |row: &Row| {
+        let (address, port): (String, i32) = (row.try_get("address")?, row.try_get("port")?);
+        let (pid, application_name) = (row.try_get("pid")?, row.try_get("application_name")?);
+        Ok(Ended { pid, application_name, from: format!("{address}:{port}") })
+    };
+    rows.iter().map(ended).collect()
 }
 
 /// Where a slot begins to keep log.

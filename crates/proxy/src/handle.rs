@@ -1,8 +1,10 @@
 //! A running proxy in its operator's hands.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
+use millrace_base::sockets::Unanswered;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin,
@@ -116,6 +118,24 @@ impl Handle {
         let (done, mut told) = mpsc::channel(1);
         worker.order(|orders| orders.commands.push(Command::KillClient { client, done }));
         told.recv().await.is_some()
+    }
+
+    /// Ends clients that the network has taken away in the midst of an answer, until `token` is cancelled: whoever has a
+    /// transaction open would keep its server and its locks for a quarter of an hour ([`millrace_base::sockets`]).
+    /// `ports`: where the proxy listens.
+    pub async fn end_cut_off(&self, ports: &[u16], token: CancellationToken) {
+        let mut sockets = Unanswered::default();
+        loop {
+            let lasting = tokio::select! {
+                lasting = sockets.next() => lasting,
+                () = token.cancelled() => return,
+            };
+            let peers: BTreeSet<SocketAddr> =
+                lasting.into_iter().filter(|(port, _)| ports.contains(port)).map(|(_, peer)| peer).collect();
+            if !peers.is_empty() {
+                self.command(Command::EndCutOff { peers: Arc::new(peers) });
+            }
+        }
     }
 
     /// Lets no new clients in to a database; those connected stay.

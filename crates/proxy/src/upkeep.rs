@@ -1,6 +1,6 @@
 //! What a worker does now and then: deadlines, the topology, an operator's commands, the end.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::{
     backends::{Backends, Fit},
@@ -130,6 +130,25 @@ impl Worker {
                     self.end_client(client, Severity::Fatal, "57P01", "an operator has ended the connection", "");
                     // whoever asked may have gone
                     let _told = done.try_send(());
+                }
+            }
+            Command::EndCutOff { peers } => {
+                // as the system's table of sockets has it
+                let of = |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                let gone: Vec<usize> = self
+                    .clients
+                    .iter()
+                    .filter(|(_, client)| peers.contains(&of(client.peer)))
+                    .map(|(at, _)| at)
+                    .collect();
+                for at in gone {
+                    self.end_client(
+                        at,
+                        Severity::Fatal,
+                        "08006",
+                        "the client does not hear any more: it is cut off",
+                        "",
+                    );
                 }
             }
             Command::WaitClose { database, done } => {

@@ -5,7 +5,7 @@
 //! elsewhere ([`crate::login`], [`crate::connect`]) and arrive as [`Inbox`] messages.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     io,
     net::SocketAddr,
     sync::{Arc, atomic::AtomicU64},
@@ -77,6 +77,10 @@ pub(crate) enum Command {
     KillClient {
         client: usize,
         done: control::Sender<()>,
+    },
+    /// Ends clients that do not hear any more, by where they come from.
+    EndCutOff {
+        peers: Arc<BTreeSet<SocketAddr>>,
     },
     /// `done` is dropped when all connections that are to be replaced have been.
     WaitClose {

@@ -302,9 +302,18 @@ async fn prove(context: &Context, repo: &Repository, label: Option<String>) -> a
         Some(ms) => format!("{} databases checked by pg_amcheck in {ms} ms", proof.databases),
         None => "not checked further: there is no pg_amcheck here".to_owned(),
     };
+    let rules = match proof.rules {
+        0 => String::new(),
+        rules => format!(", {rules} rules of the pack hold"),
+    };
     context
         .output
-        .line(format!("✔ restored in {} ms, replayed in {} ms, {checked}", proof.restore_ms, proof.replay_ms));
+        .line(format!("✔ restored in {} ms, replayed in {} ms, {checked}{rules}", proof.restore_ms, proof.replay_ms));
+    if !proof.rules_left_out.is_empty() {
+        context
+            .output
+            .line(format!("  of what is not in this backup, and left out: {}", proof.rules_left_out.join(", ")));
+    }
     Ok(0)
 }
 
@@ -346,18 +355,18 @@ fn target(wanted: &RestoreTo) -> anyhow::Result<Target> {
 }
 
 async fn back(context: &Context, repo: &Repository, wanted: &RestoreTo) -> anyhow::Result<u8> {
-    let system_id = match wanted.system_id {
-        Some(id) => id,
-        None => backup::system_id(context, repo).await?,
-    };
     let target = target(wanted)?;
     let label = wanted.backup.as_deref();
     if wanted.in_place || wanted.to.is_some() {
         backup::all_there(repo).await?;
     }
     if wanted.in_place {
-        return in_place(context, repo, wanted, (system_id, target)).await;
+        return Box::pin(in_place(context, repo, wanted, target)).await;
     }
+    let system_id = match wanted.system_id {
+        Some(id) => id,
+        None => backup::system_id(context, repo).await?,
+    };
     let Some(to) = &wanted.to else {
         let plan = millrace_backup::plan_restore(repo, system_id, &target, label, wanted.timeline).await.explained()?;
         context.output.json(&plan)?;
@@ -411,22 +420,28 @@ async fn back(context: &Context, repo: &Repository, wanted: &RestoreTo) -> anyho
 }
 
 /// The cluster as it was, in its own place.
-async fn in_place(
-    context: &Context,
-    repo: &Repository,
-    wanted: &RestoreTo,
-    (system_id, target): (u64, Target),
-) -> anyhow::Result<u8> {
-    if context.config.etcd.is_some() {
-        bail!(
-            "the nodes are on several hosts\n  hint: docs/backup.md, \"After a disaster, or a loss\", says what there is for those"
-        );
+async fn in_place(context: &Context, repo: &Repository, wanted: &RestoreTo, target: Target) -> anyhow::Result<u8> {
+    // the agent's first: the platform's folders are in its own
+    let agent = context.config.etcd.is_some().then(|| context.clone().of_agent());
+    let mut locks = Vec::new();
+    for context in agent.iter().chain([context]) {
+        crate::platform::make_folders(context)?;
+        locks.push(lifecycle::alone(context).await?);
     }
-    crate::platform::make_folders(context)?;
-    let _lock = lifecycle::alone(context).await?;
+    let place = in_place::Place::find(context, wanted.node.as_deref()).await?;
+    let system_id = match wanted.system_id.or(place.system_id()) {
+        Some(id) => id,
+        None => backup::system_id(context, repo).await?,
+    };
     let label = wanted.backup.as_deref();
     let plan = millrace_backup::plan_restore(repo, system_id, &target, label, wanted.timeline).await.explained()?;
-    context.output.line(format!("cluster   {system_id}"));
+    context.output.line(match place.system_id().filter(|known| *known != system_id) {
+        Some(known) => format!("cluster   {system_id}, in the place of another, {known}"),
+        None => format!("cluster   {system_id}"),
+    });
+    if place.is_one_of_many() {
+        context.output.line(format!("node      {}", place.node()));
+    }
     tell(context, &plan);
     if !wanted.yes {
         let what = format!(
@@ -444,7 +459,7 @@ async fn in_place(
     let mut tasks = millrace_base::Tasks::new(CancellationToken::new());
     let stop = stop_on_interrupt(&mut tasks);
     let bar = Bar::new(context);
-    let done = in_place::run(context, repo, (system_id, &plan), &|step| bar.tell(step), &stop).await;
+    let done = in_place::run(context, &place, repo, (system_id, &plan), &|step| bar.tell(step), &stop).await;
     bar.end();
     let done = done?;
     context.output.json(&serde_json::json!({
@@ -454,9 +469,16 @@ async fn in_place(
         context.output.note(recovered::ends_early(at));
     }
     context.output.line(format!("{} is restored, in {:.1} s", done.primary, bar.seconds()));
-    context
-        .output
-        .line("next: millrace up, which makes the replicas and the warehouse anew; then millrace backup create --full");
+    context.output.line(match place.is_one_of_many() {
+        false => {
+            "next: millrace up, which makes the replicas and the warehouse anew; then millrace backup create --full".into()
+        }
+        true => format!(
+            "next: millrace agent {} on this host, then the agents of the others, which keep what they have aside and are \
+             made anew;\n      then millrace up --recopy where the platform is, and millrace backup create --full",
+            place.node()
+        ),
+    });
     Ok(0)
 }
 

@@ -113,6 +113,7 @@ fn init(options: &Init, output: Output) -> anyhow::Result<u8> {
         base_port: options.base_port,
         hosts: options.host.clone(),
         etcd: options.etcd.clone(),
+        backup_key: Some(crate::backup::new_key()),
         ..Default::default()
     };
     if let Some(folder) = &options.data_dir {
@@ -127,7 +128,7 @@ fn init(options: &Init, output: Output) -> anyhow::Result<u8> {
     output.line(format!("made {folder} from pack {}", pack.name));
     output.line("  millrace.toml   what runs where; explained inside");
     output.line(
-        "  secrets.toml    generated passwords, readable by you alone: keep a copy, keep it out of version control",
+        "  secrets.toml    generated passwords and the key of backups, readable by you alone: keep a copy elsewhere",
     );
     output.line("  tls/            this platform's own certificate authority");
     output.line("  pack/           your copy of the pack: SQL and TOML to make your own");

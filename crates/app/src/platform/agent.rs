@@ -35,6 +35,8 @@ pub(crate) async fn run(context: Context, node: &str, start: &Start) -> anyhow::
     let Some(_lock) = take_lock(&context).await? else { return Ok(false) };
     logging::to_file(&layout.platform_log(), start.log_filter.as_deref(), start.foreground)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node, "agent starts");
+    // of a restore that was killed
+    crate::in_place::clear(&context).await?;
     let stop = CancellationToken::new();
     let mut cluster = Tasks::new(CancellationToken::new());
     let mut services = Tasks::new(CancellationToken::new());
@@ -76,8 +78,11 @@ async fn live(
     let (of, seen, token) = (spec.clone(), status.clone(), services.token().clone());
     services.spawn("replay", async move { millrace_cluster::replay::follow(&of, seen, replay, origin, token).await });
     let (seen, token) = (status.clone(), services.token().clone());
-    services.spawn("slots", async move { millrace_cluster::logical::follow(&spec, seen, token).await });
-    proxy::spawn(proxy, topology, status.clone(), context.config.proxy.replica_lag_max_bytes, services);
+    let of = spec.clone();
+    services.spawn("slots", async move { millrace_cluster::logical::follow(&of, seen, token).await });
+    let (seen, token) = (status.clone(), services.token().clone());
+    services.spawn("sockets", async move { millrace_cluster::cut::follow(&spec, seen, token).await });
+    proxy::spawn(proxy, topology, status.clone(), &context.config.proxy, services);
     let (of, own, seen, token) = (context.clone(), node.to_owned(), status.clone(), services.token().clone());
     services.spawn("schema", async move {
         // every step is a transaction: a stop leaves it undone

@@ -152,17 +152,23 @@ fn times(of: &Histogram) -> Times {
     Times { counts: of.counts.to_vec(), p50_us: us(50), p95_us: us(95), p99_us: us(99) }
 }
 
-/// Serves until the platform ends. `replica_lag_max`: see [`Teller::new`].
+/// Serves until the platform ends.
 pub(super) fn spawn(
     proxy: millrace_proxy::Proxy,
     topology: tokio::sync::watch::Sender<Arc<millrace_contract::Topology>>,
     cluster: tokio::sync::watch::Receiver<millrace_cluster::ClusterStatus>,
-    replica_lag_max: u64,
+    config: &millrace_config::Proxy,
     services: &mut millrace_base::Tasks,
 ) {
+    let (replica_lag_max, ports) = (config.replica_lag_max_bytes, [config.port, config.read_only_port]);
     let token = services.token().clone();
     services.spawn("topology", async move {
         millrace_cluster::topology::publish(cluster, Teller::new(replica_lag_max), topology, token).await;
+        Ok::<_, std::convert::Infallible>(())
+    });
+    let (handle, token) = (proxy.handle(), services.token().clone());
+    services.spawn("proxy sockets", async move {
+        handle.end_cut_off(&ports, token).await;
         Ok::<_, std::convert::Infallible>(())
     });
     let token = services.token().clone();

@@ -297,7 +297,7 @@ async fn live(
     };
     // roles and databases are there: applications may come
     let origin = follow_cluster(spec, &cluster, replay, services);
-    proxy::spawn(proxy, topology, cluster, config.proxy.replica_lag_max_bytes, services);
+    proxy::spawn(proxy, topology, cluster, &config.proxy, services);
     operator.access.publish(&prepared.tables);
     let options = capture_options(context, &primary, origin, prepared)?;
     spawn_capture(options, sink, command_receiver, capture_status, clock.clone(), services);
@@ -459,8 +459,10 @@ fn follow_cluster(
     services.spawn("replay", async move { millrace_cluster::replay::follow(&of, status, replay, origin, token).await });
     // where each node has an agent, that does it
     if spec.agent.is_none() {
+        let (of, status, token) = (spec.clone(), cluster.clone(), services.token().clone());
+        services.spawn("slots", async move { millrace_cluster::logical::follow(&of, status, token).await });
         let (status, token) = (cluster.clone(), services.token().clone());
-        services.spawn("slots", async move { millrace_cluster::logical::follow(&spec, status, token).await });
+        services.spawn("sockets", async move { millrace_cluster::cut::follow(&spec, status, token).await });
     }
     followed
 }

@@ -1,10 +1,10 @@
 //! Backups as an operator makes, checks and restores them.
 
-use std::fs;
+use std::{fs, process::Stdio};
 
 use millrace_testkit::{Bucket, Sandbox};
 
-use crate::harness::{Load, Platform, wait_until};
+use crate::harness::{Load, Platform, alive, command, wait_until};
 
 pub(crate) fn with_backups(platform: &Platform) {
     with_backups_in(platform, "repository = \"backups\"");
@@ -43,6 +43,35 @@ fn one_is_made_and_proven_by_itself_when_it_is_due() {
 }
 
 #[test]
+fn a_proof_asks_for_what_must_not_be() {
+    let platform = Platform::init();
+    with_backups(&platform);
+    platform.up(&["--sample"]);
+    platform.run(&["backup", "create"]).ok();
+    let proven = platform.run(&["backup", "prove"]).ok();
+    assert!(proven.contains("2 rules of the pack hold"), "{proven}");
+    // a rule of what is not there is left out, and said to be
+    let of_later = platform.dir().join("pack/checks/of_later.sql");
+    fs::write(&of_later, "SELECT * FROM operational.not_yet;\n").unwrap();
+    let proven = platform.run(&["backup", "prove"]).ok();
+    assert!(proven.contains("2 rules of the pack hold") && proven.contains("left out: of_later"), "{proven}");
+    fs::write(&of_later, "SELECT 1 / 0\n").unwrap();
+    platform.run(&["backup", "prove"]).failed(1, "the rule of_later cannot be asked");
+    fs::remove_file(&of_later).unwrap();
+    // past all triggers, as a mistaken repair would
+    platform.sql(
+        "primary",
+        "SET session_replication_role = replica; \
+         UPDATE operational.loans SET outstanding_balance = outstanding_balance / 2 \
+         WHERE loan_id = (SELECT min(loan_id) FROM operational.loans WHERE status = 'active')",
+    );
+    platform.run(&["backup", "create"]).ok();
+    let said = platform.run(&["backup", "prove"]).failed(1, "the rule balances_add_up is broken, by {");
+    assert!(said.contains("outstanding_balance"), "{said}");
+    platform.down();
+}
+
+#[test]
 fn what_was_committed_comes_back_and_damage_is_named() {
     let platform = Platform::init();
     platform.run(&["backup", "list"]).failed(1, "millrace.toml has no [backup]");
@@ -72,6 +101,22 @@ fn what_was_committed_comes_back_and_damage_is_named() {
     });
     let proven = platform.run(&["backup", "prove"]).ok();
     assert!(proven.contains("✔ restored in") && !platform.dir().join("data/proof/copy").exists(), "{proven}");
+    // one that is killed leaves a server behind, and the next one removes it
+    let dir = platform.dir();
+    let mut killed = command(&["--dir", dir.to_str().unwrap(), "backup", "prove"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let copy = dir.join("data/proof/copy");
+    let pid = || fs::read_to_string(copy.join("data/postmaster.pid")).ok()?.lines().next()?.parse().ok();
+    wait_until("the server of a proof", || pid().is_some());
+    let left = pid().unwrap();
+    killed.kill().unwrap();
+    assert!(!killed.wait().unwrap().success(), "it was too quick to be killed");
+    assert!(alive(left));
+    platform.run(&["backup", "prove"]).ok();
+    assert!(!alive(left) && !copy.exists());
     let proven: Vec<bool> = platform
         .run(&["backup", "list", "--json"])
         .json()

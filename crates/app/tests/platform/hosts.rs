@@ -239,6 +239,12 @@ impl Hosts {
         self.agents[node].take().unwrap().wait().unwrap();
     }
 
+    /// Everything on a host ends in order.
+    pub(crate) fn down(&mut self, node: usize) {
+        self.said(node, &["down"]).ok();
+        self.agents[node].take().unwrap().wait().unwrap();
+    }
+
     /// SQL as a customer's program would send it, by the proxy of a host.
     pub(crate) fn sql(&self, by: usize, sql: &str) -> Said {
         let secrets = fs::read_to_string(self.dir(by).join("secrets.toml")).unwrap();
@@ -276,10 +282,13 @@ impl Hosts {
 impl Drop for Hosts {
     fn drop(&mut self) {
         for node in (0..ALL.len()).filter(|_| std::thread::panicking()) {
-            let Ok(log) = fs::read_to_string(self.dir(node).join("data/logs/millrace.log")) else { continue };
-            let lines: Vec<&str> = log.lines().collect();
-            let last = lines[lines.len().saturating_sub(60)..].join("\n");
-            eprintln!("the log of {}'s agent ends so:\n{last}", ALL[node]);
+            for (whose, file) in [("agent", "millrace".to_owned()), ("server", ALL[node].to_owned())] {
+                let path = self.dir(node).join(format!("data/logs/{file}.log"));
+                let Ok(log) = fs::read_to_string(path) else { continue };
+                let lines: Vec<&str> = log.lines().collect();
+                let last = lines[lines.len().saturating_sub(60)..].join("\n");
+                eprintln!("the log of {}'s {whose} ends so:\n{last}", ALL[node]);
+            }
         }
         for agent in self.agents.iter_mut().flatten() {
             // the sandbox's watchdog ends what these leave

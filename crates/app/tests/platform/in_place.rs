@@ -5,7 +5,8 @@ use std::{fs, path::Path, process::Stdio};
 use crate::{
     backup::with_backups,
     failover::safe,
-    harness::{Load, Platform, command, wait_until},
+    harness::{Load, Platform, Said, command, kill, wait_until},
+    hosts::{Hosts, NODES},
 };
 
 const NOW: &str = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
@@ -16,11 +17,16 @@ fn count(platform: &Platform, table: &str) -> u64 {
 
 /// Waits until all that is committed now is in the repository.
 fn archived(platform: &Platform) {
-    let lsn = platform.sql("primary", "SELECT pg_current_wal_insert_lsn()");
+    archived_by(|sql| platform.sql("primary", sql), || platform.run(&["wal", "status", "--json"]));
+}
+
+fn archived_by(sql: impl Fn(&str) -> String, wal_status: impl Fn() -> Said) {
+    let lsn = sql("SELECT pg_current_wal_insert_lsn()");
     wait_until("the log in the repository", || {
-        let status = platform.run(&["wal", "status", "--json"]).json();
-        let reached = status["timelines"].as_array().unwrap().last().unwrap()["last"].as_str().unwrap().to_owned();
-        platform.sql("primary", &format!("SELECT '{reached}'::pg_lsn >= '{lsn}'::pg_lsn")) == "t"
+        let status = wal_status().json();
+        let Some(reached) = status["timelines"].as_array().unwrap().last() else { return false };
+        let reached = reached["last"].as_str().unwrap();
+        sql(&format!("SELECT '{reached}'::pg_lsn >= '{lsn}'::pg_lsn")) == "t"
     });
 }
 
@@ -201,16 +207,151 @@ fn dying_between_the_steps_leaves_the_old_state_or_the_new_one() {
     platform.down();
 }
 
+/// Three hosts, the platform on the last; the restore is on the second, the primary of before was on the first.
+#[test]
+fn a_cluster_on_many_hosts_is_brought_back_on_one_of_them() {
+    let mut hosts = Hosts::start();
+    let (first, second, last) = (hosts.primary(), 1, NODES.len() - 1);
+    assert_eq!(first, 0);
+    let repository = hosts.folder.path().join("backups");
+    for node in 0..NODES.len() {
+        let file = hosts.dir(node).join("millrace.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        let place = format!("repository = \"{}\"", repository.display());
+        let table = format!("[backup]\n{place}\nfull_every_hours = 0\nincremental_every_hours = 0");
+        fs::write(&file, format!("{text}\n{table}\n")).unwrap();
+    }
+    hosts.said(last, &["up", "-d", "--sample"]).ok();
+    let archived = |hosts: &Hosts| {
+        let sql = |sql: &str| hosts.psql(last, "primary", sql).ok().trim().to_owned();
+        archived_by(sql, || hosts.said(last, &["wal", "status", "--json"]));
+    };
+    let sql = |hosts: &Hosts, sql: &str| hosts.psql(last, "primary", sql).ok().trim().to_owned();
+    hosts.said(last, &["backup", "create"]).ok();
+    let payments = "SELECT count(*) FROM operational.payments";
+    let after = "SELECT count(*) FROM operational.customers WHERE full_name = 'After It'";
+    let paid = sql(&hosts, payments);
+    assert_ne!(paid, "0");
+    let moment = sql(&hosts, NOW);
+    sql(&hosts, "TRUNCATE operational.payments");
+    hosts.sql(last, "INSERT INTO operational.customers (full_name) VALUES ('After It')").ok();
+    archived(&hosts);
+    let wanted = ["backup", "restore", "--in-place", "--time", &moment, "--yes"];
+    hosts.said(second, &wanted).failed(1, "the platform runs");
+    [last, second].into_iter().for_each(|node| hosts.down(node));
+    hosts.said(second, &wanted).failed(1, "agents run: a");
+    hosts.said(second, &[&wanted[..], &["--node", "z"]].concat()).failed(2, "there is no such node: a, b, c");
+    // one that is killed leaves its server, which takes writes from whoever reaches it
+    let mut agent = hosts.agents[first].take().unwrap();
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    hosts.said(second, &wanted).failed(1, "the server of a still runs on 127.0.1.1");
+    assert!(hosts.said(first, &["down"]).ok().contains("stopped 1 servers that it had left"));
+
+    // nothing has changed as long as the record has not, and it does not once an agent is there again
+    let dir = hosts.dir(second);
+    die(&dir, "in_place.replayed", &wanted);
+    let pid_file = dir.join("data/nodes/b/restoring/data/postmaster.pid");
+    let meanwhile = |hosts: &mut Hosts, nodes: &[usize], until: &dyn Fn(&Hosts) -> bool| {
+        let restoring = command(&[&["--dir", dir.to_str().unwrap()], &wanted[..]].concat())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_until("the restored server", || pid_file.exists());
+        kill(restoring.id(), "STOP");
+        nodes.iter().for_each(|node| hosts.begin(*node));
+        wait_until("the agents", || until(hosts));
+        kill(restoring.id(), "CONT");
+        let refused = restoring.wait_with_output().unwrap();
+        assert_eq!(refused.status.code(), Some(1));
+        String::from_utf8_lossy(&refused.stderr).into_owned()
+    };
+    let said = meanwhile(&mut hosts, &[first, last], &|hosts| hosts.sql(last, "SELECT 1").code == 0);
+    assert!(said.contains("the server of a still runs"), "{said}");
+    assert_eq!(sql(&hosts, after), "1");
+    [first, last].into_iter().for_each(|node| hosts.down(node));
+    // an agent without a server
+    let away = |from: &str, to: &str| {
+        let folder = dir.parent().unwrap().join("c/data/nodes/c");
+        fs::rename(folder.join(from), folder.join(to)).unwrap();
+    };
+    away("data", "away");
+    let said = meanwhile(&mut hosts, &[last], &|hosts| hosts.view(last).is_some_and(|view| view["primary"] == "a"));
+    assert!(said.contains("agents run: c"), "{said}");
+    hosts.down(last);
+    away("away", "data");
+
+    // from there on its old data is none of this cluster's any more, and no other node's is
+    die(&dir, "in_place.after_term", &wanted);
+    hosts.begin(second);
+    hosts.begin(last);
+    wait_until("what is wrong to be said", || {
+        let said = hosts.said(second, &["cluster", "status"]).stdout;
+        said.contains("the restore has not ended") && said.contains("backup restore --in-place --node b")
+    });
+    hosts.said(last, &["cluster", "failover", "--to", NODES[last], "--yes"]).failed(1, "no replica that answers");
+    [second, last].into_iter().for_each(|node| hosts.down(node));
+    // what was aside is put back by somebody: it is of before all the same
+    die(&dir, "in_place.before_rename", &wanted);
+    let folder = dir.join("data/nodes/b");
+    let aside = fs::read_dir(&folder).unwrap().flatten().find(|entry| entry.path().join("PG_VERSION").exists());
+    fs::rename(aside.unwrap().path(), folder.join("data")).unwrap();
+    hosts.begin(second);
+    wait_until("what is wrong to be said", || {
+        hosts.said(second, &["cluster", "status"]).stdout.contains("the restore has not ended")
+    });
+    hosts.down(second);
+    let said = hosts.said(second, &wanted).ok();
+    assert!(said.contains("b is restored") && said.contains("next: millrace agent b on this host"), "{said}");
+    let aside = |hosts: &Hosts, node: usize| {
+        let folder = hosts.dir(node).join("data/nodes").join(NODES[node]);
+        let kept = fs::read_dir(folder).unwrap().flatten();
+        kept.filter(|entry| entry.path().join("PG_VERSION").exists() && !entry.path().ends_with("data")).count()
+    };
+    assert_eq!([first, second, last].map(|node| aside(&hosts, node)), [0, 1, 0]);
+
+    // whoever comes first waits for the one that has the data
+    hosts.begin(last);
+    hosts.begin(first);
+    hosts.begin(second);
+    hosts.ready();
+    assert_eq!(hosts.primary(), second);
+    assert_eq!([first, second, last].map(|node| aside(&hosts, node)), [1, 1, 1]);
+    hosts.said(last, &["up", "-d", "--recopy"]).ok();
+    for node in NODES {
+        let counted = |sql: &str| hosts.psql(last, node, sql).ok().trim().to_owned();
+        assert_eq!((counted(payments), counted(after)), (paid.clone(), "0".to_owned()), "{node}");
+    }
+    hosts.said(last, &["prove"]).ok();
+    let history = hosts.said(first, &["cluster", "history"]).ok();
+    assert!(history.contains("has been restored from backup"), "{history}");
+    hosts.sql(first, "INSERT INTO operational.customers (full_name) VALUES ('New Life')").ok();
+    archived(&hosts);
+    let status = hosts.said(last, &["wal", "status", "--json"]).json();
+    let timelines = status["timelines"].as_array().unwrap();
+    assert!(timelines.len() == 2 && timelines.iter().all(|of| of["gaps"].as_array().unwrap().is_empty()), "{status}");
+    hosts.said(last, &["backup", "create"]).ok();
+
+    // it fails over as ever
+    hosts.kill(second);
+    wait_until("another primary", || {
+        hosts.sql(first, "INSERT INTO operational.customers (full_name) VALUES ('Newer Life')").code == 0
+    });
+    hosts.begin(second);
+    hosts.ready();
+    assert_eq!(aside(&hosts, second), 1, "it has been rewound");
+    hosts.down(last);
+}
+
 /// The command dies at a failpoint.
 #[track_caller]
 fn die(dir: &Path, failpoint: &str, arguments: &[&str]) {
     let armed = format!("{failpoint}:abort");
-    let status = command(&[&["--dir", dir.to_str().unwrap(), "--failpoint", &armed], arguments].concat())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .unwrap();
-    assert_eq!(status.code(), None, "{failpoint} was not reached");
+    let died =
+        command(&[&["--dir", dir.to_str().unwrap(), "--failpoint", &armed], arguments].concat()).output().unwrap();
+    let said = String::from_utf8_lossy(&died.stderr);
+    assert_eq!(died.status.code(), None, "{failpoint} was not reached: {said}");
 }
 
 fn walk(folder: &Path, name: &str) -> std::path::PathBuf {

@@ -63,8 +63,7 @@ fn a_host_dies_another_freezes_and_applications_find_the_primary() {
     let said = hosts.said(second, &["cluster", "switchover", "--to", NODES[to]]).ok();
     assert!(said.contains("is the primary"), "{said}");
     hosts.sql(third, PAY).ok();
-    hosts.said(third, &["down"]).ok();
-    hosts.agents[third].take().unwrap().wait().unwrap();
+    hosts.down(third);
     hosts.sql(to, PAY).ok();
 }
 
@@ -89,8 +88,7 @@ fn a_host_joins_and_another_leaves() {
     let said = hosts.said(0, &["cluster", "remove-node", "b", "--yes"]).failed(1, "the agent of b still runs");
     assert!(!said.contains("joins"), "{said}");
     assert!(fs::read_to_string(hosts.dir(0).join("millrace.toml")).unwrap().contains("name = \"b\""), "as it was");
-    hosts.said(1, &["down"]).ok();
-    hosts.agents[1].take().unwrap().wait().unwrap();
+    hosts.down(1);
     for node in [0, last, new] {
         wait_until("a promise without b", || hosts.said(node, &["cluster", "remove-node", "b", "--yes"]).code == 0);
     }
@@ -104,8 +102,7 @@ fn a_host_joins_and_another_leaves() {
         "0"
     );
     wait_until("the warehouse", || hosts.said(last, &["prove"]).code == 0);
-    hosts.said(last, &["down"]).ok();
-    hosts.agents[last].take().unwrap().wait().unwrap();
+    hosts.down(last);
 }
 
 /// What applications see while the warehouse follows: the last host has the platform beside its agent.

@@ -118,6 +118,7 @@ async fn full_and_two_incrementals() {
         &kept.repo,
         id,
         &ProveOptions {
+            rules: Vec::new(),
             scratch: server.folder().parent().unwrap().join(format!("prove-{}", server.port())),
             binaries: server.spec().binaries.clone(),
             run_as: server.spec().run_as.clone(),

@@ -99,6 +99,7 @@ impl World {
                 paused: false,
                 wish: None,
                 said: Default::default(),
+                restored: None,
                 // elections are simulated elsewhere
                 policy: Policy { failover: false, durability: Durability::Asynchronous { loss_max: 0 }, ..policy() },
             },
@@ -135,6 +136,7 @@ impl World {
                 data: node.data.clone(),
                 was_primary: node.was_primary,
                 rogue: node.promoted,
+                restored: None,
                 heard_at: Duration::ZERO,
                 part: Default::default(),
                 process: node.process.clone(),

@@ -23,6 +23,7 @@ fn data() -> impl Strategy<Value = DataState> {
         2 => Just(DataState::Absent),
         6 => (prop_oneof![4 => Just(OURS), 1 => Just(8)], any::<bool>())
             .prop_map(|(system_id, standby)| DataState::Whole { system_id, standby }),
+        1 => any::<bool>().prop_map(|standby| DataState::Past { standby }),
         2 => any::<bool>().prop_map(|standby| DataState::Damaged { why: "PG_VERSION is missing".into(), standby }),
         1 => Just(DataState::OtherVersion { found: "9.6".into() }),
         1 => Just(DataState::Foreign { path: "/data".into() }),
@@ -94,7 +95,7 @@ prop_compose! {
         let silent_since = silent_since.filter(|_| server.is_none());
         let may_write = process != ProcessState::None || orphans;
         NodeView {
-            part: Part { priority, delayed: false }, data, was_primary, rogue: rogue.is_some(), process, may_write, dying, disk, server, silent_since, not_streaming_since, within: None,
+            part: Part { priority, delayed: false }, data, was_primary, rogue: rogue.is_some(), restored: None, process, may_write, dying, disk, server, silent_since, not_streaming_since, within: None,
             heard_at, slots: None, absent_since, vote, follows: follows.map(|node| NodeName::new(NAMES[node])), busy, failure,
         }
     }
@@ -180,6 +181,7 @@ pub(super) fn intent() -> impl Strategy<Value = Intent> {
             paused,
             wish,
             said: Default::default(),
+            restored: None,
             policy: Policy { durability, ..policy() },
         },
     )
@@ -218,6 +220,14 @@ proptest! {
             // one thing at a time, and nothing besides a step that is under way
             prop_assert!(planned.actions.iter().filter(|action| action.is_exclusive()).count() <= 1);
             prop_assert!(view.busy.is_none() || planned.actions.is_empty());
+            // what was before a restore is stopped and kept, and takes part in nothing
+            let past = matches!(view.data, DataState::Past { .. });
+            let aside = |action: &Action| match action {
+                Action::Adopt | Action::Fence | Action::Stop(_) => true,
+                Action::MakeReplica { discard, .. } => *discard == Discard::MoveAside,
+                _ => false,
+            };
+            prop_assert!(!past || planned.actions.iter().all(aside));
             for action in &planned.actions {
                 match action {
                     Action::Adopt => {
@@ -261,7 +271,10 @@ proptest! {
                         if view.process == ProcessState::None {
                             let readable = matches!(
                                 view.data,
-                                DataState::Absent | DataState::Whole { .. } | DataState::Damaged { .. }
+                                DataState::Absent
+                                    | DataState::Whole { .. }
+                                    | DataState::Past { .. }
+                                    | DataState::Damaged { .. }
                             );
                             prop_assert!(readable, "what is not ours is not touched");
                         }
@@ -269,6 +282,7 @@ proptest! {
                     Action::Fence if is_primary => {
                         prop_assert!(view.may_write && (intent.goal == Goal::Run || !allowed));
                     }
+                    Action::Fence if past => prop_assert!(view.may_write),
                     Action::Fence => {
                         let writes = view.server.as_ref().is_some_and(|server| !server.in_recovery);
                         // one that is silent writes when it wakes up
@@ -329,6 +343,8 @@ proptest! {
         let vacant = matches!(observed.office, Office::Vacant { .. });
         prop_assert!(!old.may_write && (vacant || old.process == ProcessState::None && old.busy.is_none()));
         prop_assert!(node != intent.primary && intent.goal == Goal::Run);
+        let past = matches!(observed.nodes[&node].data, DataState::Past { .. });
+        prop_assert!(!past);
         let forced = matches!(intent.wish, Some(Wish::Failover { .. }));
         prop_assert!(forced || observed.nodes[&node].part.priority > 0);
         let position = |name: &NodeName| {
@@ -401,6 +417,7 @@ fn healthy(is_primary: bool) -> NodeView {
         data: DataState::Whole { system_id: OURS, standby: !is_primary },
         was_primary: is_primary,
         rogue: false,
+        restored: None,
         heard_at: Duration::ZERO,
         part: Default::default(),
         process: ProcessState::Running { pid: 9, ready: true },
@@ -459,6 +476,7 @@ pub(super) fn well() -> (Observed, Intent) {
         paused: false,
         wish: None,
         said: Default::default(),
+        restored: None,
         policy: policy(),
     };
     (observed, intent)

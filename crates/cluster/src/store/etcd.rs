@@ -185,6 +185,12 @@ impl Store {
                 then.push(TxnOp::delete(office, None));
             }
             Claim::Word => {}
+            Claim::Quiet => {
+                when.push(Compare::create_revision(office, CompareOp::Equal, 0));
+                // of every key that there is
+                let members = self.spec.key("members/");
+                when.push(Compare::create_revision(members, CompareOp::Equal, 0).with_prefix());
+            }
         }
         if let Some(entry) = happened {
             then.push(TxnOp::put(self.history_key(entry), json("the history", entry)?, None));

@@ -90,7 +90,10 @@ impl Supervisor {
                 node.forget();
                 node.follows = Some(from.clone());
                 let (wall, postmaster) = (self.clock.wall(), node.postmaster.take());
-                let making = act::make_replica(spec, node.spec.clone(), primary, *discard, postmaster, wall);
+                let (node, discard, of) = (node.spec.clone(), *discard, self.intent.restored.clone());
+                let making = async move {
+                    act::make_replica(spec, node, primary, discard, postmaster, (wall, of.as_ref())).await
+                };
                 self.step("base backup", name, async { making.await.map(|()| Done::Replica) }, true);
                 Ok(())
             }

@@ -10,6 +10,7 @@ use crate::{
     act,
     error::ClusterError,
     history::Event as Happening,
+    observe,
     observed::{DiskView, Goal, Intent, Observed, Wish},
     operate::{Order, Reply},
     spec::NodeName,
@@ -299,7 +300,12 @@ impl Supervisor {
         node.forget();
         node.follows = Some(primary.name.clone());
         let postmaster = node.postmaster.take();
-        let making = act::make_replica(spec, node.spec.clone(), primary, crate::Discard::Delete, postmaster, wall);
+        let (data, node, of) = (node.server.data_dir(), node.spec.clone(), self.intent.restored.clone());
+        // what is of before a restore is promised to be kept
+        let past = of.is_some() && observe::restored(&data).ok().flatten() != of;
+        let discard = if past { crate::Discard::MoveAside } else { crate::Discard::Delete };
+        let making =
+            async move { act::make_replica(spec, node, primary, discard, postmaster, (wall, of.as_ref())).await };
         self.step("base backup", name, async { making.await.map(|()| Done::Replica) }, true);
         Ok(format!("{name} is made anew"))
     }

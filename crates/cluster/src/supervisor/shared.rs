@@ -176,6 +176,9 @@ impl Supervisor {
             self.new_term(&before, first, now);
         }
         self.handed_over = handed_over;
+        if word.first || before.restored != self.intent.restored {
+            self.forget_votes_of_before();
+        }
         let is_news = word.first || before != self.intent;
         if is_news || self.others.as_ref().is_some_and(|others| others.untold) {
             let kept = self.keep_record(&self.intent.clone());
@@ -188,6 +191,25 @@ impl Supervisor {
             }
         }
         self.answer_if_come_true(&before);
+    }
+
+    /// Terms are counted anew where etcd was lost with everything: a vote beside data of before a restore says nothing.
+    fn forget_votes_of_before(&mut self) {
+        let restored = &self.intent.restored;
+        for node in self.nodes.values_mut().filter(|_| restored.is_some()) {
+            let data = node.server.data_dir();
+            let of = match observe::restored(&data) {
+                Ok(of) if data.exists() => of,
+                Ok(_) | Err(_) => continue,
+            };
+            if of == *restored || node.vote.is_none() {
+                continue;
+            }
+            match observe::forget_vote(&node.spec) {
+                Ok(()) => node.vote = None,
+                Err(error) => tracing::warn!(node = %node.spec.name, %error, "an old vote cannot be removed"),
+            }
+        }
     }
 
     /// Nothing that was known of the term before holds any more.

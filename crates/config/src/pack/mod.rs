@@ -53,6 +53,8 @@ pub struct Pack {
     pub generate: Vec<TextFile>,
     /// `simulate/*.sql`, by name.
     pub simulate: Vec<Script>,
+    /// `checks/*.sql`, by name: each finds rows of the pack's database that must not be.
+    pub checks: Vec<TextFile>,
     files: Arc<BTreeMap<String, String>>,
 }
 
@@ -156,6 +158,7 @@ impl Pack {
             models: text_files(origin, &files, "models", &["toml"]),
             generate: text_files(origin, &files, "generate", &["sql", "toml"]),
             simulate,
+            checks: text_files(origin, &files, "checks", &["sql"]),
             files: Arc::new(files),
         })
     }

@@ -111,6 +111,7 @@ impl Agent {
                 paused: false,
                 wish: None,
                 said: Default::default(),
+                restored: None,
                 policy,
             },
             place: place_of(&name),
@@ -327,6 +328,7 @@ impl Agent {
             data: if server.exists { whole } else { DataState::Absent },
             was_primary: server.was_primary,
             rogue: false,
+            restored: None,
             process: match (server.up, self.adopted) {
                 (true, true) => ProcessState::Running { pid: 9, ready: true },
                 (true, false) => ProcessState::Unadopted { pid: 9 },

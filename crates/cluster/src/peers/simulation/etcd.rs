@@ -98,6 +98,7 @@ impl Etcd {
             Claim::Take(_) => self.officer.is_none() && self.is_alive(lease),
             Claim::Hold | Claim::Leave => holds,
             Claim::Word => true,
+            Claim::Quiet => self.officer.is_none() && self.members.iter().all(Option::is_none),
         };
         if self.record.as_ref().is_none_or(|(_, of)| *of != revision) || !claimed {
             return false;
@@ -114,7 +115,7 @@ impl Etcd {
                 self.officer = None;
                 events.push(Event::Office(None));
             }
-            Claim::Hold | Claim::Word => {}
+            Claim::Hold | Claim::Word | Claim::Quiet => {}
         }
         self.events.push((now, events));
         true
