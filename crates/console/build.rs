@@ -5,7 +5,12 @@ use std::path::Path;
 const FILES: [&str; 4] = ["app.css", "app.js", "boot.js", "charts.js"];
 
 fn main() {
-    let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../web/dist");
+    // asked when it runs: a checkout may have been moved since this was compiled
+    let Some(here) = std::env::var_os("CARGO_MANIFEST_DIR") else {
+        println!("cargo::error=this is run by cargo");
+        return;
+    };
+    let dist = Path::new(&here).join("../../web/dist");
     let mut absent = Vec::new();
     for file in FILES {
         for name in [file.to_owned(), format!("{file}.gz"), format!("{file}.br")] {

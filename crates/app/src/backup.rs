@@ -7,7 +7,9 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use millrace_backup::{
-    BackupError, CreateOptions, Created, Kind, ProgressFn, ProveOptions, Rule, create,
+    BackupError, CreateOptions, Created, Kind, Manifest, ProgressFn, ProveOptions, Rule,
+    contents::{self, Contents},
+    create,
     plan::Target,
     repo::{AzureLocation, GoogleLocation, Location, Repository, S3Location},
     retention::Retention,
@@ -263,6 +265,29 @@ pub(crate) async fn make(
             }
             Err(error) => return Err(error).explained(),
         }
+    }
+}
+
+/// Has the tables of the primary counted and digested, as long as `[backup]` says, for proofs of the backup to compare;
+/// `None`: it says not to. A backup without this is a whole one.
+///
+/// # Errors
+/// If the primary or the repository cannot be reached, or a moment's notice ends it.
+pub(crate) async fn record(
+    context: &Context,
+    repo: &Repository,
+    nodes: Nodes<'_>,
+    backup: &Manifest,
+    progress: &ProgressFn<'_>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Contents>> {
+    let Some(within) = config(context)?.contents else { return Ok(None) };
+    let now = nodes.now().await?;
+    let primary = now.iter().find(|node| node.role == NodeRole::Primary && node.state == NodeState::Running);
+    let params = context.superuser_at(primary.context("there is no primary just now")?)?;
+    tokio::select! {
+        recorded = contents::record(repo, backup, &params, within, progress) => recorded.map(Some).explained(),
+        () = stop.cancelled() => bail!("interrupted"),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Backups of a PostgreSQL cluster (15 and later): data, log, restore, proof.
 //!
 //! [`create()`] copies a running server's data directory into a [`repo::Repository`], [`wal::receive()`] brings its log
-//! there, [`restore()`] makes a data directory of both again, [`verify()`] and [`prove()`] show that this would work,
+//! there, [`restore()`] makes a data directory of both again, [`verify()`] and [`prove()`] show that this would work
+//! ([`contents::record`] keeps what a proof compares),
 //! [`retention::expire`] removes what is not needed any more.
 //!
 //! # Layout of a repository
@@ -12,6 +13,7 @@
 //!     manifest.json                              written last: without it there is no backup
 //!     files.json.zst[.age]                       the files with modes, lengths and places; backup_label
 //!     pack-<number>.zst[.age]                    the content of files
+//!     contents.<content>.<stored>.zst[.age]      rows and digests of the tables, if they were recorded: after the manifest
 //!   dumps/<label>/                               a logical backup: manifest.json, and files in parts
 //!   proofs/<label>.<time>.json                   what was restored and checked; time in microseconds since 1970
 //!   wal/
@@ -27,9 +29,9 @@
 //! `.age`. The two manifests of JSON are not sealed: they hold labels, positions, times, sizes, checksums and the paths of
 //! tablespaces.
 //!
-//! `manifest.json`, `archive.json` and the list of files are `{"blake3":"…","content":{…}}`, where the checksum is of the
+//! `manifest.json`, `archive.json`, the list of files and `contents` are `{"blake3":"…","content":{…}}`, where the checksum is of the
 //! very bytes of the content; `content.format` is 1. The manifest names each object of its backup with the BLAKE3 of its
-//! stored bytes. A file of the log carries its checksums in its name, 32 hexadecimal digits of BLAKE3 each, of the content
+//! stored bytes. A file of the log, and `contents`, carry their checksums in the name, 32 hexadecimal digits of BLAKE3 each, of the content
 //! and of the stored bytes; `from` and `to` are where in the segment a part lies.
 //!
 //! A pack's content is parts of files, one after the other; the list of files says where each begins, how long it is, its
@@ -85,6 +87,7 @@
 //! ```
 
 mod catalog;
+pub mod contents;
 mod create;
 mod delta;
 pub mod dump;
@@ -144,6 +147,11 @@ pub enum Step {
     Verify {
         objects: usize,
         objects_total: usize,
+    },
+    /// Tables of a database are read, for a proof to compare.
+    Tables {
+        done: usize,
+        total: usize,
     },
 }
 

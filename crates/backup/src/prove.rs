@@ -1,6 +1,6 @@
 //! A backup that has not been restored is not a backup: this restores one into a scratch folder, starts a server on it
-//! that nobody else can reach, waits for the end of recovery, has every table and index checked by `pg_amcheck`, and asks
-//! for rows that must not be.
+//! that nobody else can reach, has it stop where what its tables held was recorded and compares, waits for the end of
+//! recovery, has every table and index checked by `pg_amcheck`, and asks for rows that must not be.
 
 use std::{
     fs,
@@ -10,25 +10,33 @@ use std::{
     time::Duration,
 };
 
-use millrace_base::Secret;
+use millrace_base::{Lsn, Secret};
 use millrace_pg::{Binaries, ConnectParams, PgError, RunAs, connect};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     ProgressFn, catalog,
+    contents::{self, Contents},
     error::BackupError,
+    manifest::Manifest,
     plan::{Plan, Target},
-    recovery::WalSource,
+    recovery::{self, WalSource},
     repo::Repository,
-    restore::{RestoreOptions, plan, restore},
+    restore::{AUTO_CONF, RestoreOptions, plan, restore},
+    wal::{self, History},
 };
 
 /// SQLSTATE of a database, schema, table, column or function that does not exist.
 const NOT_THERE: [&str; 5] = ["3D000", "3F000", "42P01", "42703", "42883"];
+/// Between looks at how far it has got.
+const LOOK: Duration = Duration::from_millis(50);
 /// The scratch server has no network: the number only names its socket.
 const PORT: u16 = 5432;
+/// In a data directory: the server is a standby.
+const STANDBY: &str = "standby.signal";
 /// What makes a folder one of ours.
 const HBA: &str = "hba.conf";
 const HBA_LINES: &str = "# of a proof: this folder is removed\nlocal all all trust\n";
@@ -47,7 +55,7 @@ pub struct ProveOptions {
     pub target: Target,
     pub backup: Option<String>,
     pub threads: usize,
-    /// How long replay may take, and the check of tables after it.
+    /// How long replay may take, and each check of tables.
     pub deadline: Duration,
     pub rules: Vec<Rule>,
 }
@@ -77,10 +85,35 @@ pub struct Proof {
     /// Rules of databases, tables or columns that this backup does not have.
     #[serde(default)]
     pub rules_left_out: Vec<String>,
+    /// Tables that held what they had held at the position where that was recorded; 0: nothing was recorded.
+    #[serde(default)]
+    pub tables: usize,
+    /// Of these tables.
+    #[serde(default)]
+    pub rows: u64,
+    /// Databases and tables that could not be compared, and why.
+    #[serde(default)]
+    pub tables_left_out: Vec<String>,
+}
+
+/// What was recorded with a backup, and where a restore of it goes.
+struct Recorded {
+    contents: Contents,
+    timeline: u32,
+    history: History,
+    end: Lsn,
+}
+
+#[derive(Default)]
+struct Compared {
+    tables: usize,
+    rows: u64,
+    left_out: Vec<String>,
 }
 
 /// What was found out of the restored server.
 struct Found {
+    compared: Compared,
     replay_ms: u64,
     check_ms: Option<u64>,
     databases: usize,
@@ -104,6 +137,7 @@ pub async fn prove(
     let catalog = catalog::list(repo, system_id).await?;
     let label = plan.backups.last().cloned().unwrap_or_default();
     let backup = catalog.backups.iter().find(|backup| backup.label == label);
+    let recorded = recorded(repo, backup, &plan).await?;
     let tablespaces = backup.into_iter().flat_map(|backup| &backup.tablespaces);
     let restore_options = RestoreOptions {
         data_dir: scratch.data(),
@@ -121,13 +155,22 @@ pub async fn prove(
     let restore_ms = millis(begun);
     let server = Server { options, scratch: &scratch };
     let proven = tokio::select! {
-        proven = server.run() => proven,
+        proven = server.run(recorded.as_ref()) => proven,
         () = cancel.cancelled() => Err(BackupError::Cancelled),
     };
     stop(options, &scratch.path).await?;
-    let Found { replay_ms, check_ms, databases, rules, rules_left_out } = proven?;
-    tracing::info!(label = ?plan.backups.last(), restore_ms, replay_ms, "backup proven by restoring it");
-    Ok(Proof { plan, restore_ms, replay_ms, check_ms, databases, rules, rules_left_out })
+    let Found { compared, replay_ms, check_ms, databases, rules, rules_left_out } = proven?;
+    let Compared { tables, rows, left_out: tables_left_out } = compared;
+    tracing::info!(label = ?plan.backups.last(), restore_ms, replay_ms, tables, "backup proven by restoring it");
+    Ok(Proof { plan, restore_ms, replay_ms, check_ms, databases, rules, rules_left_out, tables, rows, tables_left_out })
+}
+
+/// Only a restore of the latest is sure to pass all that was recorded.
+async fn recorded(repo: &Repository, backup: Option<&Manifest>, plan: &Plan) -> Result<Option<Recorded>, BackupError> {
+    let Some(backup) = backup.filter(|_| plan.target == Target::Latest) else { return Ok(None) };
+    let Some(contents) = contents::load(repo, backup).await? else { return Ok(None) };
+    let history = wal::inventory(repo, backup.system_id).await?.history(plan.timeline);
+    Ok(Some(Recorded { contents, timeline: plan.timeline, history, end: plan.window.to }))
 }
 
 fn millis(since: Instant) -> u64 {
@@ -200,14 +243,82 @@ struct Server<'a> {
 }
 
 impl Server<'_> {
-    async fn run(&self) -> Result<Found, BackupError> {
+    async fn run(&self, recorded: Option<&Recorded>) -> Result<Found, BackupError> {
+        let compared = match recorded {
+            Some(recorded) => self.compared(recorded).await?,
+            None => Compared::default(),
+        };
         let begun = Instant::now();
         self.start().await?;
         let databases = self.recovered().await?;
         let replay_ms = millis(begun);
         let check_ms = self.checked().await?;
         let (rules, rules_left_out) = self.hold().await?;
-        Ok(Found { replay_ms, check_ms, databases, rules, rules_left_out })
+        Ok(Found { compared, replay_ms, check_ms, databases, rules, rules_left_out })
+    }
+
+    /// Replays to each position of what was recorded, and compares.
+    async fn compared(&self, recorded: &Recorded) -> Result<Compared, BackupError> {
+        let Recorded { contents, timeline, history, end } = recorded;
+        let mut compared = Compared { left_out: contents.all_left_out(), ..Compared::default() };
+        let settings = self.scratch.data().join(AUTO_CONF);
+        let usual = fs::read_to_string(&settings).map_err(BackupError::io("read", &settings))?;
+        for database in &contents.databases {
+            if let Some(why) = contents::unreachable(database, *timeline, history, *end) {
+                compared.left_out.push(format!("{}: {why}", database.name));
+                continue;
+            }
+            self.write(AUTO_CONF, &format!("{usual}{}", recovery::stand_at(database.at)))?;
+            self.write(STANDBY, "")?;
+            self.start().await?;
+            self.stands_at(database.at).await?;
+            let params = self.params(&database.name);
+            let found = contents::differences(&params, database, self.options.deadline)
+                .await
+                .map_err(|error| self.failed(&format!("{} cannot be compared: {error}", database.name)))?;
+            if !found.is_empty() {
+                let what = format!("{} is not as it was at {}: {}", database.name, database.at, found.join(", "));
+                return Err(self.failed(&what));
+            }
+            compared.tables += database.tables.len();
+            compared.rows += database.tables.values().map(|table| table.rows).sum::<u64>();
+            shut(self.options, &self.scratch.path, "fast").await?;
+            let signal = self.scratch.data().join(STANDBY);
+            fs::remove_file(&signal).map_err(BackupError::io("remove", signal))?;
+        }
+        self.write(AUTO_CONF, &usual)?;
+        Ok(compared)
+    }
+
+    /// Waits until the standby has replayed all that comes before `at`; it replays nothing that comes after.
+    async fn stands_at(&self, at: Lsn) -> Result<(), BackupError> {
+        let client = connect(&self.params("postgres"), Duration::from_secs(30)).await?;
+        let until = Instant::now() + self.options.deadline;
+        loop {
+            let sql = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()";
+            let row = client.query_one(sql, &[]).await.map_err(PgError::from)?;
+            if !row.try_get::<_, bool>(0).map_err(PgError::from)? {
+                return Err(self.failed(&format!("it did not stop at {at}, where its tables were to be compared")));
+            }
+            let replayed: Option<PgLsn> = row.try_get(1).map_err(PgError::from)?;
+            match replayed.map(|lsn| Lsn(lsn.into())) {
+                Some(replayed) if replayed == at => return Ok(()),
+                Some(replayed) if replayed > at => {
+                    return Err(self.failed(&format!("it was to stop at {at}, and stands at {replayed}")));
+                }
+                _ if Instant::now() >= until => {
+                    return Err(self.failed(&format!("it did not replay up to {at} in time")));
+                }
+                _ => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// A file of the data directory.
+    fn write(&self, name: &str, text: &str) -> Result<(), BackupError> {
+        let path = self.scratch.data().join(name);
+        fs::write(&path, text).map_err(BackupError::io("write", &path))?;
+        Ok(self.options.run_as.own(&path)?)
     }
 
     /// Every table and index, if there is a `pg_amcheck`.
@@ -314,7 +425,7 @@ impl Server<'_> {
             if Instant::now() >= until {
                 return Err(self.failed("recovery did not end in time"));
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(LOOK).await;
         }
         let rows = client.query("SELECT FROM pg_database WHERE datallowconn", &[]).await.map_err(PgError::from)?;
         Ok(rows.len())
@@ -345,8 +456,12 @@ async fn stop(options: &ProveOptions, scratch: &Path) -> Result<(), BackupError>
     if works_in.ok() != data.canonicalize().ok() {
         return Ok(());
     }
+    shut(options, scratch, "immediate").await
+}
+
+async fn shut(options: &ProveOptions, scratch: &Path, mode: &str) -> Result<(), BackupError> {
     let mut command = command(options, scratch, "pg_ctl");
-    command.args(["stop", "--wait", "--silent", "--mode", "immediate", "--pgdata"]).arg(data);
+    command.args(["stop", "--wait", "--silent", "--mode", mode, "--pgdata"]).arg(scratch.join("data"));
     finish(options, scratch, command, "pg_ctl").await
 }
 

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use millrace_base::Lsn;
+
 use crate::{
     plan::{Plan, Target},
     scan::RESTORE_WAL,
@@ -79,6 +81,16 @@ pub(crate) fn settings(plan: &Plan, source: &WalSource) -> String {
     text
 }
 
+/// What makes a restored server stop at a position and answer there, as a standby, in place of what [`settings`] say of the
+/// end; also to be put at the end. The record that begins at the position is not replayed. Where the log ends just there, a
+/// standby waits, and a recovery would fail.
+pub(crate) fn stand_at(at: Lsn) -> String {
+    format!(
+        "recovery_target_lsn = '{at}'\nrecovery_target_inclusive = 'off'\nrecovery_target_action = 'pause'\n\
+         hot_standby = 'on'\nwal_retrieve_retry_interval = '100ms'\n"
+    )
+}
+
 /// The server's map of tablespaces with new places: lines of an oid, a space and a path.
 pub(crate) fn remap(tablespace_map: &str, place: impl Fn(u32) -> Option<String>) -> String {
     let line = |line: &str| {
@@ -94,7 +106,7 @@ pub(crate) fn remap(tablespace_map: &str, place: impl Fn(u32) -> Option<String>)
 
 #[cfg(test)]
 mod tests {
-    use millrace_base::{Lsn, Micros};
+    use millrace_base::Micros;
 
     use super::*;
     use crate::plan::tests::{archive, backup};

@@ -135,7 +135,7 @@ pub fn end_restore(data_dir: &Path, owner: Option<&RunAs>) -> Result<(), BackupE
     Ok(owner.map_or(Ok(()), |owner| owner.own(&conf))?)
 }
 
-const AUTO_CONF: &str = "postgresql.auto.conf";
+pub(crate) const AUTO_CONF: &str = "postgresql.auto.conf";
 
 struct Run<'a> {
     repo: &'a Repository,

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     ProgressFn, Step,
     catalog::{self, Catalog, folder},
+    contents,
     dump::{self, Dump},
     error::BackupError,
     manifest::Manifest,
@@ -76,8 +77,8 @@ struct Check {
 enum Content {
     /// Only its stored bytes matter: the list of files, which is read on its own.
     Bytes,
-    /// Of a file of the log: the checksum of what is inside.
-    Log(String),
+    /// Of what carries it in its name: the checksum of what is inside.
+    Named(String),
     /// A part of a logical backup.
     Sealed,
     Pack(Vec<(String, crate::manifest::Piece)>),
@@ -223,15 +224,7 @@ async fn checks(
     deep: bool,
     report: &mut VerifyReport,
 ) -> Result<Vec<Check>, BackupError> {
-    let mut checks: Vec<Check> = inventory
-        .objects()
-        .map(|stored| Check {
-            name: stored.object.clone(),
-            bytes: stored.bytes,
-            hash: stored.stored_hash.clone(),
-            content: Content::Log(stored.content_hash.clone()),
-        })
-        .collect();
+    let mut checks: Vec<Check> = inventory.objects().cloned().map(of_name).collect();
     for backup in &catalog.backups {
         let mut pieces = if deep { pieces(repo, backup, report).await? } else { Vec::new() };
         for object in &backup.objects {
@@ -244,6 +237,9 @@ async fn checks(
             });
         }
     }
+    for backup in &catalog.backups {
+        checks.extend(contents::stored(repo, backup).await?.into_iter().map(of_name));
+    }
     for dump in dumps {
         let place = dump::folder(dump.system_id, &dump.label);
         checks.extend(dump.files.iter().flat_map(|file| &file.parts).map(|part| Check {
@@ -254,6 +250,16 @@ async fn checks(
         }));
     }
     Ok(checks)
+}
+
+/// Its name says what it must be.
+fn of_name(stored: wal::Stored) -> Check {
+    Check {
+        name: stored.object,
+        bytes: stored.bytes,
+        hash: stored.stored_hash,
+        content: Content::Named(stored.content_hash),
+    }
 }
 
 type PiecesOfPack = (String, Vec<(String, crate::manifest::Piece)>);
@@ -314,7 +320,7 @@ async fn look(
         }
         let opened = match &check.content {
             Content::Bytes => Ok(()),
-            Content::Log(hash) => crate::seal::unseal(&check.name, &sealed, &keys).and_then(|content| {
+            Content::Named(hash) => crate::seal::unseal(&check.name, &sealed, &keys).and_then(|content| {
                 if wal::short_hash(&content) == *hash {
                     return Ok(());
                 }

@@ -6,7 +6,7 @@ mod segment;
 mod status;
 
 pub use archive::{Inventory, fetch, inventory};
-pub(crate) use archive::{listed, put_history, read, read_segment_now, short_hash, write_file};
+pub(crate) use archive::{Stored, listed, parse_name, put_history, read, read_segment_now, short_hash, write_file};
 pub use receive::{ReceiveOptions, ReceiveStatus, receive};
 pub(crate) use segment::history_name;
 pub use segment::{History, HistoryError, Segment};

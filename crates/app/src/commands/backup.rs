@@ -24,7 +24,7 @@ use crate::{
     backup::{self, Nodes, retention_of},
     cli::{BackupCommand, RestoreTo, WalCommand},
     context::Context,
-    explain::{Explained as _, Usage},
+    explain::{Explained as _, Usage, chain},
     in_place,
     output::{bytes_text, table},
     recovered,
@@ -125,6 +125,7 @@ impl Bar {
             Step::WaitForLog { until } => format!("waits for the log up to {until}"),
             Step::Log { segments, segments_total } => format!("log: {segments} of {segments_total} files"),
             Step::Verify { objects, objects_total } => format!("{objects} of {objects_total} objects"),
+            Step::Tables { done, total } => format!("counts rows: {done} of {total} tables"),
         }
     }
 
@@ -147,6 +148,7 @@ async fn make(context: &Context, repo: &Repository, kind: Kind) -> anyhow::Resul
     let made = backup::make(context, repo, Nodes::Asked(&api), (kind, true), &|step| bar.tell(step), &stop).await;
     bar.end();
     let (made, node) = made?;
+    let seconds = bar.seconds();
     let manifest = &made.manifest;
     context.output.json(manifest)?;
     if let Some(why) = &made.full_because {
@@ -159,12 +161,38 @@ async fn make(context: &Context, repo: &Repository, kind: Kind) -> anyhow::Resul
         node.name,
         bytes_text(manifest.data_bytes),
         bytes_text(manifest.stored_bytes),
-        bar.begun.elapsed().as_secs_f64()
+        seconds
     ));
     if !manifest.pages_damaged.is_empty() {
         bail!("pages of {} are damaged: {}", node.name, manifest.pages_damaged.join(", "));
     }
+    let bar = Bar::new(context);
+    let recorded = backup::record(context, repo, Nodes::Asked(&api), manifest, &|step| bar.tell(step), &stop).await;
+    bar.end();
+    match recorded {
+        Ok(None) => {}
+        Ok(Some(contents)) => {
+            let (tables, rows) = (contents.tables(), contents.rows());
+            let left_out = contents.all_left_out();
+            context
+                .output
+                .line(format!("{tables} tables with {rows} rows counted for proofs in {:.1} s", bar.seconds()));
+            tell_left_out(context, "not counted", &left_out);
+        }
+        Err(error) => context.output.note(format!("what its tables held is not recorded: {}", chain(error.as_ref()))),
+    }
     Ok(0)
+}
+
+/// The first of them.
+fn tell_left_out(context: &Context, how: &str, left_out: &[String]) {
+    const MAX: usize = 5;
+    for line in left_out.iter().take(MAX) {
+        context.output.line(format!("  {how}: {line}"));
+    }
+    if left_out.len() > MAX {
+        context.output.line(format!("  and {} more", left_out.len() - MAX));
+    }
 }
 
 fn kind_name(kind: Kind) -> &'static str {
@@ -309,6 +337,14 @@ async fn prove(context: &Context, repo: &Repository, label: Option<String>) -> a
     context
         .output
         .line(format!("✔ restored in {} ms, replayed in {} ms, {checked}{rules}", proof.restore_ms, proof.replay_ms));
+    match proof.tables {
+        0 => context.output.line("  nothing that its tables held was recorded with it, to be compared"),
+        tables => {
+            let rows = proof.rows;
+            context.output.line(format!("✔ {tables} tables held the {rows} rows that were counted after the backup"));
+        }
+    }
+    tell_left_out(context, "not compared", &proof.tables_left_out);
     if !proof.rules_left_out.is_empty() {
         context
             .output

@@ -323,6 +323,14 @@ impl Schedule {
         let nodes = Nodes::Followed(cluster);
         let (made, node) = backup::make(&self.context, &self.repo, nodes, (kind, false), &|_| {}, token).await?;
         tracing::info!(label = made.manifest.label, node = node.name, "a backup was made");
+        if let Err(error) = backup::record(&self.context, &self.repo, nodes, &made.manifest, &|_| {}, token).await {
+            let error = chain(error.as_ref());
+            tracing::warn!(
+                label = made.manifest.label,
+                error,
+                "what its tables held is not recorded: proofs cannot compare"
+            );
+        }
         match self.config.prove {
             true => self.prove(system_id, made.manifest.label, token).await,
             false => Ok(()),

@@ -47,9 +47,13 @@ fn a_proof_asks_for_what_must_not_be() {
     let platform = Platform::init();
     with_backups(&platform);
     platform.up(&["--sample"]);
-    platform.run(&["backup", "create"]).ok();
+    let made = platform.run(&["backup", "create"]).ok();
+    let counted = made.lines().find(|line| line.contains(" counted for proofs")).unwrap();
+    let counted = counted.split(" counted").next().unwrap().replace(" with ", " held the ");
     let proven = platform.run(&["backup", "prove"]).ok();
     assert!(proven.contains("2 rules of the pack hold"), "{proven}");
+    // as many tables, with as many rows, as the backup has said
+    assert!(proven.contains(&format!("✔ {counted} that were counted")), "{made}{proven}");
     // a rule of what is not there is left out, and said to be
     let of_later = platform.dir().join("pack/checks/of_later.sql");
     fs::write(&of_later, "SELECT * FROM operational.not_yet;\n").unwrap();

@@ -188,7 +188,7 @@ impl Inventory {
 }
 
 /// `<what>.<content>.<stored>.zst[.age]`.
-fn parse_name<'a>(file: &'a str, listed: &Listed) -> Option<(&'a str, Stored)> {
+pub(crate) fn parse_name<'a>(file: &'a str, listed: &Listed) -> Option<(&'a str, Stored)> {
     let rest = file.strip_suffix(".zst.age").or_else(|| file.strip_suffix(".zst"))?;
     let (rest, stored_hash) = rest.rsplit_once('.')?;
     let (what, content_hash) = rest.rsplit_once('.')?;

@@ -5,6 +5,7 @@
 mod azure;
 mod chain;
 mod common;
+mod contents;
 mod over;
 mod round_trip;
 mod s3;

@@ -3,7 +3,9 @@
 use std::{fs, io::Read, path::PathBuf};
 
 use millrace_backup::{
-    BackupError, CreateOptions, Kind, Step, VerifyOptions, VerifyReport, create, list,
+    BackupError, CreateOptions, Kind, Step, VerifyOptions, VerifyReport,
+    contents::record,
+    create, list,
     plan::{PlanError, Target},
     plan_restore,
     repo::{Location, Repository},
@@ -59,6 +61,8 @@ async fn one_backup() -> (TestServer, Kept, u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_gaps_and_keys() {
     let (server, kept, id) = one_backup().await;
+    let backup = list(&kept.repo, id).await.unwrap().backups.remove(0);
+    record(&kept.repo, &backup, &server.params(), SOON, &*quiet()).await.unwrap();
     assert_eq!(verified(&kept.repo, id, true).await.findings, []);
 
     // a flipped bit of any object is found, and the object named

@@ -28,6 +28,8 @@ pub struct Backup {
     pub dump_every: Option<Duration>,
     /// Each of these is restored and checked.
     pub prove: bool,
+    /// So long the tables are read after a backup, for proofs to compare.
+    pub contents: Option<Duration>,
     /// Replicas are made from the newest backup.
     pub replicas: bool,
     /// So many full backups stay.
@@ -171,6 +173,7 @@ pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
     };
     let count = |name, range| usize::try_from(table.integer(name, range)).unwrap_or(1);
     let days = table.integer("window_days", 0..=3_650);
+    let contents = table.integer("contents_seconds", 0..=86_400);
     Backup {
         repository,
         copies,
@@ -181,6 +184,7 @@ pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
         incremental_every: hours("incremental_every_hours"),
         dump_every: hours("dump_every_hours"),
         prove: table.boolean("prove"),
+        contents: (contents > 0).then(|| Duration::from_secs(contents)),
         replicas: table.boolean("replicas_from_backup"),
         keep_full: count("keep_full", 1..=1_000),
         keep_daily: count("keep_daily", 0..=1_000),
