@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use millrace_backup::{
     BackupError, CreateOptions, Created, Kind, Manifest, ProgressFn, ProveOptions, Rule,
-    contents::{self, Contents},
+    contents::{self, Contents, RecordOptions},
     create,
     plan::Target,
     repo::{AzureLocation, GoogleLocation, Location, Repository, S3Location},
@@ -284,9 +284,10 @@ pub(crate) async fn record(
     let Some(within) = config(context)?.contents else { return Ok(None) };
     let now = nodes.now().await?;
     let primary = now.iter().find(|node| node.role == NodeRole::Primary && node.state == NodeState::Running);
-    let params = context.superuser_at(primary.context("there is no primary just now")?)?;
+    let primary = context.superuser_at(primary.context("there is no primary just now")?)?;
+    let options = RecordOptions { primary, within, wal_wait: LOG_WAIT };
     tokio::select! {
-        recorded = contents::record(repo, backup, &params, within, progress) => recorded.map(Some).explained(),
+        recorded = contents::record(repo, backup, &options, progress) => recorded.map(Some).explained(),
         () = stop.cancelled() => bail!("interrupted"),
     }
 }

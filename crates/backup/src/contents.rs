@@ -28,6 +28,7 @@ use tokio::time::Instant;
 
 use crate::{
     ProgressFn, Step, catalog,
+    create::wait_for_log,
     error::BackupError,
     manifest::{self, FORMAT, Manifest},
     repo::{Listed, Repository},
@@ -112,25 +113,33 @@ struct Known {
     columns: String,
 }
 
-/// Reads the tables of all databases of the primary, the small ones first, for no longer than `within`, and keeps what they
-/// held with the backup. What there was no time for is named in the result.
-///
-/// `primary` is a superuser, or one who may read every table and make slots. While it reads, rows that are deleted stay for
-/// vacuum to remove later.
+/// How tables are read.
+#[derive(Debug, Clone)]
+pub struct RecordOptions {
+    /// Of a superuser, or one who may read every table and make slots.
+    pub primary: ConnectParams,
+    /// No longer than this; what there was no time for is named in the result.
+    pub within: Duration,
+    /// How long the log's archive may take to bring what a proof needs to compare. If that is too short, a proof that is made
+    /// before it has come cannot.
+    pub wal_wait: Duration,
+}
+
+/// Reads the tables of all databases of the primary, the small ones first, and keeps what they held with the backup. While it
+/// reads, rows that are deleted stay for vacuum to remove later.
 ///
 /// # Errors
 /// If the primary is not the backup's or cannot be reached, or the repository cannot be written.
 pub async fn record(
     repo: &Repository,
     backup: &Manifest,
-    primary: &ConnectParams,
-    within: Duration,
+    options: &RecordOptions,
     progress: &ProgressFn<'_>,
 ) -> Result<Contents, BackupError> {
-    let until = Instant::now() + within;
+    let until = Instant::now() + options.within;
     let (mut databases, mut left_out) = (Vec::new(), BTreeMap::new());
-    for name in names(primary).await? {
-        match database(backup, &primary.to_database(&name), until, progress).await {
+    for name in names(&options.primary).await? {
+        match database(backup, &options.primary.to_database(&name), until, progress).await {
             Ok(Some(read)) => databases.push(read),
             Ok(None) => {}
             // the server is there and says no: a slot that is waited for too long, a right that is lacking
@@ -145,6 +154,13 @@ pub async fn record(
     keep(repo, backup, &contents).await?;
     let (tables, rows, left_out) = (contents.tables(), contents.rows(), contents.all_left_out().len());
     tracing::info!(label = backup.label, tables, rows, left_out, "what the tables held is recorded");
+    if let Some(last) = contents.databases.last() {
+        progress(Step::WaitForLog { until: last.at });
+        let range = (last.timeline, backup.stop, last.at);
+        if !wait_for_log(repo, backup.system_id, range, options.wal_wait).await? {
+            tracing::warn!(label = backup.label, until = %last.at, "the log up to where tables were read is not in the repository yet");
+        }
+    }
     Ok(contents)
 }
 

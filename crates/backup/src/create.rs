@@ -87,6 +87,10 @@ pub async fn create(
             tracing::warn!(label, %error, "what a failed backup left in the repository is not removed yet");
         }
     }
+    // a statement may still run for one that was cancelled
+    if !stop.is_cancelled() {
+        run.session.release().await;
+    }
     made
 }
 
@@ -323,30 +327,38 @@ impl Run<'_> {
         manifest.stored_bytes = manifest.objects.iter().map(|object| object.bytes).sum();
         if let Some(deadline) = self.options.wal_wait {
             (self.progress)(Step::WaitForLog { until: manifest.stop });
-            self.wait_for_log(&manifest, deadline).await?;
+            let range = (manifest.timeline, manifest.start, manifest.stop);
+            if !wait_for_log(self.repo, self.system_id, range, deadline).await? {
+                return Err(BackupError::WalNotArchived {
+                    label: manifest.label,
+                    timeline: manifest.timeline,
+                    needed: manifest.stop,
+                });
+            }
         }
         self.repo.create(&format!("{place}/manifest.json"), manifest::to_document(&manifest)?).await?;
         tracing::info!(label = manifest.label, kind = ?manifest.kind, bytes = manifest.stored_bytes, "backup made");
         Ok(Created { manifest, full_because })
     }
+}
 
-    /// Waits until all of the log from the backup's start to its stop is in the repository.
-    async fn wait_for_log(&self, manifest: &Manifest, deadline: Duration) -> Result<(), BackupError> {
-        let until = tokio::time::Instant::now() + deadline;
-        loop {
-            let inventory = wal::inventory(self.repo, self.system_id).await?;
-            if plan::missing(&inventory, manifest.timeline, manifest.start, manifest.stop).is_none() {
-                return Ok(());
-            }
-            if tokio::time::Instant::now() >= until {
-                return Err(BackupError::WalNotArchived {
-                    label: manifest.label.clone(),
-                    timeline: manifest.timeline,
-                    needed: manifest.stop,
-                });
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
+/// Waits until all of the log between two positions of a timeline is in the repository; `false`: it was not in time.
+pub(crate) async fn wait_for_log(
+    repo: &Repository,
+    system_id: u64,
+    (timeline, from, to): (u32, Lsn, Lsn),
+    deadline: Duration,
+) -> Result<bool, BackupError> {
+    let until = tokio::time::Instant::now() + deadline;
+    loop {
+        let inventory = wal::inventory(repo, system_id).await?;
+        if plan::missing(&inventory, timeline, from, to).is_none() {
+            return Ok(true);
         }
+        if tokio::time::Instant::now() >= until {
+            return Ok(false);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 

@@ -136,6 +136,17 @@ impl Session {
             tablespace_map: row.try_get::<_, Option<String>>("spcmapfile").map_err(PgError::from)?.unwrap_or_default(),
         })
     }
+
+    /// Gives the lock back: the server ends a session some time after its connection is closed, and until then the next
+    /// backup would be told that this one goes on.
+    pub(crate) async fn release(self) {
+        let unlock = self.connection.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]);
+        match tokio::time::timeout(CONNECT, unlock).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the session of a backup is gone, and its lock with it"),
+            Err(_) => tracing::warn!("the server does not answer: the lock of a backup goes with its session"),
+        }
+    }
 }
 
 fn micros(at: SystemTime) -> Micros {

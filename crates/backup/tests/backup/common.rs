@@ -6,7 +6,9 @@ use std::{
 };
 
 use millrace_backup::{
-    BackupError, CreateOptions, Created, Kind, ProgressFn, RestoreOptions, WalSource, create,
+    BackupError, CreateOptions, Created, Kind, ProgressFn, RestoreOptions, WalSource,
+    contents::RecordOptions,
+    create,
     plan::Target,
     repo::{Location, Repository},
     restore,
@@ -101,6 +103,10 @@ pub fn options(server: &TestServer, kind: Kind) -> CreateOptions {
         fast_checkpoint: true,
         wal_wait: Some(SOON),
     }
+}
+
+pub fn record_options(server: &TestServer, within: Duration) -> RecordOptions {
+    RecordOptions { primary: server.params(), within, wal_wait: SOON }
 }
 
 pub async fn back_up(repo: &Repository, server: &TestServer, kind: Kind) -> Created {

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::common::*;
 
 async fn recorded(kept: &Kept, backup: &Manifest, server: &TestServer, within: Duration) -> Contents {
-    let contents = record(&kept.repo, backup, &server.params(), within, &*quiet()).await.unwrap();
+    let contents = record(&kept.repo, backup, &record_options(server, within), &*quiet()).await.unwrap();
     assert_eq!(load(&kept.repo, backup).await.unwrap().as_ref(), Some(&contents));
     contents
 }
@@ -156,20 +156,17 @@ async fn a_page_that_a_backup_does_not_have_is_found() {
     let file: String = client.query_one("SELECT pg_relation_filepath('t')", &[]).await.unwrap().get(0);
     drop(client);
     let kept = repository(&server.folder().join("repo"));
-    let mut receiver = Receiver::start(&kept.repo, server.params());
+    let receiver = Receiver::start(&kept.repo, server.params());
     back_up(&kept.repo, &server, Kind::Full).await;
     change_unseen(&mut server, &file, b"text 777", b"text 778").await;
-    let client = server.client_to("app").await;
     let made = back_up(&kept.repo, &server, Kind::Incremental).await;
     let contents = recorded(&kept, &made.manifest, &server, SOON).await;
     assert_eq!((contents.tables(), contents.rows()), (1, 1000));
-    receiver.durable(position(&client).await).await;
     let error = proven(&kept, id, &server).await.unwrap_err().to_string();
     assert!(error.contains("public.t has as many rows as it had, 1000, and not the same"), "{error}");
 
     // what was not recorded is not compared, and a proof says so by its numbers
     back_up(&kept.repo, &server, Kind::Full).await;
-    receiver.durable(position(&client).await).await;
     assert_eq!(proven(&kept, id, &server).await.unwrap().tables, 0);
     receiver.stop().await;
 }
@@ -191,7 +188,7 @@ async fn what_cannot_be_read_as_it_was_is_left_out() {
     client.batch_execute("ANALYZE").await.unwrap();
     let id = system_id(&client).await;
     let kept = repository(&server.folder().join("repo"));
-    let mut receiver = Receiver::start(&kept.repo, server.params());
+    let receiver = Receiver::start(&kept.repo, server.params());
     let made = back_up(&kept.repo, &server, Kind::Full).await.manifest;
     let holder = server.client_to("app").await;
     // between the snapshot and the first table
@@ -206,7 +203,7 @@ async fn what_cannot_be_read_as_it_was_is_left_out() {
         }
     };
     let within = Duration::from_secs(3);
-    let contents = record(&kept.repo, &made, &server.params(), within, &meanwhile).await.unwrap();
+    let contents = record(&kept.repo, &made, &record_options(&server, within), &meanwhile).await.unwrap();
     let app = &contents.databases[0];
     assert_eq!(app.tables.keys().collect::<Vec<_>>(), ["public.small"], "{contents:?}");
     let why: Vec<(&str, &str)> = app.left_out.iter().map(|(table, why)| (table.as_str(), why.as_str())).collect();
@@ -215,7 +212,6 @@ async fn what_cannot_be_read_as_it_was_is_left_out() {
     let changed = "it was changed by more than its rows meanwhile";
     assert_eq!(why[2..], [("public.truncated", changed), ("public.widened", changed)]);
     holder.batch_execute("COMMIT").await.unwrap();
-    receiver.durable(position(&client).await).await;
     let proof = proven(&kept, id, &server).await.unwrap();
     assert_eq!((proof.tables, proof.rows, proof.tables_left_out.len()), (1, 1, 4));
 
@@ -225,7 +221,6 @@ async fn what_cannot_be_read_as_it_was_is_left_out() {
     let contents = recorded(&kept, &made, &server, Duration::from_millis(10)).await;
     assert_eq!((contents.tables(), contents.left_out.len()), (0, 1), "{contents:?}");
     client.batch_execute("COMMIT").await.unwrap();
-    receiver.durable(position(&client).await).await;
     let proof = proven(&kept, id, &server).await.unwrap();
     assert!(proof.tables == 0 && proof.tables_left_out[0].starts_with("app: "), "{proof:?}");
     let left = numbers(&client, "SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'logical'").await;

@@ -4,7 +4,7 @@ use std::{fs, io::Read, path::PathBuf};
 
 use millrace_backup::{
     BackupError, CreateOptions, Kind, Step, VerifyOptions, VerifyReport,
-    contents::record,
+    contents::{RecordOptions, record},
     create, list,
     plan::{PlanError, Target},
     plan_restore,
@@ -62,7 +62,9 @@ async fn one_backup() -> (TestServer, Kept, u64) {
 async fn damage_gaps_and_keys() {
     let (server, kept, id) = one_backup().await;
     let backup = list(&kept.repo, id).await.unwrap().backups.remove(0);
-    record(&kept.repo, &backup, &server.params(), SOON, &*quiet()).await.unwrap();
+    // nothing archives any more
+    let options = RecordOptions { wal_wait: std::time::Duration::ZERO, ..record_options(&server, SOON) };
+    record(&kept.repo, &backup, &options, &*quiet()).await.unwrap();
     assert_eq!(verified(&kept.repo, id, true).await.findings, []);
 
     // a flipped bit of any object is found, and the object named
@@ -353,5 +355,20 @@ async fn a_server_that_shuts_down_is_waited_for() {
         server.start_again().await;
     }
     receiver.durable(position(&server.client().await).await).await;
+    receiver.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_backup_after_the_other_is_not_two_at_once() {
+    let server = TestServer::start().await;
+    let kept = repository(&server.folder().join("repo"));
+    let receiver = Receiver::start(&kept.repo, server.params());
+    let client = server.client().await;
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+    for _ in 0..3 {
+        back_up(&kept.repo, &server, Kind::Full).await;
+        // not only soon
+        assert_eq!(numbers(&client, locks).await, [0]);
+    }
     receiver.stop().await;
 }
