@@ -21,7 +21,7 @@ use std::{
 use duckdb::{Config, Connection};
 use millrace_base::{Micros, files, ident::Literal};
 
-use crate::error::WarehouseError;
+use crate::{error::WarehouseError, statement};
 
 /// How much of the machine the engine may use.
 #[derive(Debug, Clone)]
@@ -283,6 +283,7 @@ fn config(options: &EngineOptions) -> duckdb::Result<Config> {
         .with("checkpoint_threshold", "512MB")?
         // a long task of one statement lets others have their turn
         .with("scheduler_process_partial", "true")?
+        .with("perfect_ht_threshold", statement::ARRAY_BITS.to_string())?
         .with("integer_division", "true")?
         .with("default_null_order", "nulls_last_on_asc_first_on_desc")?
         .with("autoinstall_known_extensions", "false")?

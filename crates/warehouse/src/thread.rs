@@ -301,8 +301,8 @@ impl Writer {
     }
 
     fn apply(&mut self, batch: Batch, end: &BatchEnd) -> Result<Applied, BatchError> {
-        if batch.is_small() && self.engine.threads() > 1 {
-            statement::one_thread(&self.connection)?;
+        if batch.is_small() {
+            statement::few_rows(&self.connection)?;
         }
         batch.commit(&self.connection, &mut self.state, end, &*self.clock)
     }
