@@ -296,13 +296,19 @@ pub(crate) enum BackupCommand {
     },
     /// What there is
     List,
+    /// All that is known of one: what it holds, what it rests on, where it can be restored to, when it was proven
+    Info {
+        /// [default: the newest]
+        backup: Option<String>,
+    },
     /// Read the whole repository, and compare everything with its checksums
     Verify {
         /// Do not decrypt and unpack
         #[arg(long)]
         quick: bool,
     },
-    /// Restore the newest beside the data, replay the log, check every table and index, and remove it again
+    /// Restore the newest beside the data, replay the log, compare what tables hold with what was counted after the backup,
+    /// check every table and index, and remove it again
     Prove {
         /// Another one
         backup: Option<String>,

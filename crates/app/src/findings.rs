@@ -129,6 +129,15 @@ fn backups(status: &PlatformStatus, found: &mut Vec<Finding>) {
         let what_to_do = "wait if a large load runs; else look at the way to the repository".into();
         found.push(finding(Severity::Warning, subject(), what, what_to_do));
     }
+    if let Some(first) = backup.uncompared.first() {
+        let others = match backup.uncompared.len() - 1 {
+            0 => String::new(),
+            others => format!(", and {others} more"),
+        };
+        let what = format!("the last proof of a backup could not compare all of its tables: {first}{others}");
+        let what_to_do = "raise contents_seconds in [backup] if there was no time; 0 if you do not want it";
+        found.push(finding(Severity::Notice, subject(), what, what_to_do.into()));
+    }
     for away in &backup.away {
         let what = format!("{} gets nothing at present: {}", away.repository, away.why);
         let what_to_do = "is it there, and has it room? When it answers, it is brought what it lacks";

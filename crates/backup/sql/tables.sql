@@ -15,4 +15,5 @@ WHERE c.relkind IN ('r', 'm')
   AND (n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
        OR c.oid = 'pg_catalog.pg_largeobject'::pg_catalog.regclass
           AND EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata))
-ORDER BY c.relpages, name
+-- by what the catalog and the statistics say: `pg_relation_size` would wait for whoever has locked the table
+ORDER BY greatest(c.relpages, pg_catalog.pg_stat_get_live_tuples(c.oid) / 100), name

@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use crate::{
     ProgressFn, Step, catalog,
-    create::wait_for_log,
+    create::{label, wait_for_log},
     error::BackupError,
     manifest::{self, FORMAT, Manifest},
     repo::{Listed, Repository},
@@ -39,9 +39,13 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// A slot waits for every transaction that is open; so long for each.
 const SLOT_MAX: Duration = Duration::from_secs(10);
 const SLOT_MIN: Duration = Duration::from_secs(1);
+/// And so long for a table that somebody has locked.
+const LOCK_MAX: Duration = Duration::from_secs(1);
 /// An object's name begins so.
 const NAME: &str = "contents";
 const NO_TIME: &str = "no time was left for it";
+const LOCKED: &str = "it was locked";
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// Differences that are named.
 const NAMED_MAX: usize = 3;
 
@@ -125,11 +129,12 @@ pub struct RecordOptions {
     pub wal_wait: Duration,
 }
 
-/// Reads the tables of all databases of the primary, the small ones first, and keeps what they held with the backup. While it
-/// reads, rows that are deleted stay for vacuum to remove later.
+/// Reads the tables of one database of the primary after the other, the small ones of each first, and keeps what they held
+/// with the backup. While it reads, rows that are deleted stay for vacuum to remove later, and whoever wants to truncate or
+/// alter the table that is read waits.
 ///
 /// # Errors
-/// If the primary is not the backup's or cannot be reached, or the repository cannot be written.
+/// If the primary is not the backup's or cannot be reached at first, or the repository cannot be written.
 pub async fn record(
     repo: &Repository,
     backup: &Manifest,
@@ -139,26 +144,44 @@ pub async fn record(
     let until = Instant::now() + options.within;
     let (mut databases, mut left_out) = (Vec::new(), BTreeMap::new());
     for name in names(&options.primary).await? {
-        match database(backup, &options.primary.to_database(&name), until, progress).await {
-            Ok(Some(read)) => databases.push(read),
-            Ok(None) => {}
-            // the server is there and says no: a slot that is waited for too long, a right that is lacking
-            Err(BackupError::Sql(error)) if error.sqlstate().is_some_and(|_| !error.is_transient()) => {
-                left_out.insert(name, error.to_string());
+        let params = options.primary.to_database(&name);
+        let read = async {
+            let client = session(&params).await?;
+            if known(&client).await?.is_empty() {
+                return Ok(None);
             }
+            if left(until).is_zero() {
+                return Ok(Some(Err(NO_TIME.to_owned())));
+            }
+            database(backup, (client, &params), until, progress).await.map(|read| Some(Ok(read)))
+        };
+        match read.await {
+            Ok(Some(Ok(read))) => databases.push(read),
+            Ok(Some(Err(why))) => _ = left_out.insert(name, why),
+            Ok(None) => {}
+            // whatever it is: what was read of others is kept
+            Err(BackupError::Sql(error)) => _ = left_out.insert(name, error.to_string()),
             Err(error) => return Err(error),
         }
     }
     databases.sort_by_key(|database| database.at);
     let contents = Contents { format: FORMAT, label: backup.label.clone(), databases, left_out };
     keep(repo, backup, &contents).await?;
+    let label = &backup.label;
     let (tables, rows, left_out) = (contents.tables(), contents.rows(), contents.all_left_out().len());
-    tracing::info!(label = backup.label, tables, rows, left_out, "what the tables held is recorded");
+    tracing::info!(label, tables, rows, left_out, "what the tables held is recorded");
     if let Some(last) = contents.databases.last() {
         progress(Step::WaitForLog { until: last.at });
         let range = (last.timeline, backup.stop, last.at);
-        if !wait_for_log(repo, backup.system_id, range, options.wal_wait).await? {
-            tracing::warn!(label = backup.label, until = %last.at, "the log up to where tables were read is not in the repository yet");
+        match wait_for_log(repo, backup.system_id, range, options.wal_wait).await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!(label, until = %last.at, "the log up to where tables were read is not archived yet")
+            }
+            // it is kept, and the log may come all the same
+            Err(error) => {
+                tracing::warn!(label, %error, "whether the log up to where tables were read is archived is not known")
+            }
         }
     }
     Ok(contents)
@@ -166,29 +189,29 @@ pub async fn record(
 
 async fn names(primary: &ConnectParams) -> Result<Vec<String>, BackupError> {
     let client = connect(primary, CONNECT).await?;
+    let row = client.query_one("SELECT pg_is_in_recovery()", &[]).await.map_err(PgError::from)?;
+    if row.try_get(0).map_err(PgError::from)? {
+        return Err(BackupError::Unfit(format!("the server at {} is a replica", primary.address())));
+    }
     let sql = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname";
     let rows = client.query(sql, &[]).await.map_err(PgError::from)?;
     rows.iter().map(|row| Ok(row.try_get(0).map_err(PgError::from)?)).collect()
 }
 
-/// `None`: there are no tables in it.
 async fn database(
     backup: &Manifest,
-    params: &ConnectParams,
+    (client, params): (Connection, &ConnectParams),
     until: Instant,
     progress: &ProgressFn<'_>,
-) -> Result<Option<Database>, BackupError> {
-    let client = session(params).await?;
-    if known(&client).await?.is_empty() {
-        return Ok(None);
-    }
+) -> Result<Database, BackupError> {
     let mut exporter = RawConnection::connect_replication(params, CONNECT).await?;
     let identity = exporter.identify_system().await?;
     if identity.system_id != backup.system_id {
         let what = format!("the server at {} is of another cluster than {}", params.address(), backup.label);
         return Err(BackupError::Unfit(what));
     }
-    let name = format!("millrace_{NAME}_{}", std::process::id());
+    // never the same twice: a slot goes with its session, which the server ends some time after we do
+    let name = format!("millrace_{NAME}_{}", label().to_ascii_lowercase().replace('-', "_"));
     let slot = exporter.create_logical_slot(&name, true, left(until).clamp(SLOT_MIN, SLOT_MAX)).await?;
     let begin = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
@@ -201,7 +224,7 @@ async fn database(
     let (mut tables, mut left_out) = (BTreeMap::new(), BTreeMap::new());
     for (done, table) in then.iter().enumerate() {
         progress(Step::Tables { done, total: then.len() });
-        match guarded(&client, table, left(until)).await? {
+        match guarded(&client, table, until).await? {
             Ok(read) => _ = tables.insert(table.name.clone(), read),
             Err(why) => _ = left_out.insert(table.name.clone(), why),
         }
@@ -215,7 +238,7 @@ async fn database(
         }
     }
     let name = params.database.clone();
-    Ok(Some(Database { name, timeline: identity.timeline, at: slot.consistent_point, tables, left_out }))
+    Ok(Database { name, timeline: identity.timeline, at: slot.consistent_point, tables, left_out })
 }
 
 fn left(until: Instant) -> Duration {
@@ -229,6 +252,7 @@ async fn session(params: &ConnectParams) -> Result<Connection, BackupError> {
     let set = SESSION_SETTINGS.iter().chain(&own).filter(|(name, _)| *name != "client_encoding");
     let set: String = set.map(|(name, value)| format!("SET {} = {};", Ident(name), Literal(value))).collect();
     client.batch_execute(&set).await.map_err(PgError::from)?;
+    client.batch_execute(include_str!("../sql/no_timeouts.sql")).await.map_err(PgError::from)?;
     Ok(client)
 }
 
@@ -248,18 +272,25 @@ async fn known(client: &Connection) -> Result<Vec<Known>, BackupError> {
 
 /// Reads a table within the transaction, which survives whatever comes of it; or why it could not be read. Its lock is
 /// given back at once: whoever wants to change the table does not wait for the others.
-async fn guarded(client: &Connection, table: &Known, within: Duration) -> Result<Result<Table, String>, BackupError> {
+async fn guarded(client: &Connection, table: &Known, until: Instant) -> Result<Result<Table, String>, BackupError> {
+    let within = left(until);
     if within.is_zero() {
         return Ok(Err(NO_TIME.to_owned()));
     }
-    let begin = format!("SAVEPOINT table_read; SET LOCAL statement_timeout = {}", within.as_millis().max(1));
+    let begin = format!(
+        "SAVEPOINT table_read; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}",
+        within.as_millis().max(1),
+        LOCK_MAX.as_millis()
+    );
     client.batch_execute(&begin).await.map_err(PgError::from)?;
     let found = match digest(client, &table.name).await {
         Ok(found) => Ok(found),
         Err(error) => match error.sqlstate() {
-            // query_canceled
-            Some("57014") => Err(NO_TIME.to_owned()),
-            Some(_) if !error.is_transient() => Err(error.to_string()),
+            // query_canceled: by its timeout, or by somebody
+            Some("57014") if left(until).is_zero() => Err(NO_TIME.to_owned()),
+            Some(LOCK_NOT_AVAILABLE) => Err(LOCKED.to_owned()),
+            // an administrator ends the session, or the server ends
+            Some(state) if !state.starts_with("57P") => Err(error.to_string()),
             _ => return Err(error.into()),
         },
     };
@@ -299,7 +330,9 @@ pub(crate) async fn stored(repo: &Repository, backup: &Manifest) -> Result<Vec<w
 /// # Errors
 /// If the repository cannot be read, or what was recorded is damaged.
 pub async fn load(repo: &Repository, backup: &Manifest) -> Result<Option<Contents>, BackupError> {
-    let Some(stored) = stored(repo, backup).await?.into_iter().next() else { return Ok(None) };
+    let Some(stored) = stored(repo, backup).await?.into_iter().max_by_key(|stored| stored.written) else {
+        return Ok(None);
+    };
     let sealed = repo.get_whole(&stored.object, &stored.stored_hash).await?;
     let document = seal::unseal(&stored.object, &sealed, &repo.keys)?;
     let contents: Contents = manifest::from_document(&stored.object, &document)?;
@@ -309,33 +342,52 @@ pub async fn load(repo: &Repository, backup: &Manifest) -> Result<Option<Content
     }
 }
 
-/// Reads the same tables of a server that stands at the database's position; what is not as it was.
-pub(crate) async fn differences(
-    params: &ConnectParams,
-    then: &Database,
-    within: Duration,
-) -> Result<Vec<String>, BackupError> {
+/// What came of reading the tables again.
+#[derive(Debug, Default)]
+pub(crate) struct Again {
+    /// Tables and rows that are as they were.
+    pub(crate) tables: usize,
+    pub(crate) rows: u64,
+    /// What is not, the first of it.
+    pub(crate) differences: Vec<String>,
+    /// Tables that are locked, for ever: by a transaction that had not ended at the position.
+    pub(crate) locked: Vec<String>,
+}
+
+/// Reads the same tables of a server that stands at the database's position.
+pub(crate) async fn again(params: &ConnectParams, then: &Database, within: Duration) -> Result<Again, BackupError> {
     let until = Instant::now() + within;
     let client = session(params).await?;
     let there: BTreeSet<String> = known(&client).await?.into_iter().map(|known| known.name).collect();
     let was = |name: &&String| then.tables.contains_key(*name) || then.left_out.contains_key(*name);
-    let mut found: Vec<String> =
-        there.iter().filter(|name| !was(name)).map(|name| format!("{name} is there, and was not")).collect();
+    let new = there.iter().filter(|name| !was(name)).take(NAMED_MAX);
+    let mut found =
+        Again { differences: new.map(|name| format!("{name} is there, and was not")).collect(), ..Again::default() };
     for (name, table) in &then.tables {
-        if found.len() >= NAMED_MAX {
+        if found.differences.len() >= NAMED_MAX {
             break;
         }
         if !there.contains(name) {
-            found.push(format!("{name} is not there, and had {} rows", table.rows));
+            found.differences.push(format!("{name} is not there, and had {} rows", table.rows));
             continue;
         }
-        let set = format!("SET statement_timeout = {}", left(until).as_millis().max(1));
+        let (left, lock) = (left(until).as_millis().max(1), LOCK_MAX.as_millis());
+        let set = format!("SET statement_timeout = {left}; SET lock_timeout = {lock}");
         client.batch_execute(&set).await.map_err(PgError::from)?;
-        let now = digest(&client, name).await?;
-        if now.rows != table.rows {
-            found.push(format!("{name} has {} rows, and had {}", now.rows, table.rows));
-        } else if now != *table {
-            found.push(format!("{name} has as many rows as it had, {}, and not the same", now.rows));
+        match digest(&client, name).await {
+            Ok(now) if now == *table => {
+                found.tables += 1;
+                found.rows += now.rows;
+            }
+            Ok(now) if now.rows != table.rows => {
+                found.differences.push(format!("{name} has {} rows, and had {}", now.rows, table.rows));
+            }
+            Ok(now) => {
+                let rows = now.rows;
+                found.differences.push(format!("{name} has as many rows as it had, {rows}, and not the same"));
+            }
+            Err(error) if error.sqlstate() == Some(LOCK_NOT_AVAILABLE) => found.locked.push(name.clone()),
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(found)

@@ -71,22 +71,9 @@ pub async fn create(
     stop: &CancellationToken,
 ) -> Result<Created, BackupError> {
     let session = Session::open(&options.params).await?;
-    check_place(options, &session)?;
     let system_id = session.facts.system_id;
     let run = Run { repo, options, session, progress, stop, system_id };
-    let parents = run.possible_parents().await?;
-    let label = label();
-    let made = tokio::select! {
-        made = run.make(&label, parents) => made,
-        // the futures of uploads are dropped; what they have written is removed below
-        () = stop.cancelled() => Err(BackupError::Cancelled),
-    };
-    if made.is_err() {
-        // a manifest may be among what is there: it goes first
-        if let Err(error) = catalog::remove(repo, system_id, &label).await {
-            tracing::warn!(label, %error, "what a failed backup left in the repository is not removed yet");
-        }
-    }
+    let made = run.whole().await;
     // a statement may still run for one that was cancelled
     if !stop.is_cancelled() {
         run.session.release().await;
@@ -132,6 +119,24 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    async fn whole(&self) -> Result<Created, BackupError> {
+        check_place(self.options, &self.session)?;
+        let parents = self.possible_parents().await?;
+        let label = label();
+        let made = tokio::select! {
+            made = self.make(&label, parents) => made,
+            // the futures of uploads are dropped; what they have written is removed below
+            () = self.stop.cancelled() => Err(BackupError::Cancelled),
+        };
+        if made.is_err() {
+            // a manifest may be among what is there: it goes first
+            if let Err(error) = catalog::remove(self.repo, self.system_id, &label).await {
+                tracing::warn!(label, %error, "what a failed backup left in the repository is not removed yet");
+            }
+        }
+        made
+    }
+
     /// The backups that an incremental one could build on, the newest first; none for a full one.
     async fn possible_parents(&self) -> Result<Vec<Manifest>, BackupError> {
         if self.options.kind == Kind::Full {

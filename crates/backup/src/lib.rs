@@ -26,12 +26,12 @@
 //! Nothing but the repository and a key is needed to restore. Every object is compressed with zstd and then encrypted
 //! in the [age](https://age-encryption.org/v1) format for one or more X25519 recipients, so that
 //! `age -d -i key.txt pack-00000.zst.age | zstd -d` gives its content; the names of unencrypted ones do not end with
-//! `.age`. The two manifests of JSON are not sealed: they hold labels, positions, times, sizes, checksums and the paths of
+//! `.age`. The two manifests of JSON and the proofs are not sealed: they hold labels, positions, times, sizes, checksums and the paths of
 //! tablespaces.
 //!
 //! `manifest.json`, `archive.json`, the list of files and `contents` are `{"blake3":"…","content":{…}}`, where the checksum is of the
-//! very bytes of the content; `content.format` is 1. The manifest names each object of its backup with the BLAKE3 of its
-//! stored bytes. A file of the log, and `contents`, carry their checksums in the name, 32 hexadecimal digits of BLAKE3 each, of the content
+//! very bytes of the content; `content.format` is 1. The manifest names each object that a restore of its backup needs with the
+//! BLAKE3 of its stored bytes; `contents` is for proofs, comes later if at all, and nobody misses it if it is lost. A file of the log, and `contents`, carry their checksums in the name, 32 hexadecimal digits of BLAKE3 each, of the content
 //! and of the stored bytes; `from` and `to` are where in the segment a part lies.
 //!
 //! A pack's content is parts of files, one after the other; the list of files says where each begins, how long it is, its

@@ -1,7 +1,7 @@
 //! What a backup consists of: `manifest.json` (public, small, written last) and the sealed list of files.
 //!
-//! Both carry their own checksum. The manifest names every other object of the backup with size and checksum of its
-//! stored bytes, so that a repository can be verified without any key; names, checksums of contents and labels of
+//! Both carry their own checksum. The manifest names every other object of the backup, but for the contents of tables that
+//! are recorded afterwards, with size and checksum of its stored bytes, so that a repository can be verified without any key; names, checksums of contents and labels of
 //! files are in the sealed list.
 
 use millrace_base::{Lsn, Micros};
@@ -56,7 +56,7 @@ pub struct Manifest {
     pub packed_bytes: u64,
     /// Bytes of this backup's objects.
     pub stored_bytes: u64,
-    /// Every other object of the backup.
+    /// Every other object that a restore needs.
     pub objects: Vec<Object>,
 }
 
@@ -177,6 +177,8 @@ pub(crate) fn from_document<T: DeserializeOwned>(object: &str, bytes: &[u8]) -> 
     }
     #[derive(Deserialize)]
     struct Any {
+        /// A proof has none.
+        #[serde(default)]
         format: u32,
     }
     let format = serde_json::from_slice::<Any>(content).map_err(|error| BackupError::damaged(object, error))?.format;

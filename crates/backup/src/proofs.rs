@@ -31,7 +31,9 @@ fn parse(name: &str) -> Option<Proven> {
 pub async fn keep(repo: &Repository, system_id: u64, proof: &Proof, at: Micros) -> Result<(), BackupError> {
     let label = proof.plan.backups.last().cloned().unwrap_or_default();
     let object = name(system_id, &Proven { label, at });
-    repo.create(&object, manifest::to_document(proof)?).await
+    // it is not sealed: no names of tables in it
+    let public = Proof { tables_left_out: Vec::new(), ..proof.clone() };
+    repo.create(&object, manifest::to_document(&public)?).await
 }
 
 /// All that are remembered, the newest last.
@@ -43,6 +45,17 @@ pub async fn list(repo: &Repository, system_id: u64) -> Result<Vec<Proven>, Back
     let mut all: Vec<Proven> = listed.iter().filter_map(|listed| parse(&listed.name)).collect();
     all.sort_by_key(|proven| proven.at);
     Ok(all)
+}
+
+/// The newest report, which tells how long that restore took.
+///
+/// # Errors
+/// If the repository cannot be read, or the report is damaged.
+pub async fn newest(repo: &Repository, system_id: u64) -> Result<Option<Proof>, BackupError> {
+    let Some(proven) = list(repo, system_id).await?.pop() else { return Ok(None) };
+    let object = name(system_id, &proven);
+    let read = |bytes: &[u8]| manifest::from_document::<Proof>(&object, bytes);
+    Ok(Some(read(&repo.get_good(&object, |bytes| read(bytes).map(drop)).await?)?))
 }
 
 /// Removes those of backups that `is_there` says are no more.

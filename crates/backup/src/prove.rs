@@ -33,6 +33,8 @@ use crate::{
 const NOT_THERE: [&str; 5] = ["3D000", "3F000", "42P01", "42703", "42883"];
 /// Between looks at how far it has got.
 const LOOK: Duration = Duration::from_millis(50);
+/// A replay that has not gone on for so long will not: one record takes no minute.
+const STANDS_STILL_MAX: Duration = Duration::from_secs(120);
 /// The scratch server has no network: the number only names its socket.
 const PORT: u16 = 5432;
 /// In a data directory: the server is a standby.
@@ -74,7 +76,7 @@ pub struct Rule {
 pub struct Proof {
     pub plan: Plan,
     pub restore_ms: u64,
-    /// From the start of the server to its first write.
+    /// From the start of the server to its first write, without what was compared meanwhile.
     pub replay_ms: u64,
     /// `None`: there is no `pg_amcheck` on this machine.
     pub check_ms: Option<u64>,
@@ -85,7 +87,7 @@ pub struct Proof {
     /// Rules of databases, tables or columns that this backup does not have.
     #[serde(default)]
     pub rules_left_out: Vec<String>,
-    /// Tables that held what they had held at the position where that was recorded; 0: nothing was recorded.
+    /// Tables that held what they had held at the position where that was recorded.
     #[serde(default)]
     pub tables: usize,
     /// Of these tables.
@@ -94,6 +96,19 @@ pub struct Proof {
     /// Databases and tables that could not be compared, and why.
     #[serde(default)]
     pub tables_left_out: Vec<String>,
+}
+
+impl Proof {
+    /// How long another restore would take here, by what this one took: files by their bytes, replay by the log's files.
+    #[must_use]
+    pub fn would_take(&self, plan: &Plan) -> Duration {
+        let scaled = |ms: u64, of: u64, than: u64| {
+            u64::try_from(u128::from(ms) * u128::from(of) / u128::from(than.max(1))).unwrap_or(u64::MAX)
+        };
+        let log = |plan: &Plan| u64::try_from(plan.segments.len()).unwrap_or(u64::MAX);
+        let copied = scaled(self.restore_ms, plan.data_bytes, self.plan.data_bytes);
+        Duration::from_millis(copied.saturating_add(scaled(self.replay_ms, log(plan), log(&self.plan))))
+    }
 }
 
 /// What was recorded with a backup, and where a restore of it goes.
@@ -109,6 +124,8 @@ struct Compared {
     tables: usize,
     rows: u64,
     left_out: Vec<String>,
+    /// To get to where they were recorded.
+    replay_ms: u64,
 }
 
 /// What was found out of the restored server.
@@ -160,7 +177,8 @@ pub async fn prove(
     };
     stop(options, &scratch.path).await?;
     let Found { compared, replay_ms, check_ms, databases, rules, rules_left_out } = proven?;
-    let Compared { tables, rows, left_out: tables_left_out } = compared;
+    let Compared { tables, rows, left_out: tables_left_out, replay_ms: before_ms } = compared;
+    let replay_ms = before_ms + replay_ms;
     tracing::info!(label = ?plan.backups.last(), restore_ms, replay_ms, tables, "backup proven by restoring it");
     Ok(Proof { plan, restore_ms, replay_ms, check_ms, databases, rules, rules_left_out, tables, rows, tables_left_out })
 }
@@ -268,20 +286,28 @@ impl Server<'_> {
                 compared.left_out.push(format!("{}: {why}", database.name));
                 continue;
             }
+            if database.tables.is_empty() {
+                continue;
+            }
+            let begun = Instant::now();
             self.write(AUTO_CONF, &format!("{usual}{}", recovery::stand_at(database.at)))?;
             self.write(STANDBY, "")?;
             self.start().await?;
             self.stands_at(database.at).await?;
-            let params = self.params(&database.name);
-            let found = contents::differences(&params, database, self.options.deadline)
+            compared.replay_ms += millis(begun);
+            let again = contents::again(&self.params(&database.name), database, self.options.deadline)
                 .await
                 .map_err(|error| self.failed(&format!("{} cannot be compared: {error}", database.name)))?;
-            if !found.is_empty() {
-                let what = format!("{} is not as it was at {}: {}", database.name, database.at, found.join(", "));
-                return Err(self.failed(&what));
+            if !again.differences.is_empty() {
+                let (name, at, what) = (&database.name, database.at, again.differences.join(", "));
+                return Err(self.failed(&format!("{name} is not as it was at {at}: {what}")));
             }
-            compared.tables += database.tables.len();
-            compared.rows += database.tables.values().map(|table| table.rows).sum::<u64>();
+            compared.tables += again.tables;
+            compared.rows += again.rows;
+            let locked = again.locked.iter().map(|table| {
+                format!("{}: {table}: locked by a transaction that had not ended at {}", database.name, database.at)
+            });
+            compared.left_out.extend(locked);
             shut(self.options, &self.scratch.path, "fast").await?;
             let signal = self.scratch.data().join(STANDBY);
             fs::remove_file(&signal).map_err(BackupError::io("remove", signal))?;
@@ -293,7 +319,7 @@ impl Server<'_> {
     /// Waits until the standby has replayed all that comes before `at`; it replays nothing that comes after.
     async fn stands_at(&self, at: Lsn) -> Result<(), BackupError> {
         let client = connect(&self.params("postgres"), Duration::from_secs(30)).await?;
-        let until = Instant::now() + self.options.deadline;
+        let (mut before, mut moved) = (None, Instant::now());
         loop {
             let sql = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()";
             let row = client.query_one(sql, &[]).await.map_err(PgError::from)?;
@@ -301,16 +327,22 @@ impl Server<'_> {
                 return Err(self.failed(&format!("it did not stop at {at}, where its tables were to be compared")));
             }
             let replayed: Option<PgLsn> = row.try_get(1).map_err(PgError::from)?;
-            match replayed.map(|lsn| Lsn(lsn.into())) {
-                Some(replayed) if replayed == at => return Ok(()),
-                Some(replayed) if replayed > at => {
-                    return Err(self.failed(&format!("it was to stop at {at}, and stands at {replayed}")));
-                }
-                _ if Instant::now() >= until => {
-                    return Err(self.failed(&format!("it did not replay up to {at} in time")));
-                }
-                _ => tokio::time::sleep(LOOK).await,
+            let replayed = replayed.map(|lsn| Lsn(lsn.into()));
+            if replayed == Some(at) {
+                return Ok(());
             }
+            if replayed > Some(at) {
+                return Err(self.failed(&format!("it was to stop at {at}, and went past it")));
+            }
+            if replayed > before {
+                (before, moved) = (replayed, Instant::now());
+            }
+            // a standby waits for ever for a record that is not there, or is none
+            if moved.elapsed() >= STANDS_STILL_MAX {
+                let stands = before.map_or_else(|| "nowhere".to_owned(), |lsn| format!("at {lsn}"));
+                return Err(self.failed(&format!("it was to replay up to {at}, and stands {stands}")));
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -461,7 +493,10 @@ async fn stop(options: &ProveOptions, scratch: &Path) -> Result<(), BackupError>
 
 async fn shut(options: &ProveOptions, scratch: &Path, mode: &str) -> Result<(), BackupError> {
     let mut command = command(options, scratch, "pg_ctl");
-    command.args(["stop", "--wait", "--silent", "--mode", mode, "--pgdata"]).arg(scratch.join("data"));
+    // its own minute is too short for a large cache that must be written
+    let seconds = options.deadline.as_secs().to_string();
+    command.args(["stop", "--wait", "--silent", "--mode", mode, "--timeout", &seconds, "--pgdata"]);
+    command.arg(scratch.join("data"));
     finish(options, scratch, command, "pg_ctl").await
 }
 

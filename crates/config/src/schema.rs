@@ -421,7 +421,7 @@ pub(crate) const BACKUP: Table = Table {
             "contents_seconds",
             "integer",
             Default("60"),
-            "after a backup the rows of all tables are counted and digested on the primary, the small tables first and for no longer than this, and a proof compares; up to 86,400; 0: never",
+            "after a backup the rows of all tables are counted and digested on the primary, the small tables of each database first and for no longer than this, and a proof compares; up to 86,400; 0: never",
         ),
         key("keep_full", "integer", Default("2"), "so many full backups stay, with what builds on them, 1 to 1,000"),
         key("keep_daily", "integer", Default("0"), "the last backup of so many of the latest days (UTC) stays too"),

@@ -78,6 +78,9 @@ pub struct RestorePlan {
     /// Files of the log that are brought.
     pub log_files: usize,
     pub data_bytes: u64,
+    /// What it would take, by the last proof; `None`: there was none yet.
+    #[serde(default)]
+    pub about: Option<std::time::Duration>,
 }
 
 impl Backups {

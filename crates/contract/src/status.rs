@@ -136,6 +136,9 @@ pub struct BackupStatus {
     pub last: Option<LastBackup>,
     /// The last that was restored and checked, and when.
     pub proven: Option<(String, Micros)>,
+    /// What the last proof by schedule could not compare with what tables held after the backup, and why.
+    #[serde(default)]
+    pub uncompared: Vec<String>,
     /// Why the last try to make or prove one failed.
     pub failed: Option<String>,
     /// Of several places those that nothing is written to for the time being.

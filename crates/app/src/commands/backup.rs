@@ -19,14 +19,14 @@ use millrace_pg::{RunAs, StopMode};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{client, dump, lifecycle};
+use super::{backup_info, client, dump, lifecycle};
 use crate::{
     backup::{self, Nodes, retention_of},
     cli::{BackupCommand, RestoreTo, WalCommand},
     context::Context,
-    explain::{Explained as _, Usage, chain},
+    explain::{Explained as _, Usage},
     in_place,
-    output::{bytes_text, table},
+    output::{age_text, bytes_text, table},
     recovered,
 };
 
@@ -37,6 +37,7 @@ pub(super) async fn run(context: &Context, only: Option<&str>, command: &BackupC
             make(context, &repo, if *full { Kind::Full } else { Kind::Incremental }).await
         }
         BackupCommand::List => catalog(context, &repo).await,
+        BackupCommand::Info { backup } => backup_info::info(context, &repo, backup.as_deref()).await,
         BackupCommand::Verify { quick } => verify(context, &repo, !quick).await,
         BackupCommand::Prove { backup } => prove(context, &repo, backup.clone()).await,
         BackupCommand::Expire { dry_run } => expire(context, &repo, *dry_run).await,
@@ -150,7 +151,6 @@ async fn make(context: &Context, repo: &Repository, kind: Kind) -> anyhow::Resul
     let (made, node) = made?;
     let seconds = bar.seconds();
     let manifest = &made.manifest;
-    context.output.json(manifest)?;
     if let Some(why) = &made.full_because {
         context.output.line(format!("a full backup, because {why}"));
     }
@@ -169,6 +169,7 @@ async fn make(context: &Context, repo: &Repository, kind: Kind) -> anyhow::Resul
     let bar = Bar::new(context);
     let recorded = backup::record(context, repo, Nodes::Asked(&api), manifest, &|step| bar.tell(step), &stop).await;
     bar.end();
+    let mut document = serde_json::to_value(manifest)?;
     match recorded {
         Ok(None) => {}
         Ok(Some(contents)) => {
@@ -178,9 +179,16 @@ async fn make(context: &Context, repo: &Repository, kind: Kind) -> anyhow::Resul
                 .output
                 .line(format!("{tables} tables with {rows} rows counted for proofs in {:.1} s", bar.seconds()));
             tell_left_out(context, "not counted", &left_out);
+            let counted = serde_json::json!({ "tables": tables, "rows": rows, "left_out": left_out });
+            if let Some(of) = document.as_object_mut() {
+                of.insert("counted".to_owned(), counted);
+            }
         }
-        Err(error) => context.output.note(format!("what its tables held is not recorded: {}", chain(error.as_ref()))),
+        Err(error) => {
+            context.output.note(format!("what its tables held is not recorded, for proofs to compare: {error:#}"));
+        }
     }
+    context.output.json(&document)?;
     Ok(0)
 }
 
@@ -195,7 +203,7 @@ fn tell_left_out(context: &Context, how: &str, left_out: &[String]) {
     }
 }
 
-fn kind_name(kind: Kind) -> &'static str {
+pub(super) fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Full => "full",
         Kind::Incremental => "incremental",
@@ -338,6 +346,7 @@ async fn prove(context: &Context, repo: &Repository, label: Option<String>) -> a
         .output
         .line(format!("✔ restored in {} ms, replayed in {} ms, {checked}{rules}", proof.restore_ms, proof.replay_ms));
     match proof.tables {
+        0 if !proof.tables_left_out.is_empty() => {}
         0 => context.output.line("  nothing that its tables held was recorded with it, to be compared"),
         tables => {
             let rows = proof.rows;
@@ -405,8 +414,14 @@ async fn back(context: &Context, repo: &Repository, wanted: &RestoreTo) -> anyho
     };
     let Some(to) = &wanted.to else {
         let plan = millrace_backup::plan_restore(repo, system_id, &target, label, wanted.timeline).await.explained()?;
-        context.output.json(&plan)?;
+        let about = about(repo, system_id, &plan).await?;
+        let mut document = serde_json::to_value(&plan)?;
+        if let Some(document) = document.as_object_mut() {
+            document.insert("about_seconds".to_owned(), about.map(|about| about.as_secs_f64()).into());
+        }
+        context.output.json(&document)?;
         tell(context, &plan);
+        tell_about(context, about);
         context.output.line("nothing was restored; --to FOLDER does it, or --in-place for this platform's cluster");
         return Ok(0);
     };
@@ -479,6 +494,7 @@ async fn in_place(context: &Context, repo: &Repository, wanted: &RestoreTo, targ
         context.output.line(format!("node      {}", place.node()));
     }
     tell(context, &plan);
+    tell_about(context, about(repo, system_id, &plan).await?);
     if !wanted.yes {
         let what = format!(
             "{} becomes what it was at {}; what was committed since is kept aside.",
@@ -531,6 +547,18 @@ fn tell(context: &Context, plan: &Plan) {
     output.line(format!("target    {}", plan.target));
     let window = &plan.window;
     output.line(format!("window    {} ({}) to {} ({})", window.from, window.from_time, window.to, window.to_time));
+}
+
+/// How long it would take, by the last proof.
+async fn about(repo: &Repository, system_id: u64, plan: &Plan) -> anyhow::Result<Option<Duration>> {
+    Ok(proofs::newest(repo, system_id).await.explained()?.map(|proof| proof.would_take(plan)))
+}
+
+fn tell_about(context: &Context, about: Option<Duration>) {
+    context.output.line(match about {
+        Some(about) => format!("takes     about {}, by the last proof", age_text(about)),
+        None => "takes     not known before the first proof: millrace backup prove".to_owned(),
+    });
 }
 
 async fn log_status(context: &Context, repo: &Repository, system_id: u64) -> anyhow::Result<u8> {

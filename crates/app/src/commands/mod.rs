@@ -2,6 +2,7 @@
 //! the files or on the primary directly.
 
 mod backup;
+mod backup_info;
 mod clone;
 mod cluster;
 mod dump;

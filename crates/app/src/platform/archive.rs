@@ -400,7 +400,14 @@ impl Schedule {
         tracing::info!(label, "the backup was restored and checked");
         let at = self.clock.wall();
         proofs::keep(&self.repo, system_id, &proof, at).await.explained()?;
-        self.status.send_modify(|status| status.proven = Some((label, at)));
+        let mut uncompared = proof.tables_left_out;
+        if proof.tables == 0 && uncompared.is_empty() && self.config.contents.is_some() {
+            uncompared.push("what its tables held was not recorded".to_owned());
+        }
+        self.status.send_modify(|status| {
+            status.proven = Some((label, at));
+            status.uncompared = uncompared;
+        });
         Ok(())
     }
 }

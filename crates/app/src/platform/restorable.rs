@@ -135,7 +135,9 @@ async fn plan(context: &Context, repo: &Repository, at: Micros) -> anyhow::Resul
     let system_id = backup::system_id(context, repo).await?;
     let target = Target::Time { at, inclusive: true };
     let plan = plan_restore(repo, system_id, &target, None, None).await.explained()?;
+    let about = proofs::newest(repo, system_id).await.explained()?.map(|proof| proof.would_take(&plan));
     Ok(RestorePlan {
+        about,
         backups: plan.backups,
         timeline: plan.timeline,
         log_files: plan.segments.len(),

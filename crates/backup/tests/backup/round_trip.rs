@@ -89,6 +89,34 @@ async fn under_load_to_latest_time_and_position() {
     let got = numbers(&at_time.unwrap().promoted("app").await, "SELECT n FROM t ORDER BY n").await;
     assert_eq!(got, all[..committed.iter().filter(|(.., at)| *at <= time).count()]);
 
+    // to a transaction and to a point that was named, without what came after
+    drop(client);
+    let client = server.client_to("app").await;
+    let xid: i64 = client
+        .query_one("INSERT INTO t VALUES (-1) RETURNING pg_current_xact_id()::text::bigint", &[])
+        .await
+        .unwrap()
+        .get(0);
+    client.batch_execute("INSERT INTO t VALUES (-2)").await.unwrap();
+    client.query_one("SELECT pg_create_restore_point('before the migration')", &[]).await.unwrap();
+    client.batch_execute("INSERT INTO t VALUES (-3); INSERT INTO t VALUES (-4)").await.unwrap();
+    let mut receiver = Receiver::start(&kept.repo, server.params());
+    receiver.durable(position(&client).await).await;
+    receiver.stop().await;
+    let xid = u64::try_from(xid).unwrap();
+    let named = Target::Name("before the migration".to_owned());
+    let targets = [
+        (Target::Xid { xid, inclusive: true }, vec![-1]),
+        (Target::Xid { xid, inclusive: false }, vec![]),
+        (named, vec![-2, -1]),
+    ];
+    for (target, last) in targets {
+        let what = target.to_string();
+        let restored = restore_to(&kept.repo, id, &server, |o| o.target = target).await.unwrap();
+        let got = numbers(&restored.promoted("app").await, "SELECT n FROM t WHERE n < 0 ORDER BY n").await;
+        assert_eq!(got, last, "{what}");
+    }
+
     // outside of the window
     let late = Target::Lsn { at: Lsn(committed.last().unwrap().1.0 + (64 << 20)), inclusive: true };
     let error = restore_to(&kept.repo, id, &server, |o| o.target = late).await.err().unwrap();

@@ -63,6 +63,7 @@ pub(super) fn plan() -> RestorePlan {
     RestorePlan {
         backups: vec!["backup-07".into(), "backup-06".into()],
         timeline: 4,
+        about: Some(std::time::Duration::from_secs(1_080)),
         log_files: 212,
         data_bytes: 47_900_000_000,
     }

@@ -190,7 +190,8 @@ fn steps(at: Micros, plan: &RestorePlan) -> Markup {
     let moment = format!("{}Z", field(at));
     html! {
         p.takes { "It takes " @for (i, label) in plan.backups.iter().enumerate() { @if i > 0 { " + " } code { (label) } }
-            " and " (plan.log_files) @if plan.log_files == 1 { " file" } @else { " files" } " of the log on timeline " (plan.timeline) "; " (format::bytes(plan.data_bytes)) " are written." }
+            " and " (plan.log_files) @if plan.log_files == 1 { " file" } @else { " files" } " of the log on timeline " (plan.timeline) "; " (format::bytes(plan.data_bytes)) " are written"
+            @if let Some(about) = plan.about { ", which takes about " (format::duration(about)) " by the last proof" } "." }
         dl.steps {
             dt { "Look first: a throw-away copy as of then, beside everything" }
             dd { pre { "millrace clone make --at '" (moment) "'" } }
