@@ -3,17 +3,16 @@
 use std::{
     fs,
     os::unix::fs::MetadataExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use crate::harness::{Platform, command, wait_until};
 
-/// `millrace up` with the warehouse on a file system of its own, which goes away with it. Only root may
+/// `millrace up` with a folder on a file system of its own, which goes away with it. Only root may
 /// mount; anyone else is root in a user namespace for as long as that takes.
-fn up_on_a_small_disk(platform: &Platform, megabytes: u32) -> Child {
-    let warehouse = platform.data().join("warehouse");
-    fs::create_dir_all(&warehouse).unwrap();
+pub(crate) fn up_on_a_small_disk(platform: &Platform, folder: &Path, megabytes: u32, words: &[&str]) -> Child {
+    fs::create_dir_all(folder).unwrap();
     let me = fs::metadata("/proc/self").unwrap();
     let mount = format!("mount -t tmpfs -o size={megabytes}m,mode=700 none \"$0\"");
     let mut unshare = Command::new("unshare");
@@ -25,17 +24,24 @@ fn up_on_a_small_disk(platform: &Platform, megabytes: u32) -> Child {
         format!("{mount} && exec unshare --user --map-user={} --map-group={} \"$@\"", me.uid(), me.gid())
     };
     let dir = platform.dir();
-    let up = command(&["--dir", dir.to_str().unwrap(), "up", "--sample"]);
-    unshare.args(["--mount", "sh", "-c", &script]).arg(&warehouse).arg(up.get_program()).args(up.get_args());
+    let mut up = command(&["--dir", dir.to_str().unwrap(), "up"]);
+    up.args(words);
+    unshare.args(["--mount", "sh", "-c", &script]).arg(folder).arg(up.get_program()).args(up.get_args());
     let said = fs::File::create(platform.dir().join("up.out")).unwrap();
     unshare.env("NO_COLOR", "1").current_dir(&dir).stdin(Stdio::null());
     unshare.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap()
 }
 
+/// What the small disk looks like from within the platform.
+pub(crate) fn within(platform: &Platform, folder: &Path) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/root{}", platform.pid(), folder.display()))
+}
+
 #[test]
 fn a_full_warehouse_disk_stops_capture_alone_and_is_caught_up_with() {
     let platform = Platform::init();
-    let mut up = up_on_a_small_disk(&platform, 512);
+    let folder = platform.data().join("warehouse");
+    let mut up = up_on_a_small_disk(&platform, &folder, 512, &["--sample"]);
     wait_until("the platform", || {
         assert!(up.try_wait().unwrap().is_none(), "{}", fs::read_to_string(platform.dir().join("up.out")).unwrap());
         platform.run(&["status", "--json"]).code == 0
@@ -47,10 +53,7 @@ fn a_full_warehouse_disk_stops_capture_alone_and_is_caught_up_with() {
     };
     wait_until("the copy", || payments("warehouse") == payments("primary"));
 
-    // what the small disk looks like from within
-    let warehouse =
-        PathBuf::from(format!("/proc/{}/root{}", platform.pid(), platform.data().join("warehouse").display()));
-    let ballast = warehouse.join("ballast");
+    let ballast = within(&platform, &folder).join("ballast");
     let fill = || {
         use std::io::Write;
         let mut file = fs::OpenOptions::new().create(true).append(true).open(&ballast).unwrap();

@@ -8,6 +8,7 @@
 )]
 
 mod backup;
+mod backup_faults;
 mod bad_input;
 mod berka;
 mod browser;
