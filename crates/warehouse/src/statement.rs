@@ -11,7 +11,7 @@ pub(crate) const FILTER_KEYS_DEFAULT: u64 = 50;
 
 /// Groups by a key whose range takes no more than so many bits are kept in an array rather than a hash table. Over ten million
 /// rows and 200,000 keys that is twice as fast; it needs some 80 bytes for each possible key and thread, and 10 ms to make for
-/// 200,000: so no more than a million, and not for small batches, whose few keys lie anywhere.
+/// 200,000: so no more than a million, and not for batches of changes, whose keys are few and lie anywhere.
 pub(crate) const ARRAY_BITS: u64 = 20;
 /// The engine's own default.
 const ARRAY_BITS_DEFAULT: u64 = 12;
@@ -51,10 +51,10 @@ fn set_filter_keys(connection: &Connection, keys: u64) -> duckdb::Result<()> {
     connection.execute_batch(&format!("set dynamic_or_filter_threshold = {keys}"))
 }
 
-/// Has the engine work as is best for few rows; [`restore`] ends that.
-pub(crate) fn few_rows(connection: &Connection) -> duckdb::Result<()> {
+/// Has the engine work as is best for scattered keys, and with one thread if there are few; [`restore`] ends that.
+pub(crate) fn for_changes(connection: &Connection, few: bool) -> duckdb::Result<()> {
     set_array_bits(connection, ARRAY_BITS_DEFAULT)?;
-    set_threads(connection, 1)
+    if few { set_threads(connection, 1) } else { Ok(()) }
 }
 
 /// Sets back what a batch has changed, outside any transaction: in one that failed the engine takes no setting.
@@ -88,7 +88,7 @@ mod tests {
         let indexed = [("\"t\"".to_owned(), 1_234)];
         let runner = Runner { connection: &connection, indexed: &indexed };
         connection.execute_batch("begin transaction").unwrap();
-        few_rows(&connection).unwrap();
+        for_changes(&connection, true).unwrap();
         assert_eq!(setting(&connection, "perfect_ht_threshold"), ARRAY_BITS_DEFAULT.to_string());
         runner.run("insert into \"t\" values (1)").unwrap();
         assert_eq!(setting(&connection, "dynamic_or_filter_threshold"), FILTER_KEYS_DEFAULT.to_string());

@@ -301,8 +301,8 @@ impl Writer {
     }
 
     fn apply(&mut self, batch: Batch, end: &BatchEnd) -> Result<Applied, BatchError> {
-        if batch.is_small() {
-            statement::few_rows(&self.connection)?;
+        if *batch.kind() == RunKind::Changes {
+            statement::for_changes(&self.connection, batch.is_small())?;
         }
         batch.commit(&self.connection, &mut self.state, end, &*self.clock)
     }
