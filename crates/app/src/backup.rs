@@ -89,8 +89,9 @@ pub(crate) fn open_only(context: &Context, only: Option<&str>) -> anyhow::Result
         Some(key) => key.clone(),
         None => make_key(context)?,
     };
+    // the newest comes first; the others only read
     let public = Keys::public(&key).explained()?;
-    let encryption = Encryption::to(public.iter().map(String::as_str)).explained()?;
+    let encryption = Encryption::to(public.first().map(String::as_str)).explained()?;
     let sealing = Sealing { level: backup.compression_level, encryption };
     Repository::open_all(&locations, sealing, Keys::parse(&key).explained()?).explained()
 }
@@ -124,6 +125,19 @@ pub(crate) fn new_key() -> Secret {
     Keys::generate().0
 }
 
+/// Puts a new key before those that there are; how many there are now.
+///
+/// # Errors
+/// If secrets.toml cannot be read or written.
+pub(crate) fn change_key(context: &Context) -> anyhow::Result<usize> {
+    let path = context.config.secrets_path();
+    let before = Secrets::load(&path).explained()?.backup_key;
+    let before = before.as_ref().map_or("", |key| key.reveal().trim_end());
+    let all = Secret::new(format!("{}\n{before}\n", new_key().reveal()));
+    Secrets::put_backup_key(&path, &all).explained()?;
+    Ok(Keys::public(&all).explained()?.len())
+}
+
 /// For a platform that was made without one.
 fn make_key(context: &Context) -> anyhow::Result<Secret> {
     let path = context.config.secrets_path();
@@ -132,7 +146,7 @@ fn make_key(context: &Context) -> anyhow::Result<Secret> {
         return Ok(key);
     }
     let key = new_key();
-    Secrets::add_backup_key(&path, &key).explained()?;
+    Secrets::put_backup_key(&path, &key).explained()?;
     let hosts = if context.config.etcd.is_some() { ", and in the secrets.toml of every other host" } else { "" };
     context.output.note(format!(
         "a key for backups was made: `backup_key` in {}. Keep a copy elsewhere{hosts}: without it no backup can be read",

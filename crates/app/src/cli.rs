@@ -319,6 +319,8 @@ pub(crate) enum BackupCommand {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Make another key: what is written from now on is read with it alone; those of before stay for what is older
+    NewKey,
     /// Restore into a new folder; without --to it says what it would do, and which points can be reached
     Restore(RestoreTo),
     /// Bring one table of the past back beside the live one, in a schema of its own

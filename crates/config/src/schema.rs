@@ -488,7 +488,7 @@ pub(crate) const SECRETS: Table = Table {
             "backup_key",
             "text",
             Nothing,
-            "opens the backups (an age identity), the same on every host; made with the first backup if there is none. Keep a copy elsewhere",
+            "opens the backups (age identities, one a line; the first is written for, `millrace backup new-key` adds one), the same on every host; made with the first backup if there is none. Keep a copy elsewhere",
         ),
         key("s3_access_key", "text", Nothing, "of buckets that `[[s3]]` does not name"),
         key("s3_secret_key", "text", Nothing, "of buckets that `[[s3]]` does not name"),

@@ -172,11 +172,11 @@ impl Secrets {
         })
     }
 
-    /// Adds the key of backups to the file, in which everything else stays as it is.
+    /// Puts the keys of backups into the file, in which everything else stays as it is.
     ///
     /// # Errors
     /// If the file cannot be read or written.
-    pub fn add_backup_key(path: &Path, key: &Secret) -> Result<(), ConfigError> {
+    pub fn put_backup_key(path: &Path, key: &Secret) -> Result<(), ConfigError> {
         let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let why = |error: toml_edit::TomlError| ConfigError::Edit { path: path.to_owned(), why: error.to_string() };
         let mut document: toml_edit::DocumentMut = text.parse().map_err(why)?;

@@ -41,6 +41,7 @@ pub(super) async fn run(context: &Context, only: Option<&str>, command: &BackupC
         BackupCommand::Verify { quick } => verify(context, &repo, !quick).await,
         BackupCommand::Prove { backup } => prove(context, &repo, backup.clone()).await,
         BackupCommand::Expire { dry_run } => expire(context, &repo, *dry_run).await,
+        BackupCommand::NewKey => new_key(context),
         BackupCommand::Restore(wanted) => back(context, &repo, wanted).await,
         BackupCommand::RestoreTable(wanted) => super::clone::restore_table(context, &repo, wanted).await,
         BackupCommand::RestoreDatabase(wanted) => dump::restore_database(context, &repo, wanted).await,
@@ -359,6 +360,23 @@ async fn prove(context: &Context, repo: &Repository, label: Option<String>) -> a
             .output
             .line(format!("  of what is not in this backup, and left out: {}", proof.rules_left_out.join(", ")));
     }
+    Ok(0)
+}
+
+fn new_key(context: &Context) -> anyhow::Result<u8> {
+    let keys = backup::change_key(context)?;
+    let path = context.config.secrets_path();
+    context.output.json(&serde_json::json!({ "keys": keys }))?;
+    context.output.line(format!(
+        "a new key comes first in {}; {} before it still read what is older",
+        path.display(),
+        keys - 1
+    ));
+    let hosts = if context.config.etcd.is_some() { ", bring it to every other host" } else { "" };
+    context.output.line(format!(
+        "next: keep a copy of the file elsewhere{hosts}, start the platform anew (it archives the log with the key that it was \
+         started with), then millrace backup create --full"
+    ));
     Ok(0)
 }
 

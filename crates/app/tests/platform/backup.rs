@@ -76,6 +76,36 @@ fn a_proof_asks_for_what_must_not_be() {
 }
 
 #[test]
+fn a_new_key_writes_and_the_old_one_still_reads() {
+    let platform = Platform::init();
+    with_backups(&platform);
+    platform.up(&[]);
+    platform.run(&["backup", "create"]).ok();
+    let said = platform.run(&["backup", "new-key"]).ok();
+    assert!(said.contains("a new key comes first") && said.contains("1 before it"), "{said}");
+    platform.down();
+    platform.up(&[]);
+    let made = platform.run(&["backup", "create", "--full", "--json"]).json();
+    platform.run(&["backup", "verify"]).ok();
+    platform.run(&["backup", "prove"]).ok();
+
+    let file = platform.dir().join("secrets.toml");
+    let both = fs::read_to_string(&file).unwrap();
+    let words = both.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    let keys: Vec<&str> = words.filter(|word| word.starts_with("AGE-SECRET-KEY-")).collect();
+    assert_eq!(keys.len(), 2);
+    let first = platform.run(&["backup", "list", "--json"]).json()[0]["label"].as_str().unwrap().to_owned();
+    let second = made["label"].as_str().unwrap();
+    for (lost, reads, does_not) in [(keys[1], second, first.as_str()), (keys[0], first.as_str(), second)] {
+        fs::write(&file, both.replace(lost, "")).unwrap();
+        platform.run(&["backup", "info", does_not]).failed(1, "none of the given keys decrypts");
+        platform.run(&["backup", "info", reads]).ok();
+    }
+    fs::write(&file, both).unwrap();
+    platform.down();
+}
+
+#[test]
 fn what_was_committed_comes_back_and_damage_is_named() {
     let platform = Platform::init();
     platform.run(&["backup", "list"]).failed(1, "millrace.toml has no [backup]");
