@@ -91,6 +91,7 @@ pub(super) async fn info(context: &Context, repo: &Repository, label: Option<&st
         "proven",
         match proven.as_slice() {
             [] => "not yet: millrace backup prove".to_owned(),
+            [only] => format!("at {only}"),
             [.., last] => format!("{} times, the last at {last}", proven.len()),
         },
     );
