@@ -286,7 +286,7 @@ pub(crate) async fn make(
 /// `None`: it says not to. A backup without this is a whole one.
 ///
 /// # Errors
-/// If the primary or the repository cannot be reached, or a moment's notice ends it.
+/// If the primary or the repository cannot be reached, or `stop` ends it.
 pub(crate) async fn record(
     context: &Context,
     repo: &Repository,

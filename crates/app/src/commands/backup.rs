@@ -165,6 +165,7 @@ async fn make(context: &Context, repo: &Repository, kind: Kind) -> anyhow::Resul
         seconds
     ));
     if !manifest.pages_damaged.is_empty() {
+        context.output.json(manifest)?;
         bail!("pages of {} are damaged: {}", node.name, manifest.pages_damaged.join(", "));
     }
     let bar = Bar::new(context);

@@ -1,7 +1,7 @@
 //! A full backup and incremental ones over everything that makes block-level copies hard.
 
 use crate::common::*;
-use millrace_backup::{Kind, ProveOptions, Step, VerifyOptions, plan::Target, prove, verify};
+use millrace_backup::{Kind, Step, VerifyOptions, plan::Target, verify};
 use millrace_testkit::TestServer;
 use tokio_util::sync::CancellationToken;
 
@@ -114,25 +114,7 @@ async fn full_and_two_incrementals() {
         assert_eq!(numbers(&copy, damage).await, [0]);
     }
 
-    let proof = prove(
-        &kept.repo,
-        id,
-        &ProveOptions {
-            rules: Vec::new(),
-            scratch: server.folder().parent().unwrap().join(format!("prove-{}", server.port())),
-            binaries: server.spec().binaries.clone(),
-            run_as: server.spec().run_as.clone(),
-            superuser: "postgres".to_owned(),
-            target: Target::Latest,
-            backup: None,
-            threads: 2,
-            deadline: SOON,
-        },
-        &*quiet(),
-        &CancellationToken::new(),
-    )
-    .await
-    .unwrap();
+    let proof = proven(&kept, id, &server).await.unwrap();
     assert_eq!((proof.plan.backups.len(), proof.databases), (3, 4));
     assert!(proof.check_ms.is_some());
 

@@ -6,10 +6,11 @@ use std::{
 };
 
 use millrace_backup::{
-    BackupError, CreateOptions, Created, Kind, ProgressFn, RestoreOptions, WalSource,
+    BackupError, CreateOptions, Created, Kind, ProgressFn, Proof, ProveOptions, RestoreOptions, WalSource,
     contents::RecordOptions,
     create,
     plan::Target,
+    prove,
     repo::{Location, Repository},
     restore,
     seal::{Encryption, Keys, Sealing},
@@ -112,6 +113,22 @@ pub fn record_options(server: &TestServer, within: Duration) -> RecordOptions {
 pub async fn back_up(repo: &Repository, server: &TestServer, kind: Kind) -> Created {
     let made = create(repo, &options(server, kind), &*quiet(), &CancellationToken::new()).await;
     made.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The newest backup restored beside the server, and checked.
+pub async fn proven(kept: &Kept, id: u64, server: &TestServer) -> Result<Proof, BackupError> {
+    let options = ProveOptions {
+        rules: Vec::new(),
+        scratch: server.folder().parent().unwrap().join(format!("prove-{}", server.port())),
+        binaries: server.spec().binaries.clone(),
+        run_as: server.spec().run_as.clone(),
+        superuser: "postgres".to_owned(),
+        target: Target::Latest,
+        backup: None,
+        threads: 2,
+        deadline: SOON,
+    };
+    prove(&kept.repo, id, &options, &*quiet(), &CancellationToken::new()).await
 }
 
 /// A server made from a repository.

@@ -10,14 +10,11 @@ use std::{
 };
 
 use millrace_backup::{
-    BackupError, Kind, Manifest, Proof, ProveOptions, Step,
+    Kind, Manifest, Step,
     contents::{Contents, load, record},
-    plan::Target,
-    prove,
 };
 use millrace_pg::Connection;
 use millrace_testkit::{TestServer, wait_until};
-use tokio_util::sync::CancellationToken;
 
 use crate::common::*;
 
@@ -25,21 +22,6 @@ async fn recorded(kept: &Kept, backup: &Manifest, server: &TestServer, within: D
     let contents = record(&kept.repo, backup, &record_options(server, within), &*quiet()).await.unwrap();
     assert_eq!(load(&kept.repo, backup).await.unwrap().as_ref(), Some(&contents));
     contents
-}
-
-async fn proven(kept: &Kept, id: u64, server: &TestServer) -> Result<Proof, BackupError> {
-    let options = ProveOptions {
-        rules: Vec::new(),
-        scratch: server.folder().parent().unwrap().join(format!("prove-{}", server.port())),
-        binaries: server.spec().binaries.clone(),
-        run_as: server.spec().run_as.clone(),
-        superuser: "postgres".to_owned(),
-        target: Target::Latest,
-        backup: None,
-        threads: 2,
-        deadline: SOON,
-    };
-    prove(&kept.repo, id, &options, &*quiet(), &CancellationToken::new()).await
 }
 
 /// Everything that changes rows and tables, again and again.
