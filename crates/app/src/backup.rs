@@ -7,15 +7,17 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use millrace_backup::{
-    BackupError, CreateOptions, Created, Kind, Manifest, ProgressFn, ProveOptions, Rule,
+    BackupError, CreateOptions, Created, Kind, Manifest, ProgressFn, Proof, ProveOptions, Rule,
     contents::{self, Contents, RecordOptions},
-    create,
+    create, list,
     plan::Target,
+    proofs::{self, Failure},
+    prove,
     repo::{AzureLocation, GoogleLocation, Location, Repository, S3Location},
     retention::Retention,
     seal::{Encryption, Keys, Sealing},
 };
-use millrace_base::{Secret, files};
+use millrace_base::{Clock as _, Secret, SystemClock, files};
 use millrace_cluster::{ClusterStatus, spec::SUPERUSER};
 use millrace_config::{Backup, BackupRepository, Secrets};
 use millrace_contract::status::{NodeRole, NodeState, NodeStatus};
@@ -354,6 +356,44 @@ pub(crate) fn retention_of(config: &Backup) -> Retention {
         dumps: (config.keep_dumps > 0).then_some(config.keep_dumps),
         ..Retention::default()
     }
+}
+
+/// Proves a backup (the newest without `options.backup`), and keeps the report, whether it comes out well or the
+/// backup is not what it was. That a report could not be kept is told in the log alone.
+///
+/// # Errors
+/// As [`prove`].
+pub(crate) async fn prove_and_keep(
+    repo: &Repository,
+    system_id: u64,
+    options: &ProveOptions,
+    progress: &ProgressFn<'_>,
+    stop: &CancellationToken,
+) -> Result<Proof, BackupError> {
+    let proof = prove(repo, system_id, options, progress, stop).await;
+    let at = SystemClock::new().wall();
+    let kept = match &proof {
+        Ok(proof) => proofs::keep(repo, system_id, proof, at).await,
+        Err(error) if error.is_of_the_backup() => {
+            let label = match &options.backup {
+                Some(label) => Some(label.clone()),
+                None => {
+                    list(repo, system_id).await?.backups.into_iter().max_by_key(|of| of.stopped_at).map(|of| of.label)
+                }
+            };
+            match label {
+                Some(label) => {
+                    proofs::keep_failure(repo, system_id, &Failure { label, at, why: error.to_string() }).await
+                }
+                None => Ok(()),
+            }
+        }
+        Err(_) => Ok(()),
+    };
+    if let Err(error) = kept {
+        tracing::warn!(%error, "how a proof came out is not remembered");
+    }
+    proof
 }
 
 /// How a backup is proven: restored beside the data, replayed and checked.

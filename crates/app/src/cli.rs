@@ -313,6 +313,16 @@ pub(crate) enum BackupCommand {
         /// Another one
         backup: Option<String>,
     },
+    /// Let a backup stay, whatever the configuration keeps, with what it builds on and the log from it on
+    Hold {
+        /// Its label: millrace backup list
+        backup: String,
+    },
+    /// Let it go again when the configuration does not keep it
+    Release {
+        /// Its label
+        backup: String,
+    },
     /// Remove what the configuration does not keep, with the log that nothing needs any more
     Expire {
         /// Only say it

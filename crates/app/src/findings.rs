@@ -138,6 +138,13 @@ fn backups(status: &PlatformStatus, found: &mut Vec<Finding>) {
         let what_to_do = "raise contents_seconds in [backup] if there was no time; 0 if you do not want it";
         found.push(finding(Severity::Notice, subject(), what, what_to_do.into()));
     }
+    if let Some(unproven) = &backup.unproven {
+        let what = format!("{} failed its proof: {}", unproven.label, unproven.why);
+        let what_to_do = "make another: `millrace backup create --full`; `millrace backup verify` says what is damaged";
+        let mut failed = finding(Severity::Critical, subject(), what, what_to_do.into());
+        failed.since = Some(unproven.at);
+        found.push(failed);
+    }
     for away in &backup.away {
         let what = format!("{} gets nothing at present: {}", away.repository, away.why);
         let what_to_do = "is it there, and has it room? When it answers, it is brought what it lacks";

@@ -1,12 +1,13 @@
 //! Makes a backup of a running server whose data directory is on this host.
 //!
 //! Invariants: a backup counts once its manifest is there, which is written last, after the log that it needs has
-//! reached the repository; what a failed run leaves counts for nothing and is removed, here or by the next collection.
+//! reached the repository; what a failed run leaves counts for nothing and is removed by a later collection, or here where
+//! the next run could take nothing of it over.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     path::PathBuf,
-    sync::{Arc, atomic::AtomicU64, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,10 +24,16 @@ use crate::{
     pack::{self, Job, Outcome, Parent, Throttle},
     plan,
     repo::Repository,
+    resume::{self, Known, Note, NotedPack},
     scan::{self, CONTROL_FILE, Scan},
     session::{Session, Stopped, timeline_of},
     wal::{self, History},
 };
+
+/// Between notes of what a later run could take over.
+const NOTE_EVERY: Duration = Duration::from_secs(2);
+/// Packs of other runs that are copied at a time.
+const COPIES: usize = 4;
 
 /// How a backup is to be made.
 #[derive(Debug, Clone)]
@@ -57,13 +64,15 @@ pub struct Created {
     pub manifest: Manifest,
     /// Why it is a full one although an incremental one was wanted.
     pub full_because: Option<String>,
+    /// So much, before compression, was in the repository already: runs that did not end had brought it there.
+    pub taken_over_bytes: u64,
 }
 
 /// Makes a backup.
 ///
 /// # Errors
 /// If it cannot be made, is cancelled, or its log does not reach the repository in time. Then nothing that counts is
-/// left.
+/// left; what the next one can take over stays for a day.
 pub async fn create(
     repo: &Repository,
     options: &CreateOptions,
@@ -72,7 +81,8 @@ pub async fn create(
 ) -> Result<Created, BackupError> {
     let session = Session::open(&options.params).await?;
     let system_id = session.facts.system_id;
-    let run = Run { repo, options, session, progress, stop, system_id };
+    let notes = Mutex::default();
+    let run = Run { repo, options, session, progress, stop, system_id, notes };
     let made = run.whole().await;
     // a statement may still run for one that was cancelled
     if !stop.is_cancelled() {
@@ -116,35 +126,91 @@ struct Run<'a> {
     progress: &'a ProgressFn<'a>,
     stop: &'a CancellationToken,
     system_id: u64,
+    notes: Mutex<Notes>,
+}
+
+/// Finished packs that are not noted yet, and the names of those that are.
+#[derive(Default)]
+struct Notes {
+    waiting: Vec<NotedPack>,
+    noted: BTreeSet<String>,
+    written: usize,
 }
 
 impl Run<'_> {
     async fn whole(&self) -> Result<Created, BackupError> {
         check_place(self.options, &self.session)?;
-        let parents = self.possible_parents().await?;
+        let there = catalog::list(self.repo, self.system_id).await?;
+        let left: Vec<String> = there.unfinished.into_iter().map(|(label, _)| label).collect();
+        let known = Known::load(self.repo, self.system_id, &left).await?;
         let label = label();
         let made = tokio::select! {
-            made = self.make(&label, parents) => made,
-            // the futures of uploads are dropped; what they have written is removed below
+            made = self.make(&label, self.possible_parents(there.backups), known) => made,
+            // the futures of uploads are dropped; what they have written is looked at below
             () = self.stop.cancelled() => Err(BackupError::Cancelled),
         };
-        if made.is_err() {
-            // a manifest may be among what is there: it goes first
-            if let Err(error) = catalog::remove(self.repo, self.system_id, &label).await {
-                tracing::warn!(label, %error, "what a failed backup left in the repository is not removed yet");
+        match &made {
+            Ok(_) => {
+                let place = folder(self.system_id, &label);
+                if let Err(error) = resume::forget(self.repo, &place).await {
+                    tracing::debug!(label, %error, "notes of a backup that has ended are not removed");
+                }
+            }
+            Err(error) => {
+                if let Err(error) = self.leave(&label, error).await {
+                    tracing::warn!(label, %error, "what a failed backup left in the repository is not removed yet");
+                }
             }
         }
         made
     }
 
-    /// The backups that an incremental one could build on, the newest first; none for a full one.
-    async fn possible_parents(&self) -> Result<Vec<Manifest>, BackupError> {
-        if self.options.kind == Kind::Full {
-            return Ok(Vec::new());
+    /// After a failure: keeps what the next run can take over, if that is much, and removes what is left besides.
+    async fn leave(&self, label: &str, error: &BackupError) -> Result<(), BackupError> {
+        let place = folder(self.system_id, label);
+        // it may be there although the answer was an error
+        self.repo.delete(&format!("{place}/manifest.json")).await?;
+        let noted = self.notes(|notes| notes.written > 0) && error.may_pass();
+        if !noted {
+            return catalog::remove(self.repo, self.system_id, label).await;
         }
-        let mut all = catalog::list(self.repo, self.system_id).await?.backups;
+        self.note(label).await?;
+        let noted = self.notes(|notes| std::mem::take(&mut notes.noted));
+        for listed in self.repo.list(&place).await? {
+            let name = listed.name.rsplit('/').next().unwrap_or_default();
+            if !resume::is_note(name) && !noted.contains(name) {
+                self.repo.delete(&listed.name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn notes<T>(&self, with: impl FnOnce(&mut Notes) -> T) -> T {
+        // a holder that panicked left nothing half done
+        with(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes what has been finished since the last time.
+    async fn note(&self, label: &str) -> Result<(), BackupError> {
+        let (packs, number) = self.notes(|notes| (std::mem::take(&mut notes.waiting), notes.written));
+        if packs.is_empty() {
+            return Ok(());
+        }
+        self.notes(|notes| {
+            notes.written += 1;
+            notes.noted.extend(packs.iter().map(|pack| pack.object.name.clone()));
+        });
+        let note = Note::new(&self.repo.sealing, packs);
+        resume::keep(self.repo, &folder(self.system_id, label), number, &note).await
+    }
+
+    /// The backups that an incremental one could build on, the newest first; none for a full one.
+    fn possible_parents(&self, mut all: Vec<Manifest>) -> Vec<Manifest> {
+        if self.options.kind == Kind::Full {
+            return Vec::new();
+        }
         all.sort_by_key(|backup| std::cmp::Reverse(backup.start));
-        Ok(all)
+        all
     }
 
     /// The newest of them that this server has come from; why not the newest of all.
@@ -171,7 +237,7 @@ impl Run<'_> {
         Ok((None, full_because.or_else(|| Some("there is no backup to build on".to_owned()))))
     }
 
-    async fn make(&self, label: &str, parents: Vec<Manifest>) -> Result<Created, BackupError> {
+    async fn make(&self, label: &str, parents: Vec<Manifest>, known: Known) -> Result<Created, BackupError> {
         (self.progress)(Step::Checkpoint);
         if let Some(primary) = self.options.primary.as_ref().filter(|_| self.options.fast_checkpoint) {
             self.session.catch_up_with_checkpoint(primary).await?;
@@ -199,12 +265,15 @@ impl Run<'_> {
                 start: manifest.start,
                 files: list.files.iter().map(|file| (file.path.clone(), file.clone())).collect(),
             }),
+            known,
+            known_from: packs.len(),
             throttle: self.options.bytes_per_second_max.map(Throttle::new),
             stop: self.stop.clone(),
             read: AtomicU64::new(0),
             idle: pack::Idle::default(),
         });
         let mut done = self.copy(&job, label, packs, total).await?;
+        self.take_over(&job, label, &mut done).await?;
         let stopped = self.session.stop().await?;
         let timeline = timeline_of(&stopped.backup_label).unwrap_or(timeline);
 
@@ -233,7 +302,8 @@ impl Run<'_> {
             stored_bytes: 0,
             objects: done.objects,
         };
-        self.finish(manifest, entries, names, scan, stopped, full_because).await
+        let manifest = self.finish(manifest, entries, names, scan, stopped).await?;
+        Ok(Created { manifest, full_because, taken_over_bytes: done.taken_over_bytes })
     }
 
     /// The history of the timeline that the server is on: from its own folder, else from the repository.
@@ -258,7 +328,7 @@ impl Run<'_> {
         let threads = self.options.threads.max(1);
         let (first, last) = packs.split_at(packs.len().saturating_sub(1));
         let mut done = Done::default();
-        let mut number = 0;
+        let (mut number, mut noted) = (0, tokio::time::Instant::now());
         for (packs, threads) in [(first, threads), (last, 1)] {
             let numbered: Vec<_> = packs
                 .iter()
@@ -281,10 +351,19 @@ impl Run<'_> {
                 .buffer_unordered(threads)
                 .boxed();
             while let Some(packed) = made.try_next().await? {
+                if let Some((object, _)) = packed.object {
+                    let pieces = packed.outcomes.iter().filter_map(|outcome| outcome.piece.as_ref());
+                    let parts = resume::parts(pack_number(&object.name).unwrap_or(usize::MAX), pieces);
+                    self.notes(|notes| notes.waiting.push(NotedPack { object: object.clone(), parts }));
+                    done.objects.push(object);
+                }
                 done.outcomes.extend(packed.outcomes);
                 done.damaged.extend(packed.damaged);
                 done.bytes += packed.bytes;
-                done.objects.extend(packed.object.map(|(object, _)| object));
+                if noted.elapsed() >= NOTE_EVERY {
+                    self.note(label).await?;
+                    noted = tokio::time::Instant::now();
+                }
                 (self.progress)(Step::Copy { bytes: job.read.load(Ordering::Relaxed), bytes_total });
             }
         }
@@ -299,8 +378,34 @@ impl Run<'_> {
             );
         }
         done.damaged.truncate(100);
-        done.objects.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(done)
+    }
+
+    /// Copies the packs of other runs that parts were found in, each within its place.
+    async fn take_over(&self, job: &Job, label: &str, done: &mut Done) -> Result<(), BackupError> {
+        let pieces = done.outcomes.iter().filter_map(|outcome| outcome.piece.as_ref());
+        let known = || pieces.clone().filter(|piece| piece.pack >= job.known_from);
+        let numbers: BTreeSet<usize> = known().map(|piece| piece.pack).collect();
+        done.taken_over_bytes = known().map(|piece| piece.bytes).sum();
+        let place = folder(self.system_id, label);
+        let copies = numbers.into_iter().filter_map(|number| Some((number, job.known.pack(number - job.known_from)?)));
+        let copied = futures::stream::iter(copies)
+            .map(|(number, pack)| {
+                let name = format!("pack-{number:05}.{}", self.repo.sealing.extension());
+                let to = format!("{place}/{name}");
+                async move {
+                    self.repo.duplicate(&pack.name, &to, pack.object.bytes).await?;
+                    Ok::<_, BackupError>(Object { name, ..pack.object.clone() })
+                }
+            })
+            .buffer_unordered(COPIES)
+            .boxed();
+        done.objects.extend(copied.try_collect::<Vec<_>>().await?);
+        done.objects.sort_by(|a, b| a.name.cmp(&b.name));
+        if done.taken_over_bytes > 0 {
+            tracing::info!(label, bytes = done.taken_over_bytes, "taken over from backups that did not end");
+        }
+        Ok(())
     }
 
     async fn finish(
@@ -310,8 +415,7 @@ impl Run<'_> {
         packs: Vec<String>,
         scan: Scan,
         stopped: Stopped,
-        full_because: Option<String>,
-    ) -> Result<Created, BackupError> {
+    ) -> Result<Manifest, BackupError> {
         let list = FileList {
             format: FORMAT,
             backup_label: stopped.backup_label,
@@ -343,7 +447,7 @@ impl Run<'_> {
         }
         self.repo.create(&format!("{place}/manifest.json"), manifest::to_document(&manifest)?).await?;
         tracing::info!(label = manifest.label, kind = ?manifest.kind, bytes = manifest.stored_bytes, "backup made");
-        Ok(Created { manifest, full_because })
+        Ok(manifest)
     }
 }
 
@@ -372,6 +476,7 @@ struct Done {
     outcomes: Vec<Outcome>,
     damaged: Vec<String>,
     bytes: u64,
+    taken_over_bytes: u64,
     objects: Vec<Object>,
 }
 
@@ -420,11 +525,14 @@ fn join(files: &[scan::Found], outcomes: Vec<Outcome>) -> Vec<FileEntry> {
     files.iter().enumerate().filter_map(entry).collect()
 }
 
+fn pack_number(name: &str) -> Option<usize> {
+    name.strip_prefix("pack-")?.split('.').next()?.parse().ok()
+}
+
 /// Numbers the packs anew, because empty ones were not written; gives their names.
 fn pack_names(entries: &mut [FileEntry], objects: &[Object]) -> Vec<String> {
-    let number = |name: &str| name.strip_prefix("pack-")?.split('.').next()?.parse::<usize>().ok();
     let places: HashMap<usize, usize> =
-        objects.iter().enumerate().filter_map(|(place, object)| Some((number(&object.name)?, place))).collect();
+        objects.iter().enumerate().filter_map(|(place, object)| Some((pack_number(&object.name)?, place))).collect();
     for piece in entries.iter_mut().flat_map(|entry| &mut entry.pieces) {
         piece.pack = places.get(&piece.pack).copied().unwrap_or(usize::MAX);
     }

@@ -87,8 +87,7 @@ impl BackupError {
             Self::NoKey { .. } => "give the key (AGE-SECRET-KEY-1…)".to_owned(),
             Self::Busy => "wait for it, or end it: its lock goes with its session".to_owned(),
             Self::WalNotArchived { .. } => {
-                "is the log's archive running? The data of this backup was removed again: it could not be restored"
-                    .to_owned()
+                "is the log's archive running? This backup does not count: it could not be restored".to_owned()
             }
             Self::WalConflict { .. } => "two servers archive to the same place: give a clone a new identity, or \
                                          a repository of its own"
@@ -113,6 +112,69 @@ impl BackupError {
             | Self::Cancelled
             | Self::Panicked(_) => return None,
         })
+    }
+
+    /// It says something of the backup that was to be restored, not of the place, the moment or who asked.
+    #[must_use]
+    pub fn is_of_the_backup(&self) -> bool {
+        match self {
+            Self::Damaged { .. }
+            | Self::WalConflict { .. }
+            | Self::WalAbsent { .. }
+            | Self::WalLost { .. }
+            | Self::Plan(_)
+            | Self::Proof(_) => true,
+            Self::Repository { .. } => self.is_not_found(),
+            Self::LaterFormat { .. }
+            | Self::BadRepository { .. }
+            | Self::WrongKey { .. }
+            | Self::NoKey { .. }
+            | Self::BadKey(_)
+            | Self::Encrypt(_)
+            | Self::Io { .. }
+            | Self::Sql(_)
+            | Self::Server(_)
+            | Self::Busy
+            | Self::Unfit(_)
+            | Self::WalNotArchived { .. }
+            | Self::Target { .. }
+            | Self::NoRoom { .. }
+            | Self::NoSuchBackup(_)
+            | Self::ProofRuns(_)
+            | Self::Cancelled
+            | Self::Panicked(_) => false,
+        }
+    }
+
+    /// What was done so far is of use to another attempt.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Repository { .. }
+            | Self::BadRepository { .. }
+            | Self::Io { .. }
+            | Self::Sql(_)
+            | Self::Server(_)
+            | Self::WalNotArchived { .. }
+            | Self::Cancelled => true,
+            Self::Damaged { .. }
+            | Self::LaterFormat { .. }
+            | Self::WrongKey { .. }
+            | Self::NoKey { .. }
+            | Self::BadKey(_)
+            | Self::Encrypt(_)
+            | Self::Busy
+            | Self::Unfit(_)
+            | Self::WalConflict { .. }
+            | Self::WalAbsent { .. }
+            | Self::WalLost { .. }
+            | Self::Plan(_)
+            | Self::Target { .. }
+            | Self::NoRoom { .. }
+            | Self::NoSuchBackup(_)
+            | Self::ProofRuns(_)
+            | Self::Proof(_)
+            | Self::Panicked(_) => false,
+        }
     }
 
     pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {

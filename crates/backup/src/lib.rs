@@ -13,9 +13,12 @@
 //!     manifest.json                              written last: without it there is no backup
 //!     files.json.zst[.age]                       the files with modes, lengths and places; backup_label
 //!     pack-<number>.zst[.age]                    the content of files
+//!     begun-<number>.zst[.age]                   as long as the backup has not ended: what its packs hold
 //!     contents.<content>.<stored>.zst[.age]      rows and digests of the tables, if they were recorded: after the manifest
 //!   dumps/<label>/                               a logical backup: manifest.json, and files in parts
 //!   proofs/<label>.<time>.json                   what was restored and checked; time in microseconds since 1970
+//!   proofs/<label>.<time>.failed.zst[.age]       what should have been, and why it failed
+//!   held/<label>.json                            this backup stays, whatever retention says
 //!   wal/
 //!     archive.json                               the size of a segment
 //!     <timeline>/<segment>.<content>.<stored>.zst[.age]
@@ -50,11 +53,12 @@
 //! - A page is judged by its checksum unless it is newer than the backup's start, and taken into an incremental backup if
 //!   it is not older than the *parent's* start. Files that the parent does not have are taken whole (`CREATE DATABASE …
 //!   STRATEGY FILE_COPY` leaves old positions), forks without positions (`_vm`, `_fsm`) and all other files by checksum.
+//! - A backup that did not end is never continued; what the next one reads anew and finds in its packs is copied from there.
 //! - What decides is pure: [`plan`](mod@plan), [`retention::decide`], the choice of files, packs, pages and chains.
 //!
 //! # Not here
 //!
-//! Resuming an interrupted backup (it is begun anew); servers whose data directory is on another host.
+//! Servers whose data directory is on another host.
 //!
 //! # Example
 //!
@@ -101,6 +105,7 @@ mod prove;
 mod recovery;
 pub mod repo;
 mod restore;
+mod resume;
 pub mod retention;
 mod scan;
 pub mod seal;

@@ -24,6 +24,7 @@ use crate::{
     error::BackupError,
     manifest::{FileEntry, Object, Piece},
     page::{self, BLOCKS_PER_FILE, PAGE, Verdict},
+    resume::Known,
     scan::{CONTROL_FILE, Found, there},
     seal::Sealing,
     steps,
@@ -85,6 +86,9 @@ pub(crate) struct Job {
     /// The server has page checksums.
     pub(crate) check_pages: bool,
     pub(crate) parent: Option<Parent>,
+    /// Parts that are in the repository already, and what number the first of their packs gets.
+    pub(crate) known: Known,
+    pub(crate) known_from: usize,
     pub(crate) throttle: Option<Throttle>,
     pub(crate) stop: CancellationToken,
     pub(crate) read: AtomicU64,
@@ -176,6 +180,7 @@ pub(crate) struct Packed {
     pub(crate) object: Option<(Object, Vec<u8>)>,
     pub(crate) outcomes: Vec<Outcome>,
     pub(crate) damaged: Vec<String>,
+    /// Of the parts of its files, also of those that are known.
     pub(crate) bytes: u64,
 }
 
@@ -189,8 +194,7 @@ pub(crate) fn make(job: &Arc<Job>, number: usize, extents: &[Extent]) -> Result<
             take(job, number, extent, (&mut tools.content, &mut end), &mut packed)?;
         }
         let content = tools.content.get(..end).unwrap_or_default();
-        packed.bytes = len(content);
-        if packed.bytes > 0 {
+        if !content.is_empty() {
             let sealed = job.sealing.seal_with(&mut tools.compressor, content)?;
             let name = format!("pack-{number:05}.{}", job.sealing.extension());
             let blake3 = blake3::hash(&sealed).to_hex().to_string();
@@ -243,18 +247,23 @@ fn take(
         }
     }
     if taken > 0 {
-        let known = outcome.blake3.clone().filter(|_| taken == bytes.len());
+        let same = outcome.blake3.clone().filter(|_| taken == bytes.len());
         let taken_bytes = bytes.get(..taken).unwrap_or_default();
-        outcome.piece = Some(Piece {
-            pack: number,
-            offset: u64::try_from(*end).unwrap_or(u64::MAX),
-            bytes: len(taken_bytes),
-            blake3: known.unwrap_or_else(|| blake3::hash(taken_bytes).to_hex().to_string()),
-            at: extent.at,
-            pages,
-            steps: found.pages.is_some() && bytes.get_mut(..taken).is_some_and(steps::apply),
-        });
-        *end += taken;
+        let blake3 = same.unwrap_or_else(|| blake3::hash(taken_bytes).to_hex().to_string());
+        let bytes_taken = len(taken_bytes);
+        // the control file is alone in its pack, and tiny
+        let known = job.known.find(bytes_taken, &blake3).filter(|_| found.path != CONTROL_FILE);
+        let (pack, offset, steps) = match known {
+            Some((pack, part)) => (job.known_from + pack, part.offset, part.steps),
+            None => {
+                let steps = found.pages.is_some() && bytes.get_mut(..taken).is_some_and(steps::apply);
+                let offset = u64::try_from(*end).unwrap_or(u64::MAX);
+                *end += taken;
+                (number, offset, steps)
+            }
+        };
+        packed.bytes += bytes_taken;
+        outcome.piece = Some(Piece { pack, offset, bytes: bytes_taken, blake3, at: extent.at, pages, steps });
     }
     packed.outcomes.push(outcome);
     Ok(())
@@ -428,6 +437,8 @@ mod tests {
                 start: Lsn(0),
                 check_pages: true,
                 parent: None,
+                known: Known::default(),
+                known_from: 1,
                 throttle: None,
                 stop: CancellationToken::new(),
                 read: AtomicU64::new(0),

@@ -266,6 +266,16 @@ impl Repository {
         .await
     }
 
+    /// A second object like one that is there, made by each place by itself.
+    pub(crate) async fn duplicate(&self, from: &str, to: &str, bytes: u64) -> Result<(), BackupError> {
+        let (from, to) = (Arc::<str>::from(from), Arc::<str>::from(to));
+        self.change(usize::try_from(bytes).unwrap_or(usize::MAX), |place| {
+            let (from, to) = (from.clone(), to.clone());
+            Box::pin(async move { place.copy(&from, &to).await })
+        })
+        .await
+    }
+
     /// That it is not there is no error.
     pub(crate) async fn delete(&self, object: &str) -> Result<(), BackupError> {
         let object = Arc::<str>::from(object);

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     catalog, dump,
     error::BackupError,
-    manifest::{Kind, Manifest},
+    manifest::{self, FORMAT, Kind, Manifest},
     plan::left_behind,
     proofs,
     repo::Repository,
@@ -38,7 +38,7 @@ pub struct Retention {
     pub yearly: usize,
     /// So many of the newest logical backups of each database; `None`: all.
     pub dumps: Option<usize>,
-    /// Labels that stay whatever the rules say.
+    /// Labels that stay whatever the rules say; [`expire`] adds those that [`hold`] has marked in the repository.
     pub held: BTreeSet<String>,
 }
 
@@ -139,6 +139,52 @@ fn keep_by_calendar(newest_first: &[&Manifest], retention: &Retention, keep: &mu
     }
 }
 
+fn mark(system_id: u64, label: &str) -> String {
+    format!("{system_id}/held/{label}.json")
+}
+
+/// A mark in the repository that a backup stays, and with it what it builds on and the log from it on.
+///
+/// # Errors
+/// If there is no such backup, or the repository cannot be read or written.
+pub async fn hold(repo: &Repository, system_id: u64, label: &str) -> Result<(), BackupError> {
+    let catalog = catalog::list(repo, system_id).await?;
+    if !catalog.backups.iter().any(|backup| backup.label == label) {
+        return Err(BackupError::NoSuchBackup(label.to_owned()));
+    }
+    repo.create(&mark(system_id, label), manifest::to_document(&Held { format: FORMAT, label: label.to_owned() })?)
+        .await
+}
+
+/// Takes the mark away; whether there was one.
+///
+/// # Errors
+/// If the repository cannot be read or written.
+pub async fn release(repo: &Repository, system_id: u64, label: &str) -> Result<bool, BackupError> {
+    let there = held(repo, system_id).await?.contains(label);
+    if there {
+        repo.delete(&mark(system_id, label)).await?;
+    }
+    Ok(there)
+}
+
+/// Labels that are marked.
+///
+/// # Errors
+/// If the repository cannot be read.
+pub async fn held(repo: &Repository, system_id: u64) -> Result<BTreeSet<String>, BackupError> {
+    let listed = repo.list(&format!("{system_id}/held")).await?;
+    let label = |name: &str| Some(name.rsplit('/').next()?.strip_suffix(".json")?.to_owned());
+    Ok(listed.iter().filter_map(|listed| label(&listed.name)).collect())
+}
+
+/// A mark's content.
+#[derive(Debug, Serialize)]
+struct Held {
+    format: u32,
+    label: String,
+}
+
 /// What was removed, or with `dry_run` would be.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expired {
@@ -175,7 +221,9 @@ pub async fn expire(
         true => wal::listed(repo, system_id).await?,
         false => wal::inventory(repo, system_id).await?,
     };
-    let decision = decide(&catalog.backups, &left_behind(&inventory, &catalog.backups), retention, now);
+    let mut retention = retention.clone();
+    retention.held.extend(held(repo, system_id).await?);
+    let decision = decide(&catalog.backups, &left_behind(&inventory, &catalog.backups), &retention, now);
     let logical = dump::dumps(repo, system_id).await?;
     let dumps = retention.dumps.map_or_else(Vec::new, |keep| dump::superfluous(&logical.dumps, keep));
     let old = |unfinished: &[(String, Micros)]| -> Vec<String> {

@@ -40,12 +40,20 @@ impl Encryption {
         }
         Ok(Self::Recipients(all))
     }
+
+    /// Public keys; none where it is off.
+    pub(crate) fn recipients(&self) -> Vec<String> {
+        match self {
+            Self::Recipients(all) => all.iter().map(ToString::to_string).collect(),
+            Self::Off => Vec::new(),
+        }
+    }
 }
 
 impl fmt::Debug for Encryption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Recipients(all) => f.debug_list().entries(all.iter().map(ToString::to_string)).finish(),
+            Self::Recipients(_) => f.debug_list().entries(self.recipients()).finish(),
             Self::Off => f.write_str("Off"),
         }
     }

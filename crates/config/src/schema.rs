@@ -415,7 +415,13 @@ pub(crate) const BACKUP: Table = Table {
             "prove",
             "boolean",
             Default("true"),
-            "each backup made by these times is restored beside the data, replayed and checked; it needs as much room again",
+            "the newest backup is restored beside the data, replayed and checked: one made by these times at once, one by hand ten minutes later; it needs as much room again",
+        ),
+        key(
+            "prove_every_hours",
+            "integer",
+            Default("24"),
+            "and again after so long, as long as it is the newest, up to 8,760; 0: once",
         ),
         key(
             "contents_seconds",

@@ -44,6 +44,12 @@ pub struct BackupEntry {
     pub timeline: u32,
     /// When it was last restored and checked.
     pub proven: Option<Micros>,
+    /// When it last failed that, if it was not proven since.
+    #[serde(default)]
+    pub failed_proof: Option<Micros>,
+    /// It stays, whatever retention says.
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// Between which moments a backup can be restored, with the log after it.

@@ -136,6 +136,9 @@ pub struct BackupStatus {
     pub last: Option<LastBackup>,
     /// The last that was restored and checked, and when.
     pub proven: Option<(String, Micros)>,
+    /// That the newest backup failed its last proof, and why.
+    #[serde(default)]
+    pub unproven: Option<Unproven>,
     /// What the last proof by schedule could not compare with what tables held after the backup, and why.
     #[serde(default)]
     pub uncompared: Vec<String>,
@@ -144,6 +147,14 @@ pub struct BackupStatus {
     /// Of several places those that nothing is written to for the time being.
     #[serde(default)]
     pub away: Vec<AwayRepository>,
+}
+
+/// A backup that failed its proof.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unproven {
+    pub label: String,
+    pub at: Micros,
+    pub why: String,
 }
 
 /// A place of the repository that does not answer; others have what it lacks.

@@ -1,25 +1,21 @@
 //! `millrace backup` and `millrace wal`.
 
-use std::{
-    io::{IsTerminal as _, Write as _},
-    sync::Mutex,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Mutex, time::Duration};
 
 use anyhow::bail;
 use millrace_backup::{
     Kind, Manifest, RestoreOptions, Step, VerifyOptions, VerifyReport, WalSource, list,
     plan::{Plan, Target},
-    proofs,
+    proofs::{self, Proofs},
     repo::Repository,
     restore, retention, wal,
 };
-use millrace_base::{Clock as _, Lsn, Micros, SystemClock};
+use millrace_base::{Clock as _, Lsn, SystemClock};
 use millrace_pg::{RunAs, StopMode};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{backup_info, client, dump, lifecycle};
+use super::{backup_info, client, dump, lifecycle, progress::Bar};
 use crate::{
     backup::{self, Nodes, retention_of},
     cli::{BackupCommand, RestoreTo, WalCommand},
@@ -40,6 +36,8 @@ pub(super) async fn run(context: &Context, only: Option<&str>, command: &BackupC
         BackupCommand::Info { backup } => backup_info::info(context, &repo, backup.as_deref()).await,
         BackupCommand::Verify { quick } => verify(context, &repo, !quick).await,
         BackupCommand::Prove { backup } => prove(context, &repo, backup.clone()).await,
+        BackupCommand::Hold { backup } => hold(context, &repo, backup).await,
+        BackupCommand::Release { backup } => release(context, &repo, backup).await,
         BackupCommand::Expire { dry_run } => expire(context, &repo, *dry_run).await,
         BackupCommand::NewKey => new_key(context),
         BackupCommand::Restore(wanted) => back(context, &repo, wanted).await,
@@ -86,62 +84,6 @@ pub(super) fn stop_on_interrupt(tasks: &mut millrace_base::Tasks) -> Cancellatio
     stop
 }
 
-/// A line that is written over as the work goes on, where somebody looks.
-pub(super) struct Bar {
-    begun: Instant,
-    told: Mutex<Option<Instant>>,
-    shown: bool,
-}
-
-impl Bar {
-    pub(super) fn new(context: &Context) -> Self {
-        let shown = std::io::stderr().is_terminal() && !context.output.is_json();
-        Self { begun: Instant::now(), told: Mutex::new(None), shown }
-    }
-
-    pub(super) fn tell(&self, step: Step) {
-        if !self.shown {
-            return;
-        }
-        let Ok(mut told) = self.told.lock() else { return };
-        if told.is_some_and(|at| at.elapsed() < Duration::from_millis(200)) {
-            return;
-        }
-        *told = Some(Instant::now());
-        // a terminal that is gone is no reason to stop
-        let _unseen = write!(std::io::stderr(), "\r\x1b[K  {}", self.words(step));
-    }
-
-    fn words(&self, step: Step) -> String {
-        match step {
-            Step::Checkpoint => "waits for a checkpoint".to_owned(),
-            Step::Copy { bytes, bytes_total } => {
-                let seconds = self.begun.elapsed().as_secs_f64().max(0.001);
-                #[expect(clippy::cast_precision_loss, reason = "for people")]
-                let (done, total) = (bytes as f64, bytes_total as f64);
-                let left = if bytes > 0 { (total - done).max(0.0) * seconds / done } else { 0.0 };
-                let rate = done / seconds / f64::from(1 << 20);
-                format!("{} of {}, {rate:.0} MiB/s, {left:.0} s left", bytes_text(bytes), bytes_text(bytes_total))
-            }
-            Step::Kept { bytes } => format!("{} are there already", bytes_text(bytes)),
-            Step::WaitForLog { until } => format!("waits for the log up to {until}"),
-            Step::Log { segments, segments_total } => format!("log: {segments} of {segments_total} files"),
-            Step::Verify { objects, objects_total } => format!("{objects} of {objects_total} objects"),
-            Step::Tables { done, total } => format!("counts rows: {done} of {total} tables"),
-        }
-    }
-
-    pub(super) fn seconds(&self) -> f64 {
-        self.begun.elapsed().as_secs_f64()
-    }
-
-    pub(super) fn end(&self) {
-        if self.shown {
-            let _unseen = write!(std::io::stderr(), "\r\x1b[K");
-        }
-    }
-}
-
 async fn make(context: &Context, repo: &Repository, kind: Kind) -> anyhow::Result<u8> {
     let api = client(&context.clone().of_cluster()?);
     let mut tasks = millrace_base::Tasks::new(CancellationToken::new());
@@ -164,6 +106,10 @@ async fn make(context: &Context, repo: &Repository, kind: Kind) -> anyhow::Resul
         bytes_text(manifest.stored_bytes),
         seconds
     ));
+    if made.taken_over_bytes > 0 {
+        let bytes = bytes_text(made.taken_over_bytes);
+        context.output.line(format!("{bytes} of it were in the repository already, from a backup that did not end"));
+    }
     if !manifest.pages_damaged.is_empty() {
         context.output.json(manifest)?;
         bail!("pages of {} are damaged: {}", node.name, manifest.pages_damaged.join(", "));
@@ -172,6 +118,12 @@ async fn make(context: &Context, repo: &Repository, kind: Kind) -> anyhow::Resul
     let recorded = backup::record(context, repo, Nodes::Asked(&api), manifest, &|step| bar.tell(step), &stop).await;
     bar.end();
     let mut document = serde_json::to_value(manifest)?;
+    let mut add = |name: &str, value| {
+        if let Some(of) = document.as_object_mut() {
+            of.insert(name.to_owned(), value);
+        }
+    };
+    add("taken_over_bytes", made.taken_over_bytes.into());
     match recorded {
         Ok(None) => {}
         Ok(Some(contents)) => {
@@ -181,10 +133,7 @@ async fn make(context: &Context, repo: &Repository, kind: Kind) -> anyhow::Resul
                 .output
                 .line(format!("{tables} tables with {rows} rows counted for proofs in {:.1} s", bar.seconds()));
             tell_left_out(context, "not counted", &left_out);
-            let counted = serde_json::json!({ "tables": tables, "rows": rows, "left_out": left_out });
-            if let Some(of) = document.as_object_mut() {
-                of.insert("counted".to_owned(), counted);
-            }
+            add("counted", serde_json::json!({ "tables": tables, "rows": rows, "left_out": left_out }));
         }
         Err(error) => {
             context.output.note(format!("what its tables held is not recorded, for proofs to compare: {error:#}"));
@@ -216,12 +165,14 @@ async fn catalog(context: &Context, repo: &Repository) -> anyhow::Result<u8> {
     let system_id = backup::system_id(context, repo).await?;
     let catalog = list(repo, system_id).await.explained()?;
     let proofs = proofs::list(repo, system_id).await.explained()?;
-    let proven = |label: &str| proofs.iter().rfind(|proven| proven.label == label).map(|proven| proven.at);
+    let held = retention::held(repo, system_id).await.explained()?;
     let mut document = Vec::new();
     for backup in &catalog.backups {
         let mut of = serde_json::to_value(backup)?;
         if let Some(of) = of.as_object_mut() {
-            of.insert("proven".to_owned(), serde_json::to_value(proven(&backup.label))?);
+            of.insert("proven".to_owned(), serde_json::to_value(proofs.proven_at(&backup.label))?);
+            of.insert("failed_proof".to_owned(), serde_json::to_value(proofs.failed_at(&backup.label))?);
+            of.insert("held".to_owned(), held.contains(&backup.label).into());
         }
         document.push(of);
     }
@@ -229,7 +180,7 @@ async fn catalog(context: &Context, repo: &Repository) -> anyhow::Result<u8> {
     if catalog.backups.is_empty() {
         context.output.line(format!("no backups in {} yet: millrace backup create", repo.name()));
     } else {
-        let rows: Vec<Vec<String>> = catalog.backups.iter().map(|of| row(of, proven(&of.label))).collect();
+        let rows: Vec<Vec<String>> = catalog.backups.iter().map(|of| row(of, &proofs, &held)).collect();
         let header = ["backup", "kind", "made", "data", "stored", "from", "consistent from", "proven", "builds on"];
         context.output.line(table(&header, &rows).trim_end());
     }
@@ -242,16 +193,22 @@ async fn catalog(context: &Context, repo: &Repository) -> anyhow::Result<u8> {
     Ok(u8::from(!catalog.damaged.is_empty()))
 }
 
-fn row(backup: &Manifest, proven: Option<Micros>) -> Vec<String> {
+fn row(backup: &Manifest, proofs: &Proofs, held: &BTreeSet<String>) -> Vec<String> {
+    let label = &backup.label;
+    let proven = match (proofs.failed_at(label), proofs.proven_at(label)) {
+        (Some(at), _) => format!("FAILED {at}"),
+        (None, Some(at)) => at.to_string(),
+        (None, None) => String::new(),
+    };
     vec![
-        backup.label.clone(),
+        if held.contains(label) { format!("{label} (held)") } else { label.clone() },
         kind_name(backup.kind).to_owned(),
         backup.stopped_at.to_string(),
         bytes_text(backup.data_bytes),
         bytes_text(backup.stored_bytes),
         if backup.from_replica { "replica" } else { "primary" }.to_owned(),
         backup.stop.to_string(),
-        proven.map_or_else(String::new, |at| at.to_string()),
+        proven,
         backup.parent.clone().unwrap_or_default(),
     ]
 }
@@ -328,12 +285,9 @@ async fn prove(context: &Context, repo: &Repository, label: Option<String>) -> a
     let stop = stop_on_interrupt(&mut tasks);
     let bar = Bar::new(context);
     let options = backup::proof(context, label)?;
-    let proof = millrace_backup::prove(repo, system_id, &options, &|step| bar.tell(step), &stop).await;
+    let proof = backup::prove_and_keep(repo, system_id, &options, &|step| bar.tell(step), &stop).await;
     bar.end();
     let proof = proof.explained()?;
-    if let Err(error) = proofs::keep(repo, system_id, &proof, SystemClock::new().wall()).await {
-        context.output.note(format!("the proof came out well, and is not remembered: {error}"));
-    }
     context.output.json(&proof)?;
     tell(context, &proof.plan);
     let checked = match proof.check_ms {
@@ -378,6 +332,26 @@ fn new_key(context: &Context) -> anyhow::Result<u8> {
         "next: keep a copy of the file elsewhere{hosts}, start the platform anew (it archives the log with the key that it was \
          started with), then millrace backup create --full"
     ));
+    Ok(0)
+}
+
+async fn hold(context: &Context, repo: &Repository, label: &str) -> anyhow::Result<u8> {
+    let system_id = backup::system_id(context, repo).await?;
+    retention::hold(repo, system_id, label).await.explained()?;
+    context.output.json(&serde_json::json!({ "backup": label, "held": true }))?;
+    context.output.line(format!(
+        "{label} stays, with what it builds on and the log from it on, until: millrace backup release {label}"
+    ));
+    Ok(0)
+}
+
+async fn release(context: &Context, repo: &Repository, label: &str) -> anyhow::Result<u8> {
+    let system_id = backup::system_id(context, repo).await?;
+    if !retention::release(repo, system_id, label).await.explained()? {
+        return Err(Usage(format!("{label} is not held\n  hint: millrace backup list")).into());
+    }
+    context.output.json(&serde_json::json!({ "backup": label, "held": false }))?;
+    context.output.line(format!("{label} goes when [backup] does not keep it any more"));
     Ok(0)
 }
 

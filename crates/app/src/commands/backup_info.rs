@@ -1,6 +1,6 @@
 //! `millrace backup info`: all that is known of one backup.
 
-use millrace_backup::{Catalog, Manifest, contents, list, plan, proofs, repo::Repository, wal};
+use millrace_backup::{Catalog, Manifest, contents, list, plan, proofs, repo::Repository, retention, wal};
 use millrace_base::Micros;
 
 use super::backup::kind_name;
@@ -27,13 +27,11 @@ pub(super) async fn info(context: &Context, repo: &Repository, label: Option<&st
     let inventory = wal::inventory(repo, system_id).await.explained()?;
     let (windows, problems) = plan::windows(&catalog.backups, &inventory);
     let windows: Vec<_> = windows.into_iter().filter(|window| window.label == of.label).collect();
-    let proven: Vec<Micros> = proofs::list(repo, system_id)
-        .await
-        .explained()?
-        .into_iter()
-        .filter(|proven| proven.label == of.label)
-        .map(|proven| proven.at)
-        .collect();
+    let proofs = proofs::list(repo, system_id).await.explained()?;
+    let of_this = proofs.proven.iter().filter(|proven| proven.label == of.label);
+    let proven: Vec<Micros> = of_this.map(|proven| proven.at).collect();
+    let failure = proofs::why(repo, &proofs, &of.label).await.explained()?;
+    let held = retention::held(repo, system_id).await.explained()?.contains(&of.label);
     let counted = contents::load(repo, of).await.explained()?;
     context.output.json(&serde_json::json!({
         "manifest": of,
@@ -41,6 +39,8 @@ pub(super) async fn info(context: &Context, repo: &Repository, label: Option<&st
         "built_upon": built_upon(&catalog, of),
         "windows": windows,
         "proven": proven,
+        "failed_proof": failure,
+        "held": held,
         "counted": counted,
     }))?;
     let line = |name: &str, value: String| context.output.line(format!("{name:<16}{value}"));
@@ -95,7 +95,13 @@ pub(super) async fn info(context: &Context, repo: &Repository, label: Option<&st
             [.., last] => format!("{} times, the last at {last}", proven.len()),
         },
     );
-    Ok(u8::from(windows.is_empty()))
+    if let Some(failure) = &failure {
+        line("FAILED ITS PROOF", format!("at {}: {}", failure.at, failure.why));
+    }
+    if held {
+        line("held", "it stays until: millrace backup release".to_owned());
+    }
+    Ok(u8::from(windows.is_empty() || failure.is_some()))
 }
 
 fn some(labels: &[String]) -> String {

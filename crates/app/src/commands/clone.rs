@@ -6,10 +6,7 @@ use millrace_base::{Clock as _, Lsn, Micros, SystemClock, files, ident::Ident};
 use millrace_pg::{ConnectParams, connect};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    SHORT,
-    backup::{Bar, stop_on_interrupt},
-};
+use super::{SHORT, backup::stop_on_interrupt, progress::Bar};
 use crate::{
     backup,
     cli::{CloneCommand, CloneMake, RestoreTable},

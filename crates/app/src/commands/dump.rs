@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     SHORT,
-    backup::{Bar, stop_on_interrupt},
+    backup::stop_on_interrupt,
     clone::{moment, primary},
+    progress::Bar,
 };
 use crate::{
     backup,

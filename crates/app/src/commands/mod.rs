@@ -9,6 +9,7 @@ mod dump;
 mod lifecycle;
 pub(crate) mod load;
 mod logs;
+mod progress;
 mod proxy;
 pub(crate) mod ps;
 pub(crate) mod psql;

@@ -8,15 +8,15 @@ use anyhow::{Context as _, bail};
 use millrace_backup::{
     BackupError, Kind, Manifest,
     dump::{self, DumpFormat},
-    list, plan, proofs, prove,
+    list, plan, proofs,
     repo::Repository,
     retention,
     wal::{self, ReceiveOptions, ReceiveStatus},
 };
-use millrace_base::{Clock, Tasks};
+use millrace_base::{Clock, Micros, Tasks};
 use millrace_cluster::ClusterStatus;
 use millrace_config::Backup;
-use millrace_contract::status::{AwayRepository, BackupStatus, LastBackup, NodeRole, NodeStatus};
+use millrace_contract::status::{AwayRepository, BackupStatus, LastBackup, NodeRole, NodeStatus, Unproven};
 use millrace_pg::ConnectParams;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +42,10 @@ const COMPARE_AWAY: Duration = Duration::from_secs(15);
 const TELL_AWAY: Duration = Duration::from_secs(2);
 /// After one that failed.
 const AGAIN: Duration = Duration::from_secs(600);
+/// After a proof that failed: it reads everything.
+const PROVE_AGAIN: Duration = Duration::from_secs(3_600);
+/// Whoever makes a backup by hand may prove it by hand as well.
+const PROVE_BY_HAND: Duration = Duration::from_secs(600);
 
 /// Begins both, if there is a `[backup]`; the open repository, and how it stands with it.
 ///
@@ -249,7 +253,7 @@ impl Schedule {
         }
     }
 
-    /// Makes the backups that are due, and removes what is kept no longer.
+    /// Makes the backups that are due, removes what is kept no longer, and proves the newest.
     async fn look(
         &self,
         system_id: u64,
@@ -272,54 +276,63 @@ impl Schedule {
             (false, false) => None,
         };
         let made = match kind {
-            Some(kind) => {
-                let made = self.physical(system_id, kind, cluster, token).await;
-                let told = self.tell(system_id, cluster).await;
-                made.and(told.map(drop))
-            }
-            None => Ok(()),
+            Some(kind) => self.physical(kind, cluster, token).await.map(Some),
+            None => Ok(None),
         };
         // one that fails is no reason to go without the other
         let dumped = self.logical(system_id, cluster, token).await;
-        if kind.is_none() && !dumped.as_ref().is_ok_and(|made| *made) {
-            return dumped.map(drop);
-        }
-        // a host without room for a proof must not keep backups for ever
-        let retention = retention_of(&self.config);
-        let expired = retention::expire(&self.repo, system_id, &retention, self.clock.wall(), false).await;
-        made?;
+        let any = kind.is_some() || dumped.as_ref().is_ok_and(|made| *made);
+        let expired = match any {
+            // a host without room for a proof must not keep backups for ever
+            true => {
+                let retention = retention_of(&self.config);
+                retention::expire(&self.repo, system_id, &retention, self.clock.wall(), false).await.map(drop)
+            }
+            false => Ok(()),
+        };
+        let live = if any { self.tell(system_id, cluster).await? } else { live };
+        let made = made?;
+        self.prove_newest(system_id, newest_of(&live, false), made.as_deref(), token).await?;
         dumped?;
-        self.status.send_modify(|status| status.failed = None);
-        expired.map(drop).explained()
+        if any {
+            self.status.send_modify(|status| status.failed = None);
+        }
+        expired.explained()
     }
 
     /// Says in the status what there is; the backups that the primary has come from.
     async fn tell(&self, system_id: u64, cluster: &watch::Receiver<ClusterStatus>) -> anyhow::Result<Vec<Manifest>> {
         let mut backups = list(&self.repo, system_id).await.explained()?.backups;
-        let proven = proofs::list(&self.repo, system_id).await.explained()?.pop();
+        let proofs = proofs::list(&self.repo, system_id).await.explained()?;
         let count = backups.len();
         let left = self.left_behind(system_id, &backups, cluster).await?;
         backups.retain(|backup| !left.contains(&backup.label));
+        let newest = newest_of(&backups, false);
+        let failure = match newest {
+            Some(newest) => proofs::why(&self.repo, &proofs, &newest.label).await.explained()?,
+            None => None,
+        };
         self.status.send_modify(|status| {
-            status.last = newest_of(&backups, false).map(|backup| LastBackup {
+            status.last = newest.map(|backup| LastBackup {
                 label: backup.label.clone(),
                 full: backup.kind == Kind::Full,
                 at: backup.stopped_at,
                 stored_bytes: backup.stored_bytes,
             });
             status.backups = count;
-            status.proven = proven.map(|proven| (proven.label, proven.at));
+            status.proven = proofs.proven.last().map(|proven| (proven.label.clone(), proven.at));
+            status.unproven = failure.map(|of| Unproven { label: of.label, at: of.at, why: of.why });
         });
         Ok(backups)
     }
 
+    /// Makes a backup; its label.
     async fn physical(
         &self,
-        system_id: u64,
         kind: Kind,
         cluster: &watch::Receiver<ClusterStatus>,
         token: &CancellationToken,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<String> {
         let nodes = Nodes::Followed(cluster);
         let (made, node) = backup::make(&self.context, &self.repo, nodes, (kind, false), &|_| {}, token).await?;
         tracing::info!(label = made.manifest.label, node = node.name, "a backup was made");
@@ -331,10 +344,7 @@ impl Schedule {
                 "what its tables held is not recorded: proofs cannot compare"
             );
         }
-        match self.config.prove {
-            true => self.prove(system_id, made.manifest.label, token).await,
-            false => Ok(()),
-        }
+        Ok(made.manifest.label)
     }
 
     /// Every database of which there is no whole logical backup young enough; whether one was made.
@@ -381,15 +391,42 @@ impl Schedule {
         Ok(plan::left_behind(&inventory, backups))
     }
 
+    /// Proves the newest backup, if that is due; `made`: the one that was made a moment ago.
+    async fn prove_newest(
+        &self,
+        system_id: u64,
+        newest: Option<&Manifest>,
+        made: Option<&str>,
+        token: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let Some(newest) = newest.filter(|_| self.config.prove) else { return Ok(()) };
+        let now: Micros = self.clock.wall();
+        if made != Some(&newest.label) && now.since(newest.stopped_at) < PROVE_BY_HAND {
+            return Ok(());
+        }
+        let proofs = proofs::list(&self.repo, system_id).await.explained()?;
+        match proofs.is_due(&newest.label, self.config.prove_every, PROVE_AGAIN, now) {
+            true => self.prove(system_id, newest.label.clone(), token).await,
+            false => Ok(()),
+        }
+    }
+
     async fn prove(&self, system_id: u64, label: String, token: &CancellationToken) -> anyhow::Result<()> {
         let options = backup::proof(&self.context, Some(label.clone()))?;
         let proof = loop {
-            match prove(&self.repo, system_id, &options, &|_| {}, token).await {
+            match backup::prove_and_keep(&self.repo, system_id, &options, &|_| {}, token).await {
                 Ok(proof) => break proof,
                 // one by hand
                 Err(BackupError::ProofRuns(_)) => {}
+                Err(error) if error.is_of_the_backup() => {
+                    let why = error.to_string();
+                    tracing::error!(label, why, "the backup failed its proof");
+                    let unproven = Some(Unproven { label, at: self.clock.wall(), why });
+                    self.status.send_modify(|status| status.unproven = unproven);
+                    return Ok(());
+                }
                 Err(other) => {
-                    return Err(other).explained().with_context(|| format!("backup {label} was made, and not proven"));
+                    return Err(other).explained().with_context(|| format!("backup {label} is not proven"));
                 }
             }
             tokio::select! {
@@ -398,14 +435,15 @@ impl Schedule {
             }
         };
         tracing::info!(label, "the backup was restored and checked");
-        let at = self.clock.wall();
-        proofs::keep(&self.repo, system_id, &proof, at).await.explained()?;
         let mut uncompared = proof.tables_left_out;
         if proof.tables == 0 && uncompared.is_empty() && self.config.contents.is_some() {
             uncompared.push("what its tables held was not recorded".to_owned());
         }
+        let at = self.clock.wall();
         self.status.send_modify(|status| {
             status.proven = Some((label, at));
+            status.unproven = None;
+            status.failed = None;
             status.uncompared = uncompared;
         });
         Ok(())

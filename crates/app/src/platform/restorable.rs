@@ -1,6 +1,7 @@
 //! What can be restored, as the console shows it.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,9 +12,9 @@ use millrace_backup::{
     list,
     plan::Target,
     plan_restore,
-    proofs::{self, Proven},
+    proofs::{self, Proofs},
     repo::Repository,
-    wal,
+    retention, wal,
 };
 use millrace_base::Micros;
 use millrace_contract::{
@@ -78,12 +79,13 @@ async fn look(context: &Context, repo: &Repository) -> anyhow::Result<Backups> {
     let mut newest_first: Vec<&Manifest> = catalog.backups.iter().collect();
     newest_first.sort_by_key(|backup| std::cmp::Reverse((backup.stopped_at, backup.stop)));
     let proofs = proofs::list(repo, system_id).await.explained()?;
+    let held = retention::held(repo, system_id).await.explained()?;
     let logical = dump::dumps(repo, system_id).await.explained()?;
     let mut dumps: Vec<DumpEntry> = logical.dumps.into_iter().map(dump_entry).collect();
     dumps.sort_by_key(|dump| std::cmp::Reverse(dump.at));
     let damaged = damaged.chain(logical.damaged.iter().map(|(object, why)| format!("{object}: {why}")));
     Ok(Backups {
-        backups: newest_first.into_iter().map(|backup| entry(backup, &proofs)).collect(),
+        backups: newest_first.into_iter().map(|backup| entry(backup, &proofs, &held)).collect(),
         dumps,
         windows: windows
             .into_iter()
@@ -117,7 +119,7 @@ fn dump_entry(dump: Dump) -> DumpEntry {
     }
 }
 
-fn entry(backup: &Manifest, proofs: &[Proven]) -> BackupEntry {
+fn entry(backup: &Manifest, proofs: &Proofs, held: &BTreeSet<String>) -> BackupEntry {
     BackupEntry {
         label: backup.label.clone(),
         full: backup.kind == Kind::Full,
@@ -127,7 +129,9 @@ fn entry(backup: &Manifest, proofs: &[Proven]) -> BackupEntry {
         data_bytes: backup.data_bytes,
         stored_bytes: backup.stored_bytes,
         timeline: backup.timeline,
-        proven: proofs.iter().rfind(|proven| proven.label == backup.label).map(|proven| proven.at),
+        proven: proofs.proven_at(&backup.label),
+        failed_proof: proofs.failed_at(&backup.label),
+        held: held.contains(&backup.label),
     }
 }
 

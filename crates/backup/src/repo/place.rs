@@ -156,6 +156,11 @@ impl Place {
         put.map(drop).map_err(self.failed("write", object))
     }
 
+    /// Within the place, which does the work itself.
+    pub(super) async fn copy(&self, from: &str, to: &str) -> Result<(), BackupError> {
+        self.store.copy(&self.path(from), &self.path(to)).await.map_err(self.failed("copy", from))
+    }
+
     pub(super) async fn get(&self, object: &str) -> Result<Bytes, BackupError> {
         let got = self.store.get(&self.path(object)).await.map_err(self.failed("read", object))?;
         got.bytes().await.map_err(self.failed("read", object))

@@ -7,6 +7,7 @@ mod chain;
 mod common;
 mod contents;
 mod over;
+mod resume;
 mod round_trip;
 mod s3;
 mod several;

@@ -28,16 +28,7 @@ async fn verified(repo: &Repository, id: u64, deep: bool) -> VerifyReport {
 
 /// All objects of a cluster in a folder.
 fn objects(kept: &Kept, id: u64) -> Vec<PathBuf> {
-    let mut waiting = vec![kept.folder.join(id.to_string())];
-    let mut files = Vec::new();
-    while let Some(folder) = waiting.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() { waiting.push(path) } else { files.push(path) }
-        }
-    }
-    files.sort();
-    files
+    walk(&kept.folder.join(id.to_string()))
 }
 
 /// A server with one backup and some log, not archived any further.

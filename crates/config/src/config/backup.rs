@@ -26,8 +26,10 @@ pub struct Backup {
     pub incremental_every: Option<Duration>,
     /// Logical backups of all databases.
     pub dump_every: Option<Duration>,
-    /// Each of these is restored and checked.
+    /// The newest is restored and checked.
     pub prove: bool,
+    /// And again, as long as it is the newest.
+    pub prove_every: Option<Duration>,
     /// So long the tables are read after a backup, for proofs to compare.
     pub contents: Option<Duration>,
     /// Replicas are made from the newest backup.
@@ -184,6 +186,7 @@ pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
         incremental_every: hours("incremental_every_hours"),
         dump_every: hours("dump_every_hours"),
         prove: table.boolean("prove"),
+        prove_every: hours("prove_every_hours"),
         contents: (contents > 0).then(|| Duration::from_secs(contents)),
         replicas: table.boolean("replicas_from_backup"),
         keep_full: count("keep_full", 1..=1_000),

@@ -643,6 +643,7 @@ impl Operator for Source {
                 backups: 28,
                 last: None,
                 proven: Some(("backup-00".into(), Micros(now.0 - 28_200_000_000))),
+                unproven: None,
                 uncompared: vec![],
                 failed: None,
                 away: Vec::new(),

@@ -15,6 +15,8 @@ pub(super) fn all(now: Micros) -> Backups {
         stored_bytes: if days % 7 == 0 { 11_200_000_000 } else { 240_000_000 },
         timeline: 3 + u32::from(days < 9),
         proven: (days % 2 == 1).then_some(Micros(now.0 - days * DAY - DAY / 4)),
+        failed_proof: (days == 4).then_some(Micros(now.0 - days * DAY - DAY / 5)),
+        held: days == 7,
     };
     let dump = |days: i64| DumpEntry {
         label: format!("dump-{days:02}"),

@@ -93,7 +93,7 @@ fn standing(status: &PlatformStatus, backup: &BackupStatus, found: &Backups) -> 
     let findings: Vec<_> = status.findings.iter().filter(|finding| finding.subject == "backups").collect();
     let level = match covered.last() {
         None => "bad",
-        Some(_) if backup.failing.is_some() || backup.failed.is_some() => "bad",
+        Some(_) if backup.failing.is_some() || backup.failed.is_some() || backup.unproven.is_some() => "bad",
         Some(_) if !found.problems.is_empty() || !findings.is_empty() || covered.len() > 1 => "warn",
         Some(_) => "good",
     };
@@ -212,7 +212,7 @@ fn backups(backups: &[BackupEntry], now: Micros) -> Markup {
                     thead { tr { th scope="col" { "Backup" } th scope="col" { "Kind" } th scope="col" { "When (UTC)" } th.num scope="col" { "Ago" }
                         th.num scope="col" { "Data" } th.num scope="col" { "Stored" } th scope="col" { "Copied from" } th.num scope="col" { "Timeline" } th scope="col" { "Builds on" } th scope="col" { "Proven (UTC)" } } }
                     tbody { @for backup in backups { tr {
-                        th scope="row" { code { (backup.label) } }
+                        th scope="row" { code { (backup.label) } @if backup.held { " " span.muted { "held" } } }
                         td { (if backup.full { "full" } else { "incremental" }) }
                         td { (utc(backup.at)) }
                         td.num { (format::duration(now.since(backup.at))) }
@@ -221,7 +221,11 @@ fn backups(backups: &[BackupEntry], now: Micros) -> Markup {
                         td { (if backup.from_replica { "a replica" } else { "the primary" }) }
                         td.num { (backup.timeline) }
                         td { @match &backup.parent { Some(parent) => code { (parent) }, None => span.muted { "–" } } }
-                        td { @match backup.proven { Some(at) => span.state.good { (utc(at)) }, None => span.muted { "–" } } }
+                        td { @match (backup.failed_proof, backup.proven) {
+                            (Some(at), _) => span.state.bad { "failed " (utc(at)) },
+                            (None, Some(at)) => span.state.good { (utc(at)) },
+                            (None, None) => span.muted { "–" },
+                        } }
                     } } }
                 }
             }
