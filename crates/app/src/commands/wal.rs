@@ -131,7 +131,7 @@ fn bring_more(context: &Context, only: Option<&str>, wanted: &WalFetch, system_i
     }
 }
 
-#[expect(clippy::zombie_processes, reason = "it outlives this process, and is init's then")]
+/// It is not waited for: it outlives this process.
 fn start(context: &Context, only: Option<&str>, wanted: &WalFetch, (spool, system_id): (&Path, u64)) -> io::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--dir").arg(&context.config.folder).arg("wal");

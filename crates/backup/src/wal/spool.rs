@@ -236,11 +236,22 @@ fn whole(inventory: &Inventory, segment: Segment) -> Option<&Stored> {
     inventory.segments.get(&segment).filter(|_| !inventory.conflicts.contains(&segment))
 }
 
-/// Of `ahead` segments after `wanted` fewer than half are here.
+/// Of `ahead` segments right after `wanted` fewer than half are here.
 fn is_low(names: &BTreeSet<String>, wanted: &str, ahead: u32) -> bool {
-    let timeline = wanted.get(..8).unwrap_or_default();
-    let after = |name: &&String| name.starts_with(timeline) && name.as_str() > wanted && is_segment(name);
-    names.iter().filter(after).count() * 2 < usize::try_from(ahead).unwrap_or(usize::MAX)
+    let next = |of: &str| following(of).into_iter().flatten().find_map(|name| names.get(&name));
+    let in_a_row = std::iter::successors(next(wanted), |name| next(name));
+    in_a_row.count() * 2 < usize::try_from(ahead).unwrap_or(usize::MAX)
+}
+
+/// What the segment after one may be called, however long segments are: the last field begins anew with each 4 GiB.
+fn following(name: &str) -> [Option<String>; 2] {
+    let field = |range| name.get(range).and_then(|digits: &str| u32::from_str_radix(digits, 16).ok());
+    let (timeline, high, low) = (name.get(..8).unwrap_or_default(), field(8..16), field(16..24));
+    let further = |field: Option<u32>| field.and_then(|field| field.checked_add(1));
+    [
+        high.zip(further(low)).map(|(high, low)| format!("{timeline}{high:08X}{low:08X}")),
+        further(high).map(|high| format!("{timeline}{high:08X}00000000")),
+    ]
 }
 
 /// The segments that are to be here: those after the one that was asked for last.
@@ -306,6 +317,7 @@ mod tests {
         assert!(!low(253, 8), "four are as much as half");
         assert!(low(254, 8) && !low(254, 6));
         assert!(low(257, 1) && !low(257, 0));
+        assert!(low(200, 8), "what waits is far ahead: the server has gone back");
     }
 
     #[test]
