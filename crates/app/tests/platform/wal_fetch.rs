@@ -128,7 +128,7 @@ impl Archived {
 
     /// The object of a complete segment.
     fn object(&self, name: &str) -> PathBuf {
-        let folder = self.platform.dir().join(format!("backups/{}/wal/{}", self.id, &name[..8]));
+        let folder = self.platform.dir().join(format!("backups/{}/wal/{}", self.id, name.get(..8).unwrap()));
         let is = |path: &PathBuf| path.is_file() && path.file_name().unwrap().to_str().unwrap().starts_with(name);
         fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path()).find(is).unwrap()
     }
