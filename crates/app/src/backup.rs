@@ -199,14 +199,22 @@ fn location(context: &Context, repository: &BackupRepository) -> anyhow::Result<
     })
 }
 
+/// The cluster's identifier, if this platform has a record of it.
+///
+/// # Errors
+/// If the record cannot be read.
+pub(crate) fn own_system_id(context: &Context) -> anyhow::Result<Option<u64>> {
+    let record = millrace_cluster::state::load(&context.layout.cluster());
+    Ok(record.map_err(|error| explain(&error, error.hint()))?.map(|record| record.system_id))
+}
+
 /// The cluster's identifier: of this platform's record, else of the only cluster in the repository.
 ///
 /// # Errors
 /// If it is not known.
 pub(crate) async fn system_id(context: &Context, repo: &Repository) -> anyhow::Result<u64> {
-    let record = millrace_cluster::state::load(&context.layout.cluster());
-    if let Some(record) = record.map_err(|error| explain(&error, error.hint()))? {
-        return Ok(record.system_id);
+    if let Some(own) = own_system_id(context)? {
+        return Ok(own);
     }
     let clusters = repo.clusters().await.explained()?;
     match clusters.as_slice() {

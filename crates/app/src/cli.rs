@@ -484,13 +484,28 @@ pub(crate) struct RestoreTo {
 pub(crate) enum WalCommand {
     /// Timelines, ranges and gaps
     Status,
-    /// Bring one file, for a restore_command: millrace wal fetch %f %p
-    Fetch {
-        /// A segment or a history file
-        name: String,
-        /// Where to
-        to: PathBuf,
-    },
+    /// Bring one file, and those after it beforehand, for a restore_command: millrace wal fetch %f %p
+    Fetch(WalFetch),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalFetch {
+    /// A segment or a history file
+    pub(crate) name: String,
+    /// Where to
+    pub(crate) to: PathBuf,
+    /// So many segments after it are brought beforehand, by a process in the background; 0: none
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=1024))]
+    pub(crate) ahead: u32,
+    /// The folder in which they wait for this server [default: millrace-fetched, beside the file]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) spool: Option<PathBuf>,
+    /// Of which cluster [default: that of the data directory in which this runs, else of this platform's]
+    #[arg(long)]
+    pub(crate) system_id: Option<u64>,
+    /// What brings them
+    #[arg(long, hide = true, requires_all = ["spool", "system_id"])]
+    pub(crate) background: bool,
 }
 
 #[derive(Debug, Subcommand)]

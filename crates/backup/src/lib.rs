@@ -1,7 +1,7 @@
 //! Backups of a PostgreSQL cluster (15 and later): data, log, restore, proof.
 //!
 //! [`create()`] copies a running server's data directory into a [`repo::Repository`], [`wal::receive()`] brings its log
-//! there, [`restore()`] makes a data directory of both again, [`verify()`] and [`prove()`] show that this would work
+//! there ([`wal::fetch()`] and a [`wal::Spool`] bring it to other servers), [`restore()`] makes a data directory of both again, [`verify()`] and [`prove()`] show that this would work
 //! ([`contents::record`] keeps what a proof compares),
 //! [`retention::expire`] removes what is not needed any more.
 //!

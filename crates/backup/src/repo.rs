@@ -360,12 +360,13 @@ impl Repository {
 
     /// All objects below a folder, by name.
     pub(crate) async fn list(&self, folder: &str) -> Result<Vec<Listed>, BackupError> {
-        let listings = self.seen(|place| async move { place.list(folder).await }).await?;
-        let mut all = BTreeMap::new();
-        for listed in listings.into_iter().flatten() {
-            all.entry(listed.name.clone()).or_insert(listed);
-        }
-        Ok(all.into_values().collect())
+        Ok(united(self.seen(|place| async move { place.list(folder).await }).await?))
+    }
+
+    /// Those below a folder whose name there (of the file or of the folder in it) begins with `from`, with `until`, or
+    /// with what comes between. A bucket is listed from the one on, and no further than the other.
+    pub(crate) async fn list_between(&self, folder: &str, from: &str, until: &str) -> Result<Vec<Listed>, BackupError> {
+        Ok(united(self.seen(|place| async move { place.list_between(folder, from, until).await }).await?))
     }
 
     /// The names of the folders right below one.
@@ -395,6 +396,15 @@ impl Repository {
     pub async fn clusters(&self) -> Result<Vec<u64>, BackupError> {
         Ok(self.folders("").await?.iter().filter_map(|name| name.parse().ok()).collect())
     }
+}
+
+/// Each object once, by name.
+fn united(listings: Vec<Vec<Listed>>) -> Vec<Listed> {
+    let mut all = BTreeMap::new();
+    for listed in listings.into_iter().flatten() {
+        all.entry(listed.name.clone()).or_insert(listed);
+    }
+    all.into_values().collect()
 }
 
 #[cfg(test)]

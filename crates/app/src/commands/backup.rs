@@ -1,4 +1,4 @@
-//! `millrace backup` and `millrace wal`.
+//! `millrace backup`.
 
 use std::{collections::BTreeSet, sync::Mutex, time::Duration};
 
@@ -8,7 +8,7 @@ use millrace_backup::{
     plan::{Plan, Target},
     proofs::{self, Proofs},
     repo::Repository,
-    restore, retention, wal,
+    restore, retention,
 };
 use millrace_base::{Clock as _, Lsn, SystemClock};
 use millrace_pg::{RunAs, StopMode};
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{backup_info, client, dump, lifecycle, progress::Bar};
 use crate::{
     backup::{self, Nodes, retention_of},
-    cli::{BackupCommand, RestoreTo, WalCommand},
+    cli::{BackupCommand, RestoreTo},
     context::Context,
     explain::{Explained as _, Usage},
     in_place,
@@ -47,20 +47,6 @@ pub(super) async fn run(context: &Context, only: Option<&str>, command: &BackupC
         BackupCommand::Dumps => dump::list(context, &repo).await,
         BackupCommand::Fetch { dump, to } => dump::fetch(context, &repo, dump, to).await,
         BackupCommand::Load(wanted) => dump::load(context, &repo, wanted).await,
-    };
-    backup::tell_away(context, &repo);
-    ended
-}
-
-pub(super) async fn wal(context: &Context, only: Option<&str>, command: &WalCommand) -> anyhow::Result<u8> {
-    let repo = backup::open_only(context, only)?;
-    let system_id = backup::system_id(context, &repo).await?;
-    let ended = match command {
-        WalCommand::Status => log_status(context, &repo, system_id).await,
-        WalCommand::Fetch { name, to } => {
-            wal::fetch(&repo, system_id, name, to).await.explained()?;
-            Ok(0)
-        }
     };
     backup::tell_away(context, &repo);
     ended
@@ -552,32 +538,4 @@ fn tell_about(context: &Context, about: Option<Duration>) {
         Some(about) => format!("takes     about {}, by the last proof", age_text(about)),
         None => "takes     not known before the first proof: millrace backup prove".to_owned(),
     });
-}
-
-async fn log_status(context: &Context, repo: &Repository, system_id: u64) -> anyhow::Result<u8> {
-    let status = wal::status(repo, system_id).await.explained()?;
-    context.output.json(&status)?;
-    if status.timelines.is_empty() {
-        context.output.line(format!("no log in {} yet", repo.name()));
-    }
-    let mut whole = status.conflicts.is_empty();
-    for timeline in &status.timelines {
-        context.output.line(format!(
-            "timeline {}: {} to {}, {} files, {}, the last at {}",
-            timeline.timeline,
-            timeline.first,
-            timeline.last,
-            timeline.segments,
-            bytes_text(timeline.stored_bytes),
-            timeline.last_at
-        ));
-        for gap in &timeline.gaps {
-            whole = false;
-            context.output.line(format!("✘ {} to {} are missing: no restore can pass them", gap.first, gap.last));
-        }
-    }
-    for name in &status.conflicts {
-        context.output.line(format!("✘ {name} is there with two contents: two servers archive to one place"));
-    }
-    Ok(u8::from(!whole))
 }

@@ -15,6 +15,7 @@ pub(crate) mod ps;
 pub(crate) mod psql;
 mod report;
 mod show;
+mod wal;
 
 use std::time::Duration;
 
@@ -93,7 +94,7 @@ async fn dispatch(cli: Cli, environment: Environment, output: Output) -> anyhow:
         Command::Simulate(options) => load::simulate(&load()?, &options).await,
         Command::Cluster(command) => cluster::run(&agent()?.of_cluster()?, &command).await,
         Command::Backup { repository, command } => backup::run(&load()?, repository.as_deref(), &command).await,
-        Command::Wal { repository, command } => backup::wal(&load()?, repository.as_deref(), &command).await,
+        Command::Wal { repository, command } => wal::run(&load()?, repository.as_deref(), &command).await,
         Command::Clone(command) => clone::run(&load()?, &command).await,
         Command::Proxy(command) => proxy::run(&load()?, &command).await,
         Command::Migrate(command) => migrate(&load()?, &command).await,

@@ -28,4 +28,5 @@ mod nodes;
 mod proxy;
 mod settings;
 mod source_changes;
+mod wal_fetch;
 mod whole_path;

@@ -1,12 +1,12 @@
 //! One folder or bucket.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{cmp::Ordering, fmt, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 use millrace_base::{Micros, Secret, files};
 use object_store::{
-    ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig,
+    ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig,
     aws::{AmazonS3Builder, S3ConditionalPut},
     azure::MicrosoftAzureBuilder,
     gcp::GoogleCloudStorageBuilder,
@@ -98,6 +98,8 @@ pub(super) struct Place {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     name: Arc<str>,
+    /// It lists objects by name.
+    in_order: bool,
 }
 
 impl fmt::Debug for Place {
@@ -121,7 +123,9 @@ impl Place {
             Location::Azure(azure) => (open_azure(azure).map_err(bad(&name))?, parse(&name, &azure.prefix)?),
             Location::Google(google) => (open_google(google).map_err(bad(&name))?, parse(&name, &google.prefix)?),
         };
-        Ok(Self { store, prefix, name: name.into() })
+        // the protocols of the three promise it for what is not a directory bucket; a file system promises nothing
+        let in_order = !matches!(location, Location::Folder(_));
+        Ok(Self { store, prefix, name: name.into(), in_order })
     }
 
     fn path(&self, object: &str) -> Path {
@@ -174,15 +178,38 @@ impl Place {
     }
 
     pub(super) async fn list(&self, folder: &str) -> Result<Vec<Listed>, BackupError> {
-        let skip = self.prefix.parts().count();
         let found: Vec<_> =
             self.store.list(Some(&self.path(folder))).try_collect().await.map_err(self.failed("list", folder))?;
-        let listed = found.into_iter().map(|meta| Listed {
+        Ok(found.into_iter().map(|meta| self.listed(meta)).collect())
+    }
+
+    /// As [`Repository::list_between`](super::Repository::list_between) says.
+    pub(super) async fn list_between(&self, folder: &str, from: &str, until: &str) -> Result<Vec<Listed>, BackupError> {
+        let below = self.path(folder);
+        let depth = below.parts().count();
+        // the offset itself is not listed, but no object has the beginning of a name as its name
+        let mut found = self.store.list_with_offset(Some(&below), &self.path(&format!("{folder}/{from}")));
+        let mut listed = Vec::new();
+        while let Some(meta) = found.try_next().await.map_err(self.failed("list", folder))? {
+            let name = meta.location.parts().nth(depth).map(|part| part.as_ref().to_owned()).unwrap_or_default();
+            match place_of(&name, from, until) {
+                Ordering::Less => {}
+                Ordering::Equal => listed.push(self.listed(meta)),
+                // what is not asked for is not sent: the next page is requested when this one has been read
+                Ordering::Greater if self.in_order => break,
+                Ordering::Greater => {}
+            }
+        }
+        Ok(listed)
+    }
+
+    fn listed(&self, meta: ObjectMeta) -> Listed {
+        let skip = self.prefix.parts().count();
+        Listed {
             name: meta.location.parts().skip(skip).collect::<Path>().to_string(),
             bytes: meta.size,
             written: Micros(meta.last_modified.timestamp_micros()),
-        });
-        Ok(listed.collect())
+        }
     }
 
     pub(super) async fn folders(&self, folder: &str) -> Result<Vec<String>, BackupError> {
@@ -190,6 +217,17 @@ impl Place {
             self.store.list_with_delimiter(Some(&self.path(folder))).await.map_err(self.failed("list", folder))?;
         let name = |path: &Path| path.parts().next_back().map(|part| part.as_ref().to_owned());
         Ok(listed.common_prefixes.iter().filter_map(name).collect())
+    }
+}
+
+/// Whether a name comes before what begins with `from`, after what begins with `until`, or between.
+fn place_of(name: &str, from: &str, until: &str) -> Ordering {
+    if name < from {
+        return Ordering::Less;
+    }
+    match name.get(..until.len()).unwrap_or(name) > until {
+        true => Ordering::Greater,
+        false => Ordering::Equal,
     }
 }
 
@@ -247,4 +285,20 @@ fn open_google(google: &GoogleLocation) -> Result<Arc<dyn ObjectStore>, object_s
         .with_service_account_path(google.service_account.display().to_string())
         .with_retry(retry());
     Ok(Arc::new(builder.build()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_begins_like_both_ends_lies_between() {
+        let place = |name| place_of(name, "0A.history", "0C");
+        assert_eq!(["0", "0A.gone", "09"].map(place), [Ordering::Less; 3]);
+        assert_eq!(
+            ["0A.history", "0A.history.x.zst", "0B", "0C", "0C.partial", "0C0"].map(place),
+            [Ordering::Equal; 6]
+        );
+        assert_eq!(["0D", "0D.partial", "1", "a"].map(place), [Ordering::Greater; 4]);
+    }
 }

@@ -25,6 +25,8 @@ use crate::{
 
 /// Digits of a checksum in a name: 128 bits.
 const HASH: usize = 32;
+/// The end of the name of a file that is not whole yet.
+pub(crate) const FETCHING: &str = ".fetching";
 const USUAL_SEGMENT_BYTES: u64 = 16 << 20;
 
 /// One stored file of the log, or a piece of one.
@@ -70,6 +72,10 @@ struct Archive {
 
 pub(crate) fn folder(system_id: u64) -> String {
     format!("{system_id}/wal")
+}
+
+fn timeline_folder(system_id: u64, timeline: u32) -> String {
+    format!("{system_id}/wal/{timeline:08X}")
 }
 
 fn archive_object(system_id: u64) -> String {
@@ -256,14 +262,52 @@ pub(crate) async fn listed(repo: &Repository, system_id: u64) -> Result<Inventor
     let listing = repo.list(&folder(system_id)).await?;
     let object = archive_object(system_id);
     let segment_bytes = if listing.iter().any(|listed| listed.name == object) {
-        read_archive(repo, &object).await?.segment_bytes
+        usable(&object, read_archive(repo, &object).await?.segment_bytes)?
     } else {
         USUAL_SEGMENT_BYTES
     };
-    if !segment_bytes.is_power_of_two() || !(1 << 20..=1 << 30).contains(&segment_bytes) {
-        return Err(BackupError::damaged(object, "no server has segments of such a size"));
-    }
     Ok(Inventory::from_listing(segment_bytes, &listing))
+}
+
+fn usable(object: &str, segment_bytes: u64) -> Result<u64, BackupError> {
+    match segment_bytes.is_power_of_two() && (1 << 20..=1 << 30).contains(&segment_bytes) {
+        true => Ok(segment_bytes),
+        false => Err(BackupError::damaged(object, "no server has segments of such a size")),
+    }
+}
+
+/// How long a segment is, without a listing.
+pub(crate) async fn segment_bytes(repo: &Repository, system_id: u64) -> Result<u64, BackupError> {
+    let object = archive_object(system_id);
+    match read_archive(repo, &object).await {
+        Ok(archive) => usable(&object, archive.segment_bytes),
+        Err(error) if error.is_not_found() => Ok(USUAL_SEGMENT_BYTES),
+        Err(error) => Err(error),
+    }
+}
+
+/// What there is of one segment and of so many that follow it, and of nothing else.
+pub(crate) async fn listed_from(
+    repo: &Repository,
+    system_id: u64,
+    segment_bytes: u64,
+    (first, more): (Segment, u64),
+) -> Result<Inventory, BackupError> {
+    let last = Segment { number: first.number.saturating_add(more), ..first };
+    let (from, until) = (first.file_name(segment_bytes), last.file_name(segment_bytes));
+    let listing = repo.list_between(&timeline_folder(system_id, first.timeline), &from, &until).await?;
+    Ok(Inventory::from_listing(segment_bytes, &listing))
+}
+
+/// The history of a timeline, if it is there. No other object is looked at.
+pub(crate) async fn listed_history(
+    repo: &Repository,
+    system_id: u64,
+    timeline: u32,
+) -> Result<Option<Stored>, BackupError> {
+    let name = history_name(timeline);
+    let listing = repo.list_between(&timeline_folder(system_id, timeline), &name, &name).await?;
+    Ok(Inventory::from_listing(USUAL_SEGMENT_BYTES, &listing).histories.remove(&timeline))
 }
 
 /// What an upload needs and leaves to the next: memory that is new each time is given by the system page by page.
@@ -395,36 +439,23 @@ pub(crate) async fn read_segment_now(
 ) -> Result<Vec<u8>, BackupError> {
     match read_segment(repo, known, segment).await {
         Err(error) if error.is_not_found() => {
-            let anew = listed(repo, system_id).await?;
+            let anew = listed_from(repo, system_id, known.segment_bytes, (segment, 0)).await?;
             read_segment(repo, &anew, segment).await
         }
         read => read,
     }
 }
 
-/// Brings a file of the log (a segment or a history, by PostgreSQL's name) from the repository to `to`, for a
-/// `restore_command`. The file appears whole or not at all.
-///
-/// # Errors
-/// [`BackupError::WalAbsent`] if the repository does not have it: the end of the log, for a server.
-pub async fn fetch(repo: &Repository, system_id: u64, name: &str, to: &Path) -> Result<(), BackupError> {
-    let inventory = inventory(repo, system_id).await?;
-    let absent = || BackupError::WalAbsent { name: name.to_owned() };
-    let content = match parse_history_name(name) {
-        Some(timeline) => read(repo, inventory.histories.get(&timeline).ok_or_else(absent)?).await?,
-        None => {
-            let segment = Segment::parse(name, inventory.segment_bytes).ok_or_else(absent)?;
-            read_segment_now(repo, system_id, &inventory, segment).await?
-        }
-    };
-    write_file(to.to_owned(), content).await
+/// Where a file is written before it is renamed to its name.
+pub(crate) fn beside(to: &Path) -> PathBuf {
+    let mut temporary = to.to_owned().into_os_string();
+    temporary.push(FETCHING);
+    PathBuf::from(temporary)
 }
 
 pub(crate) async fn write_file(to: PathBuf, content: Vec<u8>) -> Result<(), BackupError> {
     crate::blocking(move || {
-        let mut temporary = to.clone().into_os_string();
-        temporary.push(".fetching");
-        let temporary = PathBuf::from(temporary);
+        let temporary = beside(&to);
         let written = std::fs::File::create(&temporary).and_then(|mut file| {
             file.write_all(&content)?;
             file.sync_all()?;

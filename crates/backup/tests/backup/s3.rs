@@ -162,3 +162,59 @@ async fn wrong_keys_and_buckets_are_named() {
     let said = chain(asked(|s3| s3.endpoint = Some("http://127.0.0.1:9".to_owned())).await);
     assert!(said.contains("127.0.0.1:9"), "{said}");
 }
+
+/// Requests that `work` sends.
+async fn requests(bucket: &Bucket, work: impl Future<Output = ()>) -> u64 {
+    let before = bucket.faults().seen().0;
+    work.await;
+    bucket.faults().seen().0 - before
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_the_log_is_found_among_thousands_without_listing_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let bucket = Bucket::serve(folder.path()).await;
+    let server = TestServer::start().await;
+    let client = server.create_database("app").await;
+    let id = system_id(&client).await;
+    let kept = open(Location::S3(location(&bucket)));
+    let mut receiver = Receiver::start(&kept.repo, server.params());
+    receiver.durable(position(&client).await).await;
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        let sql = "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_create_restore_point('here')";
+        names.push(client.query_one(sql, &[]).await.unwrap().get::<_, String>(0));
+    }
+    receiver.durable(position(&client).await).await;
+    receiver.stop().await;
+
+    // 2,500 of another timeline before them, and as many after them
+    let archive = bucket.folder().join(format!("loans/{id}/wal"));
+    let checksums = format!("{}.{}", "a".repeat(32), "b".repeat(32));
+    for number in 0..2_500 {
+        let (high, low) = (1 + number / 256, number % 256);
+        for (timeline, folder) in [("00000001", "00000001"), ("00000000", "00000000")] {
+            std::fs::create_dir_all(archive.join(folder)).unwrap();
+            let name = format!("{timeline}{high:08X}{low:08X}.{checksums}.zst.age");
+            std::fs::write(archive.join(folder).join(name), "").unwrap();
+        }
+    }
+    let to = folder.path().join("fetched");
+    for name in &names {
+        let asked = requests(&bucket, async { wal::fetch(&kept.repo, id, name, &to).await.unwrap() });
+        assert_eq!(asked.await, 3, "archive.json, one page, the object");
+        assert_eq!(std::fs::metadata(&to).unwrap().len(), 16 << 20);
+    }
+    let listed = requests(&bucket, async { drop(wal::inventory(&kept.repo, id).await.unwrap()) }).await;
+    assert!(listed >= 6, "{listed}: the whole archive has more than five pages");
+    let absent = async {
+        let error = wal::fetch(&kept.repo, id, "0000000100000000000000F0", &to).await.unwrap_err();
+        assert!(matches!(error, BackupError::WalAbsent { .. }), "{error}");
+    };
+    assert_eq!(requests(&bucket, absent).await, 2);
+    let absent = async {
+        let error = wal::fetch(&kept.repo, id, "00000001.history", &to).await.unwrap_err();
+        assert!(matches!(error, BackupError::WalAbsent { .. }), "{error}");
+    };
+    assert_eq!(requests(&bucket, absent).await, 1);
+}
