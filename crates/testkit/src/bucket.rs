@@ -8,6 +8,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use hyper_util::{
@@ -35,6 +36,8 @@ pub struct Faults {
     pub unanswered_every: AtomicU64,
     /// Every request is refused with `503`.
     pub away: AtomicBool,
+    /// Every request waits so long before it is looked at.
+    pub delay_ms: AtomicU64,
     requests: AtomicU64,
     refused: AtomicU64,
     unanswered: AtomicU64,
@@ -151,6 +154,10 @@ async fn serve(
     service: s3s::service::S3Service,
     request: HttpRequest,
 ) -> Result<HttpResponse, HttpError> {
+    match faults.delay_ms.load(Ordering::SeqCst) {
+        0 => {}
+        ms => tokio::time::sleep(Duration::from_millis(ms)).await, // tidy: allow, a slow bucket is what the test wants
+    }
     match faults.next(format!("{} {}", request.method(), request.uri().path())) {
         Fate::Served => service.call(request).await,
         Fate::Refused => {

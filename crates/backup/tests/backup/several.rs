@@ -4,6 +4,7 @@ use std::{fs, sync::atomic::Ordering};
 
 use millrace_backup::{
     Kind, VerifyOptions,
+    contents::record,
     plan::Target,
     repo::{Location, Repository},
     seal::{Encryption, Keys, Sealing},
@@ -41,7 +42,7 @@ async fn log_and_backups_go_on_while_one_place_is_away_and_each_is_enough() {
     receiver.durable(position(&client).await).await;
     let away = repo.away();
     assert!(away.len() == 1 && away[0].repository == "s3://box/loans", "{away:?}");
-    back_up(&repo, &server, Kind::Incremental).await;
+    let made = back_up(&repo, &server, Kind::Incremental).await;
     client.batch_execute("INSERT INTO t VALUES (-2)").await.unwrap();
     receiver.durable(position(&client).await).await;
     let stop = CancellationToken::new();
@@ -64,6 +65,16 @@ async fn log_and_backups_go_on_while_one_place_is_away_and_each_is_enough() {
         let restored = restore_to(&alone, id, &server, |options| options.target = Target::Latest).await.unwrap();
         assert_eq!(numbers(&restored.promoted("app").await, sum).await, there, "{name}: {}", restored.log());
     }
+
+    // what its tables hold is damaged in one place, and there in the other
+    let recorded = record(&repo, &made.manifest, &record_options(&server, SOON), &*quiet()).await.unwrap();
+    let contents = walk(&here).into_iter().find(|path| path.to_string_lossy().contains("/contents.")).unwrap();
+    fs::write(&contents, "nothing of the kind").unwrap();
+    receiver.durable(position(&client).await).await;
+    let kept = Kept { repo: repo.clone(), key: key.clone(), folder: here.clone() };
+    let proof = proven(&kept, id, &server).await.unwrap();
+    assert_eq!((proof.tables, proof.rows), (recorded.tables(), recorded.rows()));
+    assert_eq!(proof.tables_left_out, [""; 0]);
 
     // a disk with one of them is lost, and the other has got a flipped bit since: together they are whole
     let stored = walk(&bucket.folder().join("loans"));
