@@ -411,10 +411,28 @@ pub(crate) struct RestoreTable {
 pub(crate) enum CloneCommand {
     /// Restore the newest backup before a moment, replay the log up to it, and start a server on it
     Make(CloneMake),
-    /// What copies there are
+    /// What copies there are, and the base that new ones share the blocks of
     List,
-    /// Stop a copy and remove its files
-    Remove { port: u16 },
+    /// Stop a copy and remove its files, or remove the base
+    Remove {
+        /// The copy's port, or `base`
+        #[arg(value_name = "PORT|base", value_parser = copy)]
+        which: Copied,
+    },
+}
+
+/// What `clone remove` removes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Copied {
+    Port(u16),
+    Base,
+}
+
+fn copy(text: &str) -> Result<Copied, String> {
+    match text {
+        "base" => Ok(Copied::Base),
+        port => port.parse().map(Copied::Port).map_err(|_| "the port of a copy, or `base`".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]

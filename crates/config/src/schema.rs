@@ -418,6 +418,12 @@ pub(crate) const BACKUP: Table = Table {
             "each backup made by these times is restored beside the data, replayed and checked; it needs as much room again",
         ),
         key(
+            "clone_base",
+            "boolean",
+            Default("false"),
+            "such a proof leaves the backup's files where the file system can share blocks (xfs, btrfs), so that already the first `clone make` takes seconds; they stay, and need as much room as the data",
+        ),
+        key(
             "contents_seconds",
             "integer",
             Default("60"),

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backup::{self, Nodes, retention_of},
+    clone,
     context::Context,
     dumps::{self, Wanted},
     explain::{Explained as _, chain},
@@ -290,7 +291,9 @@ impl Schedule {
         made?;
         dumped?;
         self.status.send_modify(|status| status.failed = None);
-        expired.map(drop).explained()
+        let kept = expired.explained()?.decision.kept;
+        clone::base_of_kept(&self.context, |label| kept.contains_key(label));
+        Ok(())
     }
 
     /// Says in the status what there is; the backups that the primary has come from.
@@ -382,7 +385,7 @@ impl Schedule {
     }
 
     async fn prove(&self, system_id: u64, label: String, token: &CancellationToken) -> anyhow::Result<()> {
-        let options = backup::proof(&self.context, Some(label.clone()))?;
+        let options = backup::proof_with_base(&self.context, Some(label.clone()))?;
         let proof = loop {
             match prove(&self.repo, system_id, &options, &|_| {}, token).await {
                 Ok(proof) => break proof,

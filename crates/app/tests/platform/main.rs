@@ -13,6 +13,7 @@ mod bad_input;
 mod berka;
 mod browser;
 mod clock;
+mod copies;
 mod crash;
 mod disk;
 mod dumps;
