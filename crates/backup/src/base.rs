@@ -41,7 +41,7 @@ use crate::{
 const MARK: &str = "base.json";
 const DATA: &str = "data";
 /// Two blocks of any file system: less may be kept within an inode, and not be shared.
-const TRIAL: [u8; 128 << 10] = [1; 128 << 10];
+const TRIAL_BYTES: usize = 128 << 10;
 
 /// What a restore does with a base.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,6 +141,12 @@ fn opened(folder: &Path, to: &Path, content: &Content) -> Result<Option<Held>, B
         return Ok(None);
     };
     let shares = can_share(within, to);
+    if let Some(held) = hold(folder, content)?
+        && shares
+        && !beside(folder).exists()
+    {
+        return Ok(Some(held));
+    }
     if let Some(_lock) = alone(folder)? {
         clear(&beside(folder))?;
         let verdict = judge(folder, content)?;
@@ -150,15 +156,19 @@ fn opened(folder: &Path, to: &Path, content: &Content) -> Result<Option<Held>, B
             clear(folder)?;
         }
     }
+    Ok(hold(folder, content)?.filter(|_| shares))
+}
+
+/// If it is whole, and nobody makes or removes it.
+fn hold(folder: &Path, content: &Content) -> Result<Option<Held>, BackupError> {
     let lock = lock_file(folder)?;
     match lock.try_lock_shared() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => return Err(BackupError::io("lock", folder)(error)),
     }
-    // another may have come in between
-    let whole = shares && judge(folder, content)? == Verdict::Whole;
-    Ok(whole.then(|| Held { folder: folder.to_owned(), _lock: lock }))
+    let is_whole = judge(folder, content)? == Verdict::Whole;
+    Ok(is_whole.then(|| Held { folder: folder.to_owned(), _lock: lock }))
 }
 
 impl Held {
@@ -209,9 +219,7 @@ fn left(folder: &Path, data: &Path, content: &Content, stop: &CancellationToken)
     }
     let made = make(&new, data, content, stop).and_then(|()| {
         clear(folder)?;
-        fs::rename(&new, folder)
-            .and_then(|()| files::sync_dir(within))
-            .map_err(BackupError::io("rename to", folder))
+        fs::rename(&new, folder).and_then(|()| files::sync_dir(within)).map_err(BackupError::io("rename to", folder))
     });
     if made.is_err() {
         clear(&new)?;
@@ -243,13 +251,7 @@ fn make(new: &Path, data: &Path, content: &Content, stop: &CancellationToken) ->
 }
 
 /// Gives `to` each file, with the blocks of the one in `from`.
-fn share(
-    from: &Path,
-    to: &Path,
-    content: &Content,
-    mode: u32,
-    stop: &CancellationToken,
-) -> Result<(), BackupError> {
+fn share(from: &Path, to: &Path, content: &Content, mode: u32, stop: &CancellationToken) -> Result<(), BackupError> {
     for path in content.files.keys() {
         if stop.is_cancelled() {
             return Err(BackupError::Cancelled);
@@ -267,9 +269,10 @@ fn share(
 /// Whether a file in `to` can have the blocks of one in `from`: tried with files that have no name, so that nothing is left.
 fn can_share(from: &Path, to: &Path) -> bool {
     let tried = || -> Result<(), Errno> {
-        let nameless = |folder: &Path| rustix::fs::open(folder, OFlags::TMPFILE | OFlags::RDWR, Mode::RUSR | Mode::WUSR);
+        let nameless =
+            |folder: &Path| rustix::fs::open(folder, OFlags::TMPFILE | OFlags::RDWR, Mode::RUSR | Mode::WUSR);
         let (source, target) = (nameless(from)?, nameless(to)?);
-        rustix::io::write(&source, &TRIAL)?;
+        rustix::io::write(&source, &vec![1; TRIAL_BYTES])?;
         rustix::fs::ioctl_ficlone(&target, &source)
     };
     tried().is_ok()
@@ -409,10 +412,8 @@ mod tests {
         let content = content();
         let marked = (100, 5);
         let file = |bytes, changed| Found { is_file: true, bytes, changed };
-        let whole = BTreeMap::from([
-            ("PG_VERSION".to_owned(), file(3, (99, 999))),
-            ("base/1".to_owned(), file(8192, marked)),
-        ]);
+        let whole =
+            BTreeMap::from([("PG_VERSION".to_owned(), file(3, (99, 999))), ("base/1".to_owned(), file(8192, marked))]);
         assert_eq!(differs(&content, &whole, marked), None);
         let with = |path: &str, found: Option<Found>| {
             let mut other = whole.clone();
@@ -444,7 +445,10 @@ mod tests {
         assert_eq!(look(&base).unwrap(), None);
         assert!(matches!(judge(&base, &content).unwrap(), Verdict::Damaged(_)));
         fs::write(base.join(MARK), &text).unwrap();
-        assert_eq!((look(&base).unwrap().unwrap(), judge(&base, &content).unwrap()), (content.mark.clone(), Verdict::Whole));
+        assert_eq!(
+            (look(&base).unwrap().unwrap(), judge(&base, &content).unwrap()),
+            (content.mark.clone(), Verdict::Whole)
+        );
         let mut other = content.clone();
         other.mark.label = "b".to_owned();
         assert_eq!(judge(&base, &other).unwrap(), Verdict::Other);

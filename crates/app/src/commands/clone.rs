@@ -89,7 +89,9 @@ async fn make(context: &Context, options: &CloneMake) -> anyhow::Result<u8> {
     ));
     context.output.line(match made.files {
         Files::Shared => "its blocks are shared with the base: it takes room only for what differs",
-        Files::WrittenWithBase => "its files were restored, and a base was left: the next copy from this backup shares blocks",
+        Files::WrittenWithBase => {
+            "its files were restored, and a base was left: the next copy from this backup shares blocks"
+        }
         Files::Written => "its files were restored, and share no blocks",
     });
     if let Some(warning) = made.warning() {

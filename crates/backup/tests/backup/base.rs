@@ -1,4 +1,5 @@
 //! Restores that share the blocks of a base, on a file system that can and on one that cannot.
+#![expect(clippy::print_stdout, reason = "a test that tests nothing says so")]
 
 use std::{
     collections::BTreeMap,
@@ -11,8 +12,7 @@ use millrace_backup::{
     BackupError, Files, Kind, Manifest, ProveOptions,
     base::{self, BaseUse},
     plan::Target,
-    prove,
-    restore,
+    prove, restore,
 };
 use millrace_pg::{ConnectParams, ServerSpec, StopMode, connect};
 use millrace_testkit::{Sandbox, TestServer, free_port, wait_until};
