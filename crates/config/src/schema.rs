@@ -421,7 +421,7 @@ pub(crate) const BACKUP: Table = Table {
             "clone_base",
             "boolean",
             Default("false"),
-            "such a proof leaves the backup's files where the file system can share blocks (xfs, btrfs), so that already the first `clone make` takes seconds; they stay, and need as much room as the data",
+            "such a proof leaves the backup's files where the file system can share blocks (xfs, btrfs), so that already the first `clone make` shares them; they stay, and need as much room as the data",
         ),
         key(
             "contents_seconds",
