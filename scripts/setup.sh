@@ -2,7 +2,7 @@
 # Installs what is missing, names each thing, asks nothing, and touches nothing that is present.
 #
 #   scripts/setup.sh up      what `make up` needs: C toolchain, Node.js, PostgreSQL, libduckdb, browser bundle
-#   scripts/setup.sh test    that, and what the tests need: Chromium, etcd, libfaketime, drivers of PostgreSQL (Python, Node.js, Java), Azurite,
+#   scripts/setup.sh test    that, and what the tests need: Chromium, etcd, libfaketime, mkfs.xfs, drivers of PostgreSQL (Python, Node.js, Java), Azurite,
 #                            cargo-nextest
 #   scripts/setup.sh web     the browser bundle alone
 #
@@ -169,6 +169,10 @@ install_ip() {
     have ip || [ -x /usr/sbin/ip ] || apt_install "ip, for tests of hosts that are cut off" iproute2
 }
 
+install_xfs() {
+    have mkfs.xfs || [ -x /usr/sbin/mkfs.xfs ] || apt_install "mkfs.xfs, for tests of copies that share blocks" xfsprogs
+}
+
 install_etcd() {
     have etcd && return
     apt_install "etcd, for tests of clusters on many hosts" etcd-server
@@ -244,6 +248,7 @@ case $stage in
             install_chromium
             install_etcd
             install_ip
+            install_xfs
             install_faketime
             install_python
             install_node_packages crates/proxy-tests/tests/node "Node.js drivers of PostgreSQL, for tests"

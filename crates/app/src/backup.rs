@@ -427,5 +427,19 @@ pub(crate) fn proof(context: &Context, label: Option<String>) -> anyhow::Result<
         threads: config(context)?.threads,
         deadline: PROOF_MAX,
         rules: context.pack.checks.iter().map(rule).collect(),
+        base: None,
     })
+}
+
+/// The same, which leaves a base for copies if `[backup]` wants it.
+///
+/// # Errors
+/// As [`proof`].
+pub(crate) fn proof_with_base(context: &Context, label: Option<String>) -> anyhow::Result<ProveOptions> {
+    let base = config(context)?.clone_base.then(|| context.layout.clone_base());
+    if base.is_some() {
+        let folder = context.layout.clones();
+        files::create_dir_all(&folder, 0o755).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    Ok(ProveOptions { base, ..proof(context, label)? })
 }

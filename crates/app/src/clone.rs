@@ -3,12 +3,17 @@
 //! Invariant: a copy never touches the cluster. It has its own folder below the platform's data, listens to this host
 //! only, archives nothing and follows nobody; roles and passwords are those of the time it is of. It stays until it is
 //! removed, whatever becomes of the platform, except that `nuke` removes it too.
+//!
+//! Where the file system can share blocks, the first copy from a backup leaves a base (`millrace_backup::base`) for those
+//! that come after it. It goes when its backup is not kept any more.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use millrace_backup::{
-    ProgressFn, RestoreOptions, WalSource, list as list_backups,
+    Files, ProgressFn, RestoreOptions, Restored, WalSource,
+    base::{self, Base, BaseUse},
+    list as list_backups,
     plan::{Plan, Target},
     plan_restore,
     repo::Repository,
@@ -19,7 +24,11 @@ use millrace_pg::ServerSpec;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::Context, explain::Explained as _, recovered};
+use crate::{
+    context::Context,
+    explain::{Explained as _, chain},
+    recovered,
+};
 
 /// One copy, as `clone list` shows it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +70,7 @@ pub(crate) struct Made {
     /// The last commit in it, if the log ended before the wanted time came up in it: nothing was committed in between,
     /// or the repository was behind.
     pub(crate) ended_at: Option<String>,
+    pub(crate) files: Files,
 }
 
 impl Made {
@@ -87,8 +97,9 @@ pub(crate) async fn make(
     if about(&spec.folder).exists() {
         bail!("there is a copy on port {port} already\n  hint: another port, or millrace clone remove {port}");
     }
-    // what a killed command has left
+    // what killed commands have left
     recovered::clear(&spec).await?;
+    clear_unfinished(context).await?;
     drop(std::net::TcpListener::bind(("127.0.0.1", port)).with_context(|| format!("port {port} is in use"))?);
     let made = restored(context, &spec, repo, system_id, target, progress, stop).await;
     if made.is_err()
@@ -112,6 +123,7 @@ async fn restored(
     let plan = plan_restore(repo, system_id, &target, None, None).await.explained()?;
     let label = plan.backups.last().cloned().unwrap_or_default();
     let all = list_backups(repo, system_id).await.explained()?.backups;
+    base_of_kept(context, |label| all.iter().any(|backup| backup.label == label));
     let of_backup = all.iter().filter(|backup| backup.label == label).flat_map(|backup| &backup.tablespaces);
     files::create_dir_all(&spec.folder, 0o700)?;
     spec.run_as.own(&spec.folder).explained()?;
@@ -126,8 +138,9 @@ async fn restored(
         owner: root.then(|| spec.run_as.clone()),
         tablespaces: of_backup.map(|of| (of.oid, spec.folder.join(format!("tablespace-{}", of.oid)))).collect(),
         wal: WalSource::Prefetch,
+        base: Some(BaseUse { folder: context.layout.clone_base(), take: true }),
     };
-    let plan = restore(repo, system_id, &options, progress, stop).await.explained()?;
+    let Restored { plan, files } = restore(repo, system_id, &options, progress, stop).await.explained()?;
     spec.configure(None).explained()?;
     let ends_early = matches!(plan.target, Target::Time { .. });
     let ended_at = tokio::select! {
@@ -136,7 +149,7 @@ async fn restored(
     };
     let cloned = Cloned { port: spec.port, target: plan.target.to_string(), backup: label, running: false };
     files::write_atomic(&about(&spec.folder), &serde_json::to_vec_pretty(&cloned)?, 0o600)?;
-    Ok(Made { plan, ended_at })
+    Ok(Made { plan, ended_at, files })
 }
 
 fn about(folder: &Path) -> PathBuf {
@@ -171,6 +184,43 @@ pub(crate) async fn remove(context: &Context, port: u16) -> anyhow::Result<bool>
     let _held = hold(context, port)?;
     recovered::clear(&spec(context, port)?).await?;
     Ok(true)
+}
+
+/// Removes copies that were never finished and that nobody is at.
+async fn clear_unfinished(context: &Context) -> anyhow::Result<()> {
+    for cloned in list(context)? {
+        let spec = spec(context, cloned.port)?;
+        if about(&spec.folder).exists() {
+            continue;
+        }
+        let Ok(_held) = hold(context, cloned.port) else { continue };
+        // it may have been finished a moment ago
+        if !about(&spec.folder).exists() {
+            recovered::clear(&spec).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The base that copies share the blocks of, if there is one.
+pub(crate) fn base(context: &Context) -> anyhow::Result<Option<Base>> {
+    base::look(&context.layout.clone_base()).explained()
+}
+
+/// Removes the base, or what is left of one; says whether there was anything.
+pub(crate) fn remove_base(context: &Context) -> anyhow::Result<bool> {
+    base::remove(&context.layout.clone_base()).explained()
+}
+
+/// Removes the base of a backup that is not kept any more. If that does not work now, it is for the next time.
+pub(crate) fn base_of_kept(context: &Context, is_kept: impl Fn(&str) -> bool) {
+    let removed = match base(context) {
+        Ok(Some(base)) if !is_kept(&base.label) => remove_base(context),
+        other => other.map(|_| false),
+    };
+    if let Err(error) = removed {
+        tracing::warn!(error = chain(error.as_ref()), "the base of a backup that has expired was not removed");
+    }
 }
 
 /// Ends all copies, and the servers of a proof and of a restore that were killed, before their folders go.

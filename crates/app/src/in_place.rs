@@ -304,8 +304,9 @@ async fn made(
         owner: owner.clone(),
         tablespaces: Default::default(),
         wal: WalSource::Prefetch,
+        base: None,
     };
-    let plan = restore(repo, system_id, &options, progress, stop).await.explained()?;
+    let plan = restore(repo, system_id, &options, progress, stop).await.explained()?.plan;
     scratch.configure(None).explained()?;
     let ends_early = matches!(plan.target, millrace_backup::plan::Target::Time { .. });
     let ended_at = tokio::select! {

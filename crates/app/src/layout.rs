@@ -85,6 +85,11 @@ impl Layout {
         self.data.join("clones")
     }
 
+    /// The files of one backup, whose blocks copies of it share.
+    pub(crate) fn clone_base(&self) -> PathBuf {
+        self.clones().join("base")
+    }
+
     /// Where a backup is proven by restoring it.
     pub(crate) fn proof(&self) -> PathBuf {
         self.data.join("proof")

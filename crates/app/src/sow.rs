@@ -60,11 +60,12 @@ async fn made(context: &Context, wanted: Sown) -> anyhow::Result<String> {
         owner: root.then_some(wanted.owner),
         tablespaces: Default::default(),
         wal: WalSource::Standby,
+        base: None,
     };
     // whoever drops this wants nothing more to be written
     let stop = CancellationToken::new();
     let _dropped = stop.clone().drop_guard();
-    let plan = restore(&repo, wanted.system_id, &options, &|_| {}, &stop).await.explained()?;
+    let plan = restore(&repo, wanted.system_id, &options, &|_| {}, &stop).await.explained()?.plan;
     Ok(plan.backups.join(" + "))
 }
 

@@ -61,6 +61,8 @@ pub enum BackupError {
     Target { path: PathBuf, reason: String },
     #[error("{} MiB are needed for {}, and {} MiB are free there", needed_bytes >> 20, path.display(), free_bytes >> 20)]
     NoRoom { path: PathBuf, needed_bytes: u64, free_bytes: u64 },
+    #[error("a restore works with the base in {} just now", .0.display())]
+    BaseInUse(PathBuf),
     #[error("there is no backup {0} in the repository")]
     NoSuchBackup(String),
     #[error("another proof goes on in {}", .0.display())]
@@ -97,6 +99,7 @@ impl BackupError {
             }
             Self::Target { .. } => "give an empty folder".to_owned(),
             Self::NoRoom { .. } => "free space there, or name a folder on a larger disk".to_owned(),
+            Self::BaseInUse(_) => "try again once that copy is made".to_owned(),
             Self::Sql(error) => return error.hint(),
             Self::Server(error) => return error.hint(),
             Self::BadRepository { .. }
@@ -141,6 +144,7 @@ impl BackupError {
             | Self::NoRoom { .. }
             | Self::NoSuchBackup(_)
             | Self::ProofRuns(_)
+            | Self::BaseInUse(_)
             | Self::Cancelled
             | Self::Panicked(_) => false,
         }
@@ -172,6 +176,7 @@ impl BackupError {
             | Self::NoRoom { .. }
             | Self::NoSuchBackup(_)
             | Self::ProofRuns(_)
+            | Self::BaseInUse(_)
             | Self::Proof(_)
             | Self::Panicked(_) => false,
         }
@@ -226,6 +231,7 @@ impl BackupError {
             | Self::Plan(_)
             | Self::Target { .. }
             | Self::NoRoom { .. }
+            | Self::BaseInUse(_)
             | Self::NoSuchBackup(_)
             | Self::ProofRuns(_)
             | Self::Proof(_)

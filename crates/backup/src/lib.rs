@@ -90,6 +90,7 @@
 //! # }
 //! ```
 
+pub mod base;
 mod catalog;
 pub mod contents;
 mod create;
@@ -121,7 +122,7 @@ pub use error::BackupError;
 pub use manifest::{Kind, Manifest, Object, Tablespace};
 pub use prove::{Proof, ProveOptions, Rule, prove};
 pub use recovery::WalSource;
-pub use restore::{RestoreOptions, end_restore, plan as plan_restore, restore};
+pub use restore::{Files, RestoreOptions, Restored, end_restore, plan as plan_restore, restore};
 pub use verify::{Finding, VerifyOptions, VerifyReport, verify};
 
 /// Told while work goes on; called from the task that works, so it must return soon.

@@ -121,17 +121,26 @@ pub async fn list(repo: &Repository, system_id: u64) -> Result<Proofs, BackupErr
     Ok(all)
 }
 
-/// Why a backup failed its last proof, if it was not proven since.
+/// Why a backup failed its last proof, if it was not proven since. Of a report that is damaged, or sealed for a key that is
+/// not at hand, it is that.
 ///
 /// # Errors
-/// If the report cannot be read.
+/// If the repository cannot be read.
 pub async fn why(repo: &Repository, proofs: &Proofs, label: &str) -> Result<Option<Failure>, BackupError> {
-    let Some((_, object)) = proofs.last_failed(label) else { return Ok(None) };
+    let Some((failed, object)) = proofs.last_failed(label) else { return Ok(None) };
     let read = |bytes: &[u8]| {
         let document = seal::unseal(object, bytes, &repo.keys)?;
         manifest::from_document::<Failure>(object, &document)
     };
-    Ok(Some(read(&repo.get_good(object, |bytes| read(bytes).map(drop)).await?)?))
+    let got = repo.get_good(object, |bytes| read(bytes).map(drop)).await;
+    match got.and_then(|bytes| read(&bytes)) {
+        Ok(failure) => Ok(Some(failure)),
+        Err(error @ BackupError::Repository { .. }) if !error.is_not_found() => Err(error),
+        Err(error) => {
+            let why = format!("its report cannot be read: {error}");
+            Ok(Some(Failure { label: failed.label.clone(), at: failed.at, why }))
+        }
+    }
 }
 
 /// The newest report of one that came out well, which tells how long that restore took.

@@ -18,7 +18,9 @@ use tokio_postgres::types::PgLsn;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ProgressFn, catalog,
+    ProgressFn,
+    base::BaseUse,
+    catalog,
     contents::{self, Contents},
     error::BackupError,
     manifest::Manifest,
@@ -60,6 +62,8 @@ pub struct ProveOptions {
     /// How long replay may take, and each check of tables.
     pub deadline: Duration,
     pub rules: Vec<Rule>,
+    /// A base of the backup is left there, for copies: its files as they came out of the repository.
+    pub base: Option<PathBuf>,
 }
 
 /// What must hold in a database, whoever has written to it.
@@ -166,9 +170,11 @@ pub async fn prove(
         owner: Some(options.run_as.clone()),
         tablespaces: tablespaces.map(|t| (t.oid, options.scratch.join(format!("tablespace-{}", t.oid)))).collect(),
         wal: WalSource::Prefetch,
+        // what is proven is the repository
+        base: options.base.clone().map(|folder| BaseUse { folder, take: false }),
     };
     let begun = Instant::now();
-    let plan = restore(repo, system_id, &restore_options, progress, cancel).await?;
+    let plan = restore(repo, system_id, &restore_options, progress, cancel).await?.plan;
     let restore_ms = millis(begun);
     let server = Server { options, scratch: &scratch };
     let proven = tokio::select! {

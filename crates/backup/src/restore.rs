@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ProgressFn, Step,
+    base::{self, BaseUse, Content},
     catalog::{self, folder},
     delta,
     error::BackupError,
@@ -50,6 +51,26 @@ pub struct RestoreOptions {
     /// Other places for tablespaces, by their oids; those not named go where they were.
     pub tablespaces: BTreeMap<u32, PathBuf>,
     pub wal: WalSource,
+    /// Files that share their blocks. Not with `delta`, nor for what has tablespaces outside of the data directory.
+    pub base: Option<BaseUse>,
+}
+
+/// What [`restore`] has done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    pub plan: Plan,
+    pub files: Files,
+}
+
+/// Where the files of a restore have come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Files {
+    /// The repository.
+    Written,
+    /// The repository, and there is a base of them now.
+    WrittenWithBase,
+    /// The base, whose blocks they share.
+    Shared,
 }
 
 /// Says what [`restore`] would do, without touching anything.
@@ -80,7 +101,7 @@ pub async fn restore(
     options: &RestoreOptions,
     progress: &ProgressFn<'_>,
     stop: &CancellationToken,
-) -> Result<Plan, BackupError> {
+) -> Result<Restored, BackupError> {
     let catalog = catalog::list(repo, system_id).await?;
     let inventory = wal::inventory(repo, system_id).await?;
     let backup = options.backup.as_deref();
@@ -98,28 +119,37 @@ pub async fn restore(
     let brings_log = matches!(options.wal, WalSource::Prefetch | WalSource::Standby);
     let log = if brings_log { plan.segments.len() } else { 0 };
     let delta = options.delta && delta::may_take(&options.data_dir, system_id, &run.links())?;
-    run.has_room(list, inventory.segment_bytes.saturating_mul(u64::try_from(log).unwrap_or(u64::MAX)))?;
+    let log_bytes = inventory.segment_bytes.saturating_mul(u64::try_from(log).unwrap_or(u64::MAX));
+    let base = run.base(list)?;
+    let held = match &base {
+        Some(base) => run.open_base(base).await?,
+        None => None,
+    };
+    run.makes_room(list, log_bytes, held.is_some())?;
     run.places_are_free(delta)?;
     if delta {
         delta::take(&options.data_dir, system_id)?;
         delta::sweep(&options.data_dir, list, &run.links())?;
     }
     run.lay_out(list)?;
-    let mut wanted = unpack::wanted(&lists)?;
-    if delta {
-        let compared = delta::compare(&options.data_dir, wanted, list, options.threads, stop).await?;
-        wanted = compared.wanted;
-        progress(Step::Kept { bytes: compared.kept_bytes });
+    let shared = run.share(held, base.as_ref(), list, log_bytes).await?;
+    if !shared {
+        run.write_files(&chain, &lists, list, delta).await?;
     }
-    run.write_packs(&chain, &lists, wanted, list.files.iter().map(|file| file.bytes).sum()).await?;
+    run.set_files(list)?;
+    let files = match &base {
+        _ if shared => Files::Shared,
+        Some(base) if run.leave_base(base.clone()).await? => Files::WrittenWithBase,
+        _ => Files::Written,
+    };
     if brings_log {
         run.bring_log(&plan, &inventory).await?;
     }
     run.finish(&plan, list)?;
     run.write_control(list).await?;
     delta::give_back(&options.data_dir)?;
-    tracing::info!(label, folder = %options.data_dir.display(), target = %options.target, "restored");
-    Ok(plan)
+    tracing::info!(label, folder = %options.data_dir.display(), target = %options.target, ?files, "restored");
+    Ok(Restored { plan, files })
 }
 
 /// Takes back what a restore has told the server, once recovery is over and the server stopped: what was set before is
@@ -177,9 +207,57 @@ impl Run<'_> {
         self.backup.tablespaces.iter().map(link).collect()
     }
 
-    /// That the data and the log will fit, as far as that can be known before. Tablespaces may lie elsewhere.
-    fn has_room(&self, list: &FileList, log_bytes: u64) -> Result<(), BackupError> {
-        let of_data = || list.files.iter().filter(|file| !file.path.starts_with("pg_tblspc/"));
+    /// What a base of this backup holds, if one is wanted and can be.
+    fn base(&self, list: &FileList) -> Result<Option<Arc<Content>>, BackupError> {
+        let may_be = self.options.base.is_some() && !self.options.delta && self.backup.tablespaces.is_empty();
+        may_be.then(|| Content::of(self.backup, list).map(Arc::new)).transpose()
+    }
+
+    /// The base that files are taken from.
+    async fn open_base(&self, content: &Arc<Content>) -> Result<Option<base::Held>, BackupError> {
+        let Some(BaseUse { folder, take: true }) = self.options.base.clone() else { return Ok(None) };
+        let (data, content) = (self.options.data_dir.clone(), content.clone());
+        crate::blocking(move || Ok(base::open(&folder, &data, &content))).await
+    }
+
+    /// Takes the files from a base. `false`: there is none, or it did not work and there is room to write them.
+    async fn share(
+        &self,
+        held: Option<base::Held>,
+        content: Option<&Arc<Content>>,
+        list: &FileList,
+        log_bytes: u64,
+    ) -> Result<bool, BackupError> {
+        let Some((held, content)) = held.zip(content.cloned()) else { return Ok(false) };
+        let (data, stop) = (self.options.data_dir.clone(), self.stop.clone());
+        let shared = crate::blocking(move || held.share(&data, &content, &stop)).await?;
+        self.has_room(list, log_bytes, shared)?;
+        Ok(shared)
+    }
+
+    async fn leave_base(&self, content: Arc<Content>) -> Result<bool, BackupError> {
+        let Some(BaseUse { folder, .. }) = self.options.base.clone() else { return Ok(false) };
+        let (data, stop) = (self.options.data_dir.clone(), self.stop.clone());
+        crate::blocking(move || base::leave(&folder, &data, &content, &stop)).await
+    }
+
+    /// [`Self::has_room`], if need be with that of a base that is of no use here.
+    fn makes_room(&self, list: &FileList, log_bytes: u64, shares: bool) -> Result<(), BackupError> {
+        let looked = self.has_room(list, log_bytes, shares);
+        match &self.options.base {
+            // one that others use stays, and its room is not ours
+            Some(base) if looked.is_err() && !shares && base::remove(&base.folder).unwrap_or(false) => {
+                tracing::info!(folder = %base.folder.display(), "there is no room: the base for copies is removed");
+                self.has_room(list, log_bytes, shares)
+            }
+            _ => looked,
+        }
+    }
+
+    /// That the data, unless it shares the blocks of others, and the log will fit, as far as that can be known before.
+    /// Tablespaces may lie elsewhere.
+    fn has_room(&self, list: &FileList, log_bytes: u64, shares: bool) -> Result<(), BackupError> {
+        let of_data = || list.files.iter().filter(|file| !shares && !file.path.starts_with("pg_tblspc/"));
         let data: u64 = of_data().map(|file| file.bytes).sum();
         let Some(place) = self.options.data_dir.ancestors().find(|place| place.exists()) else { return Ok(()) };
         let stat = rustix::fs::statvfs(place).map_err(|errno| BackupError::io("look at", place)(errno.into()))?;
@@ -228,6 +306,23 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    async fn write_files(
+        &self,
+        chain: &[&Manifest],
+        lists: &[FileList],
+        list: &FileList,
+        delta: bool,
+    ) -> Result<(), BackupError> {
+        let mut wanted = unpack::wanted(lists)?;
+        if delta {
+            let compared =
+                delta::compare(&self.options.data_dir, wanted, list, self.options.threads, self.stop).await?;
+            wanted = compared.wanted;
+            (self.progress)(Step::Kept { bytes: compared.kept_bytes });
+        }
+        self.write_packs(chain, lists, wanted, list.files.iter().map(|file| file.bytes).sum()).await
     }
 
     async fn write_packs(
@@ -321,8 +416,8 @@ impl Run<'_> {
         .await
     }
 
-    /// Lengths, modes and owners; what recovery needs. Then all of it is on disk.
-    fn finish(&self, plan: &Plan, list: &FileList) -> Result<(), BackupError> {
+    /// Lengths, modes and owners.
+    fn set_files(&self, list: &FileList) -> Result<(), BackupError> {
         let data = &self.options.data_dir;
         for file in &list.files {
             if file.path == CONTROL_FILE {
@@ -335,6 +430,12 @@ impl Run<'_> {
                 .map_err(BackupError::io("finish", &place))?;
             self.own(&place)?;
         }
+        Ok(())
+    }
+
+    /// What recovery needs. Then all of it is on disk.
+    fn finish(&self, plan: &Plan, list: &FileList) -> Result<(), BackupError> {
+        let data = &self.options.data_dir;
         self.write("backup_label", list.backup_label.as_bytes())?;
         if !list.tablespace_map.is_empty() {
             let place = |oid| self.options.tablespaces.get(&oid).map(|place| place.display().to_string());

@@ -424,6 +424,12 @@ pub(crate) const BACKUP: Table = Table {
             "and again after so long, as long as it is the newest, up to 8,760; 0: once",
         ),
         key(
+            "clone_base",
+            "boolean",
+            Default("false"),
+            "such a proof leaves the backup's files where the file system can share blocks (xfs, btrfs), so that already the first `clone make` shares them; they stay, and need as much room as the data",
+        ),
+        key(
             "contents_seconds",
             "integer",
             Default("60"),

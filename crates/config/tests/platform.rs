@@ -267,6 +267,17 @@ fn secrets_round_trip_and_grow() {
 }
 
 #[test]
+fn a_base_of_copies_is_left_by_proofs_only() {
+    let text = |keys: &str| format!("[platform]\nname = \"p\"\n[backup]\nrepository = \"b\"\n{keys}");
+    let of = |keys: &str| parse(&text(keys)).backup.expect("a [backup]").clone_base;
+    assert!(!of("") && !of("prove = false") && of("clone_base = true"));
+    let error = Config::parse(Path::new("p/millrace.toml"), &text("prove = false\nclone_base = true\n")).unwrap_err();
+    let said = format!("{error}\n{}", error.hint().unwrap_or_default());
+    assert!(said.contains("`clone_base` needs the proofs that `prove = false` turns off"), "{said}");
+    assert!(said.contains("remove one of both"), "{said}");
+}
+
+#[test]
 fn the_reference_page_is_current() {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
     let found = fs::read_to_string(page).unwrap_or_default();

@@ -48,6 +48,34 @@ impl Sandbox {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Puts a file system on `folder`, which is made: xfs, whose files can share blocks. It goes away with the sandbox.
+    ///
+    /// # Errors
+    /// Why this machine, or who runs this, cannot have it: only root may mount.
+    ///
+    /// # Panics
+    /// If the folder is not within the sandbox, or there is no mkfs.xfs.
+    pub fn mount_xfs(&self, folder: &Path, megabytes: u64) -> Result<(), String> {
+        assert!(folder.starts_with(&self.path), "{} is not in the sandbox", folder.display());
+        fs::create_dir_all(folder).expect("the folder");
+        if !rustix::process::geteuid().is_root() {
+            return Err("only root may mount file systems".to_owned());
+        }
+        let image = self.path.join("xfs.img");
+        fs::File::create(&image).and_then(|file| file.set_len(megabytes << 20)).expect("the image");
+        run("mkfs.xfs", &["-q".as_ref(), "-m".as_ref(), "reflink=1".as_ref(), &image])
+            .expect("`make setup` installs it");
+        run("mount", &["-o".as_ref(), "loop".as_ref(), &image, folder])?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("the folder's mode");
+        Ok(())
+    }
+}
+
+fn run(program: &str, arguments: &[&Path]) -> Result<(), String> {
+    let done = Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    if done.status.success() { Ok(()) } else { Err(format!("{program} {arguments:?}: {}", said.trim())) }
 }
 
 /// Memory if there is plenty: initdb and base backups sync every file, and tests wait for it.
@@ -89,5 +117,23 @@ mod tests {
         drop(sandbox);
         assert!(!inside.wait().unwrap().success());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_system_goes_with_it() {
+        let sandbox = Sandbox::new();
+        let (folder, path) = (sandbox.path().join("disk"), sandbox.path().to_owned());
+        if let Err(why) = sandbox.mount_xfs(&folder, 300) {
+            #[expect(clippy::print_stdout, reason = "a test that tests nothing says so")]
+            {
+                println!("not run: {why}");
+            }
+            return;
+        }
+        fs::write(folder.join("file"), "x").unwrap();
+        let mounted = || fs::read_to_string("/proc/mounts").unwrap().contains(folder.to_str().unwrap());
+        assert!(mounted());
+        drop(sandbox);
+        assert!(!mounted() && !path.exists());
     }
 }

@@ -19,6 +19,7 @@ use super::{backup_info, client, dump, lifecycle, progress::Bar};
 use crate::{
     backup::{self, Nodes, retention_of},
     cli::{BackupCommand, RestoreTo},
+    clone,
     context::Context,
     explain::{Explained as _, Usage},
     in_place,
@@ -346,6 +347,9 @@ async fn expire(context: &Context, repo: &Repository, dry_run: bool) -> anyhow::
     let now = SystemClock::new().wall();
     let expired =
         retention::expire(repo, system_id, &retention_of(backup::config(context)?), now, dry_run).await.explained()?;
+    if !dry_run {
+        clone::base_of_kept(context, |label| expired.decision.kept.contains_key(label));
+    }
     context.output.json(&expired)?;
     for (label, why) in &expired.decision.kept {
         context.output.line(format!("keeps {label}: {why}"));
@@ -420,6 +424,7 @@ async fn back(context: &Context, repo: &Repository, wanted: &RestoreTo) -> anyho
         owner: root.then_some(owner),
         tablespaces: Default::default(),
         wal: WalSource::Prefetch,
+        base: None,
     };
     let kept = Mutex::new(None);
     let progress = |step: Step| {
@@ -428,9 +433,9 @@ async fn back(context: &Context, repo: &Repository, wanted: &RestoreTo) -> anyho
         }
         bar.tell(step);
     };
-    let plan = restore(repo, system_id, &options, &progress, &stop).await;
+    let restored = restore(repo, system_id, &options, &progress, &stop).await;
     bar.end();
-    let plan = plan.explained()?;
+    let plan = restored.explained()?.plan;
     let kept = kept.into_inner().ok().flatten();
     let mut document = serde_json::to_value(&plan)?;
     if let (Some(document), Some(bytes)) = (document.as_object_mut(), kept) {

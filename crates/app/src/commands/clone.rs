@@ -1,7 +1,7 @@
 //! `millrace clone` and `millrace backup restore-table`: a look into the past beside the running cluster.
 
 use anyhow::{Context as _, bail};
-use millrace_backup::{plan::Target, repo::Repository};
+use millrace_backup::{Files, plan::Target, repo::Repository};
 use millrace_base::{Clock as _, Lsn, Micros, SystemClock, files, ident::Ident};
 use millrace_pg::{ConnectParams, connect};
 use tokio_util::sync::CancellationToken;
@@ -9,11 +9,11 @@ use tokio_util::sync::CancellationToken;
 use super::{SHORT, backup::stop_on_interrupt, progress::Bar};
 use crate::{
     backup,
-    cli::{CloneCommand, CloneMake, RestoreTable},
+    cli::{CloneCommand, CloneMake, Copied, RestoreTable},
     clone,
     context::Context,
     explain::{Explained as _, Usage},
-    output::table,
+    output::{bytes_text, table},
     programs::{self, Programs},
     recovered,
 };
@@ -22,11 +22,18 @@ pub(super) async fn run(context: &Context, command: &CloneCommand) -> anyhow::Re
     match command {
         CloneCommand::Make(options) => make(context, options).await,
         CloneCommand::List => list(context),
-        CloneCommand::Remove { port } => {
+        CloneCommand::Remove { which: Copied::Port(port) } => {
             if !clone::remove(context, *port).await? {
                 bail!("there is no copy on port {port}\n  hint: millrace clone list");
             }
             context.output.line(format!("removed the copy on port {port}"));
+            Ok(0)
+        }
+        CloneCommand::Remove { which: Copied::Base } => {
+            if !clone::remove_base(context)? {
+                bail!("there is no base\n  hint: millrace clone list");
+            }
+            context.output.line("removed the base: the next copy restores all files, and leaves another");
             Ok(0)
         }
     }
@@ -63,7 +70,13 @@ async fn make(context: &Context, options: &CloneMake) -> anyhow::Result<u8> {
     bar.end();
     let made = made?;
     let plan = &made.plan;
-    context.output.json(&serde_json::json!({ "port": port, "plan": plan, "ended_at": made.ended_at }))?;
+    context.output.json(&serde_json::json!({
+        "port": port,
+        "plan": plan,
+        "ended_at": made.ended_at,
+        "shared": made.files == Files::Shared,
+        "seconds": bar.seconds(),
+    }))?;
     context.output.line(format!(
         "a copy of {} runs on port {port}, from {} and {} files of log, in {:.1} s",
         plan.target,
@@ -71,6 +84,13 @@ async fn make(context: &Context, options: &CloneMake) -> anyhow::Result<u8> {
         plan.segments.len(),
         bar.seconds()
     ));
+    context.output.line(match made.files {
+        Files::Shared => "its blocks are shared with the base: it takes room only for what differs",
+        Files::WrittenWithBase => {
+            "its files were restored, and a base was left: the next copy from this backup shares blocks"
+        }
+        Files::Written => "its files were restored, and share no blocks",
+    });
     if let Some(warning) = made.warning() {
         context.output.note(warning);
     }
@@ -80,19 +100,30 @@ async fn make(context: &Context, options: &CloneMake) -> anyhow::Result<u8> {
 }
 
 fn list(context: &Context) -> anyhow::Result<u8> {
-    let all = clone::list(context)?;
-    context.output.json(&all)?;
+    let (all, base) = (clone::list(context)?, clone::base(context)?);
+    context.output.json(&serde_json::json!({ "copies": all, "base": base }))?;
     if all.is_empty() {
         context.output.line("there are no copies");
-        return Ok(0);
+    } else {
+        context.output.line(shown(&all));
     }
+    if let Some(base) = base {
+        context.output.line(format!(
+            "base: the files of {}, {}, there to make copies from it quick (millrace clone remove base)",
+            base.label,
+            bytes_text(base.bytes)
+        ));
+    }
+    Ok(0)
+}
+
+fn shown(all: &[clone::Cloned]) -> String {
     let row = |cloned: &clone::Cloned| {
         let state = if cloned.running { "running" } else { "stopped" };
         vec![cloned.port.to_string(), cloned.target.clone(), cloned.backup.clone(), state.to_owned()]
     };
     let rows: Vec<Vec<String>> = all.iter().map(row).collect();
-    context.output.line(table(&["port", "as of", "from backup", "state"], &rows).trim_end());
-    Ok(0)
+    table(&["port", "as of", "from backup", "state"], &rows).trim_end().to_owned()
 }
 
 /// Brings a table of the past back beside the live one, in a schema of its own.

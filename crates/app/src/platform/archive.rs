@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backup::{self, Nodes, retention_of},
+    clone,
     context::Context,
     dumps::{self, Wanted},
     explain::{Explained as _, chain},
@@ -286,9 +287,9 @@ impl Schedule {
             // a host without room for a proof must not keep backups for ever
             true => {
                 let retention = retention_of(&self.config);
-                retention::expire(&self.repo, system_id, &retention, self.clock.wall(), false).await.map(drop)
+                retention::expire(&self.repo, system_id, &retention, self.clock.wall(), false).await.map(Some)
             }
-            false => Ok(()),
+            false => Ok(None),
         };
         let live = if any { self.tell(system_id, cluster).await? } else { live };
         let made = made?;
@@ -297,7 +298,10 @@ impl Schedule {
         if any {
             self.status.send_modify(|status| status.failed = None);
         }
-        expired.explained()
+        if let Some(expired) = expired.explained()? {
+            clone::base_of_kept(&self.context, |label| expired.decision.kept.contains_key(label));
+        }
+        Ok(())
     }
 
     /// Says in the status what there is; the backups that the primary has come from.
@@ -412,7 +416,7 @@ impl Schedule {
     }
 
     async fn prove(&self, system_id: u64, label: String, token: &CancellationToken) -> anyhow::Result<()> {
-        let options = backup::proof(&self.context, Some(label.clone()))?;
+        let options = backup::proof_with_base(&self.context, Some(label.clone()))?;
         let proof = loop {
             match backup::prove_and_keep(&self.repo, system_id, &options, &|_| {}, token).await {
                 Ok(proof) => break proof,

@@ -14,7 +14,7 @@ pub(crate) fn with_backups_in(platform: &Platform, place: &str) {
     configure(platform, &format!("{place}\nfull_every_hours = 0\nincremental_every_hours = 0"));
 }
 
-fn configure(platform: &Platform, table: &str) {
+pub(crate) fn configure(platform: &Platform, table: &str) {
     let file = platform.dir().join("millrace.toml");
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, format!("{text}\n[backup]\n{table}\n")).unwrap();
@@ -378,7 +378,7 @@ fn a_dropped_table_is_found_in_a_copy_and_brought_back() {
     assert_eq!(platform.sql("primary", "SELECT to_regnamespace('found_moods') IS NULL"), "t");
 
     let copies = platform.run(&["clone", "list", "--json"]).json();
-    assert_eq!(copies.as_array().unwrap().len(), 1, "those for tables are gone: {copies}");
+    assert_eq!(copies["copies"].as_array().unwrap().len(), 1, "those for tables are gone: {copies}");
     platform.run(&["clone", "remove", &port]).ok();
     platform.run(&["clone", "remove", &port]).failed(1, "there is no copy on port");
     assert_eq!(platform.run(&["clone", "list"]).ok().trim(), "there are no copies");

@@ -16,7 +16,7 @@ use crate::{
 /// Backups that take some seconds, and are soon more than is kept.
 const SLOW: &str = "repository = \"backups\"\nthrottle = \"16MiB\"\nkeep_full = 1\nwindow_days = 0";
 
-fn start(platform: &Platform, words: &[&str]) -> Child {
+pub(crate) fn start(platform: &Platform, words: &[&str]) -> Child {
     let dir = platform.dir();
     let mut command = command(&["--dir", dir.to_str().unwrap()]);
     command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
@@ -53,7 +53,7 @@ fn kill_one(platform: &Platform, words: &[&str], what: &str, there: impl Fn() ->
 }
 
 /// Kills it once `there` is so; whether it still ran.
-fn killed(mut child: Child, what: &str, mut there: impl FnMut() -> bool) -> bool {
+pub(crate) fn killed(mut child: Child, what: &str, mut there: impl FnMut() -> bool) -> bool {
     wait_until(what, || there() || child.try_wait().unwrap().is_some());
     child.kill().unwrap();
     !child.wait().unwrap().success()

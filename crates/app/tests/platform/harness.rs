@@ -64,6 +64,11 @@ impl Platform {
         platform
     }
 
+    /// Puts its data on a file system whose files can share blocks; or why that cannot be here.
+    pub(crate) fn mount_xfs(&self, megabytes: u64) -> Result<(), String> {
+        self.folder.mount_xfs(&self.data(), megabytes)
+    }
+
     pub(crate) fn dir(&self) -> PathBuf {
         self.folder.path().join("platform")
     }

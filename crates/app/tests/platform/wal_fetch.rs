@@ -178,6 +178,7 @@ async fn recover(archived: &Archived, options: &str) -> (Sandbox, ServerSpec, Ve
     let options = RestoreOptions {
         data_dir: spec.data_dir(),
         delta: false,
+        base: None,
         target: Target::Latest,
         backup: None,
         timeline: None,

@@ -127,6 +127,7 @@ pub async fn proven(kept: &Kept, id: u64, server: &TestServer) -> Result<Proof, 
         backup: None,
         threads: 2,
         deadline: SOON,
+        base: None,
     };
     prove(&kept.repo, id, &options, &*quiet(), &CancellationToken::new()).await
 }
@@ -150,6 +151,7 @@ pub fn restore_options(spec: &ServerSpec, target: Target) -> RestoreOptions {
         owner: Some(spec.run_as.clone()),
         tablespaces: Default::default(),
         wal: WalSource::Prefetch,
+        base: None,
     }
 }
 

@@ -17,6 +17,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it expects")]
 
 mod azure;
+mod base;
 mod chain;
 mod common;
 mod contents;

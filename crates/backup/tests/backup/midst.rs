@@ -203,7 +203,10 @@ async fn a_slow_bucket_holds_up_nobody() {
         let (client, mut slowest, mut commits) = (server.client_to("app").await, std::time::Duration::ZERO, 0i64);
         while !stop.load(Ordering::SeqCst) {
             let begun = tokio::time::Instant::now();
-            client.execute("INSERT INTO t VALUES ($1::bigint, repeat(md5($1::bigint::text), 1000))", &[&commits]).await.unwrap();
+            client
+                .execute("INSERT INTO t VALUES ($1::bigint, repeat(md5($1::bigint::text), 1000))", &[&commits])
+                .await
+                .unwrap();
             (slowest, commits) = (slowest.max(begun.elapsed()), commits + 1);
         }
         (commits, slowest)

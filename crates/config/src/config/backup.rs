@@ -30,6 +30,8 @@ pub struct Backup {
     pub prove: bool,
     /// And again, as long as it is the newest.
     pub prove_every: Option<Duration>,
+    /// A proof leaves its files for copies.
+    pub clone_base: bool,
     /// So long the tables are read after a backup, for proofs to compare.
     pub contents: Option<Duration>,
     /// Replicas are made from the newest backup.
@@ -176,6 +178,11 @@ pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
     let count = |name, range| usize::try_from(table.integer(name, range)).unwrap_or(1);
     let days = table.integer("window_days", 0..=3_650);
     let contents = table.integer("contents_seconds", 0..=86_400);
+    let (prove, clone_base) = (table.boolean("prove"), table.boolean("clone_base"));
+    if clone_base && !prove {
+        let hint = Some("remove one of both".to_owned());
+        table.wrong(None, "`clone_base` needs the proofs that `prove = false` turns off", hint);
+    }
     Backup {
         repository,
         copies,
@@ -185,8 +192,9 @@ pub(super) fn backup(table: &Reader<'_>, folder: &Path) -> Backup {
         full_every: hours("full_every_hours"),
         incremental_every: hours("incremental_every_hours"),
         dump_every: hours("dump_every_hours"),
-        prove: table.boolean("prove"),
+        prove,
         prove_every: hours("prove_every_hours"),
+        clone_base,
         contents: (contents > 0).then(|| Duration::from_secs(contents)),
         replicas: table.boolean("replicas_from_backup"),
         keep_full: count("keep_full", 1..=1_000),

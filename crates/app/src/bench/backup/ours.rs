@@ -115,6 +115,7 @@ impl Ours {
             owner: Some(lab.run_as().clone()),
             tablespaces: Default::default(),
             wal: WalSource::Prefetch,
+            base: None,
         };
         restore(&self.repo, self.system_id, &options, &|_| {}, &CancellationToken::new()).await.explained()?;
         Ok(())
