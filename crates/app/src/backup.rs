@@ -9,8 +9,9 @@ use anyhow::{Context as _, anyhow, bail};
 use millrace_backup::{
     BackupError, CreateOptions, Created, Kind, Manifest, ProgressFn, Proof, ProveOptions, Rule,
     contents::{self, Contents, RecordOptions},
-    create, list,
+    create,
     plan::Target,
+    plan_restore,
     proofs::{self, Failure},
     prove,
     repo::{AzureLocation, GoogleLocation, Location, Repository, S3Location},
@@ -366,42 +367,51 @@ pub(crate) fn retention_of(config: &Backup) -> Retention {
     }
 }
 
-/// Proves a backup (the newest without `options.backup`), and keeps the report, whether it comes out well or the
-/// backup is not what it was. That a report could not be kept is told in the log alone.
+/// A proof that came out well, and why that is not remembered, if so.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) proof: Proof,
+    pub(crate) forgotten: Option<BackupError>,
+}
+
+/// Proves a backup, which is the one that would be restored if `options` name none, and keeps the report, whether it comes
+/// out well or the backup is not what it was. One place of several speaks only for itself: its failure is not kept.
 ///
 /// # Errors
 /// As [`prove`].
 pub(crate) async fn prove_and_keep(
-    repo: &Repository,
-    system_id: u64,
+    context: &Context,
+    (repo, system_id): (&Repository, u64),
     options: &ProveOptions,
     progress: &ProgressFn<'_>,
     stop: &CancellationToken,
-) -> Result<Proof, BackupError> {
-    let proof = prove(repo, system_id, options, progress, stop).await;
-    let at = SystemClock::new().wall();
-    let kept = match &proof {
-        Ok(proof) => proofs::keep(repo, system_id, proof, at).await,
-        Err(error) if error.is_of_the_backup() => {
-            let label = match &options.backup {
-                Some(label) => Some(label.clone()),
-                None => {
-                    list(repo, system_id).await?.backups.into_iter().max_by_key(|of| of.stopped_at).map(|of| of.label)
-                }
-            };
-            match label {
-                Some(label) => {
-                    proofs::keep_failure(repo, system_id, &Failure { label, at, why: error.to_string() }).await
-                }
-                None => Ok(()),
-            }
+) -> Result<Kept, BackupError> {
+    let label = match &options.backup {
+        Some(label) => label.clone(),
+        None => {
+            let plan = plan_restore(repo, system_id, &options.target, None, None).await?;
+            plan.backups.last().cloned().unwrap_or_default()
         }
-        Err(_) => Ok(()),
     };
-    if let Err(error) = kept {
-        tracing::warn!(%error, "how a proof came out is not remembered");
+    let options = ProveOptions { backup: Some(label.clone()), ..options.clone() };
+    let proof = prove(repo, system_id, &options, progress, stop).await;
+    let at = SystemClock::new().wall();
+    match proof {
+        Ok(proof) => {
+            let forgotten = proofs::keep(repo, system_id, &proof, at).await.err();
+            Ok(Kept { proof, forgotten })
+        }
+        Err(error) => {
+            let places = context.config.backup.as_ref().map_or(1, |backup| 1 + backup.copies.len());
+            if error.is_of_the_backup() && !stop.is_cancelled() && repo.alone().len() == places {
+                let failure = Failure { label, at, why: error.to_string() };
+                if let Err(error) = proofs::keep_failure(repo, system_id, &failure).await {
+                    tracing::warn!(%error, "that a backup failed its proof is not remembered");
+                }
+            }
+            Err(error)
+        }
     }
-    proof
 }
 
 /// How a backup is proven: restored beside the data, replayed and checked.

@@ -170,7 +170,8 @@ impl Run<'_> {
         let place = folder(self.system_id, label);
         // it may be there although the answer was an error
         self.repo.delete(&format!("{place}/manifest.json")).await?;
-        let noted = self.notes(|notes| notes.written > 0) && error.may_pass();
+        // on a full disk the log needs the room
+        let noted = self.notes(|notes| notes.written > 0) && error.may_pass() && !error.is_full();
         if !noted {
             return catalog::remove(self.repo, self.system_id, label).await;
         }
@@ -328,7 +329,8 @@ impl Run<'_> {
         let threads = self.options.threads.max(1);
         let (first, last) = packs.split_at(packs.len().saturating_sub(1));
         let mut done = Done::default();
-        let (mut number, mut noted) = (0, tokio::time::Instant::now());
+        let begun = tokio::time::Instant::now();
+        let (mut number, mut noted) = (0, begun);
         for (packs, threads) in [(first, threads), (last, 1)] {
             let numbered: Vec<_> = packs
                 .iter()
@@ -354,7 +356,9 @@ impl Run<'_> {
                 if let Some((object, _)) = packed.object {
                     let pieces = packed.outcomes.iter().filter_map(|outcome| outcome.piece.as_ref());
                     let parts = resume::parts(pack_number(&object.name).unwrap_or(usize::MAX), pieces);
-                    self.notes(|notes| notes.waiting.push(NotedPack { object: object.clone(), parts }));
+                    if resume::is_worth_noting(&parts) {
+                        self.notes(|notes| notes.waiting.push(NotedPack { object: object.clone(), parts }));
+                    }
                     done.objects.push(object);
                 }
                 done.outcomes.extend(packed.outcomes);
@@ -366,6 +370,9 @@ impl Run<'_> {
                 }
                 (self.progress)(Step::Copy { bytes: job.read.load(Ordering::Relaxed), bytes_total });
             }
+        }
+        if begun.elapsed() >= NOTE_EVERY {
+            self.note(label).await?;
         }
         done.damaged.sort();
         if !done.damaged.is_empty() {

