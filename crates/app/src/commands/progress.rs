@@ -101,8 +101,8 @@ mod tests {
     fn rate_and_time_left_once_they_are_known() {
         let after = |step, ms| words(step, Duration::from_millis(ms));
         let copy = Step::Copy { bytes: 100 << 20, bytes_total: 400 << 20 };
-        assert_eq!(after(copy, 100), "100 MiB of 400 MiB");
-        assert_eq!(after(copy, 2_000), "100 MiB of 400 MiB, 50 MiB/s, 6 s left");
+        assert_eq!(after(copy, 100), "100.0 MiB of 400.0 MiB");
+        assert_eq!(after(copy, 2_000), "100.0 MiB of 400.0 MiB, 50 MiB/s, 6 s left");
         let verify = Step::Verify { objects: 30, objects_total: 90 };
         assert_eq!(after(verify, 3_000), "30 of 90 objects, 10/s, 6 s left");
         assert_eq!(after(Step::Log { segments: 0, segments_total: 9 }, 3_000), "log: 0 of 9 files");
